@@ -1,0 +1,125 @@
+"""The command line: `python -m experiments --help`."""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from experiments import ExperimentError
+from experiments.benchmarks import BENCHMARKS
+from experiments.catalogue import RESULTS_DIR, Entry, Options
+from experiments.studies import STUDIES
+
+DESCRIPTION = """Studies and benchmarks of jprune: the evidence behind its README.
+
+`list` shows them; each has a command. They write their figures to
+experiments/results/NAME.json, from which `tables` makes the README's tables."""
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def study_command(entry: Entry) -> Callable[..., None]:
+    """Returns the command of one study."""
+
+    def command(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
+        run_entry(entry, options)
+
+    command.__doc__ = f"{entry.title}."
+    return command
+
+
+def bench(
+    name: Annotated[str, tyro.conf.Positional],
+    options: Annotated[Options, tyro.conf.arg(name="")],
+) -> None:
+    """Run a benchmark.
+
+    Args:
+      name: Its name, see `list`.
+      options: What to change.
+    """
+    for entry in BENCHMARKS:
+        if entry.name == name:
+            return run_entry(entry, options)
+    known = ", ".join(entry.name for entry in BENCHMARKS)
+    raise ExperimentError(f"unknown benchmark {name!r}; known: {known}")
+
+
+def run_entry(entry: Entry, options: Options) -> None:
+    """Runs a study or benchmark; the data directory may come from the environment."""
+    from experiments import runner
+
+    data_dir = options.data_dir
+    if data_dir is None and os.environ.get("JPRUNE_DATA_DIR"):
+        data_dir = Path(os.environ["JPRUNE_DATA_DIR"])
+    runner.run(entry, options, data_dir)
+
+
+def list_entries(results_dir: Path = RESULTS_DIR) -> None:
+    """List the studies and benchmarks, and what their last run found.
+
+    Args:
+      results_dir: Where the results lie.
+    """
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from experiments import results
+
+    command = Column("command", no_wrap=True)
+    table = Table(command, "what", "claims that hold", "last run")
+    for prefix, entries in (("", STUDIES), ("bench ", BENCHMARKS)):
+        for entry in entries:
+            path = results_dir / f"{entry.name}.json"
+            held, date = "", "never"
+            if path.exists():
+                record = results.read(path)
+                holds = [claim["holds"] for claim in record["claims"]]
+                held, date = f"{sum(holds)} of {len(holds)}", record["date"][:10]
+            table.add_row(prefix + entry.name, entry.title, held, date)
+    Console().print(table)
+
+
+def tables(
+    readme: Path = README, results_dir: Path = RESULTS_DIR, check: bool = False
+) -> None:
+    """Remake the README's tables from the results and the recipes' docstrings.
+
+    Args:
+      readme: The file with `<!-- table:NAME -->` ... `<!-- /table -->`.
+      results_dir: Where the results lie.
+      check: Change nothing; exit with 1 if a table is out of date.
+    """
+    module = importlib.import_module("experiments.tables")
+    stale = module.update(readme, results_dir, check=check)
+    if stale and check:
+        sys.exit(f"{readme}: out of date: {', '.join(stale)}")
+    print(f"{readme}: {'remade ' + ', '.join(stale) if stale else 'up to date'}")
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs the command line; what the reader can put right ends with exit code 2."""
+    commands = {
+        "list": list_entries,
+        **{entry.name: study_command(entry) for entry in STUDIES},
+        "bench": bench,
+        "tables": tables,
+    }
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            commands,
+            prog="python -m experiments",
+            description=DESCRIPTION,
+            args=args,
+        )
+    except ExperimentError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

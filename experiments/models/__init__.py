@@ -1,0 +1,27 @@
+"""Small networks as pure functions over plain dicts of arrays.
+
+Each module is one network: `init(key, image_shape, classes, ...) -> params` and
+`apply(params, images) -> logits`. Layers are `{"kernel": ..., "bias": ...}`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from . import cnn as cnn
+from . import mlp as mlp
+
+
+class Model(NamedTuple):
+    """A network as a pair of pure functions.
+
+    Attributes:
+      init: `(key, image_shape, classes) -> params`.
+      apply: `(params, images (n, h, w, c)) -> logits (n, classes)`.
+    """
+
+    init: Callable[..., Any]
+    apply: Callable[..., Any]
+
+
+CNN = Model(cnn.init, cnn.apply)
+MLP = Model(mlp.init, mlp.apply)

@@ -1,0 +1,62 @@
+"""The three layers that the small networks share."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+
+def init_layer(key: jax.Array, shape: tuple[int, ...]) -> dict[str, jax.Array]:
+    """Returns a layer with a He-normal kernel and a zero bias.
+
+    Args:
+      key: PRNG key.
+      shape: Kernel shape, output axis last: `(in, out)` or HWIO.
+
+    Returns:
+      `{"kernel": shape, "bias": (out,)}`, both float32.
+
+    References:
+      Delving Deep into Rectifiers, 2015, arXiv:1502.01852, equation 10.
+    """
+    scale = math.sqrt(2 / math.prod(shape[:-1]))
+    kernel = scale * jax.random.normal(key, shape, jnp.float32)
+    return {"kernel": kernel, "bias": jnp.zeros(shape[-1], jnp.float32)}
+
+
+def dense(layer: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+    """Returns `x @ kernel + bias` for `x` of shape `(..., in)`."""
+    return x @ layer["kernel"] + layer["bias"]
+
+
+def conv(layer: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+    """Returns the same-padded convolution of NHWC images with an odd HWIO kernel.
+
+    Written as patches times a matrix: `vmap` over kernels turns `lax.conv` into a
+    grouped convolution, which CPUs run several times slower
+    (`python -m experiments bench vmapped_conv` measures it), but turns a matrix
+    product into a batched one, which every backend runs well.
+    """
+    height, width, channels, features = layer["kernel"].shape
+    columns = patches(x, height, width)
+    matrix = layer["kernel"].reshape(height * width * channels, features)
+    return columns @ matrix + layer["bias"]
+
+
+def patches(x: jax.Array, height: int, width: int) -> jax.Array:
+    """Returns the zero-padded window around each pixel, `(n, h, w, height*width*c)`."""
+    _, rows, columns, _ = x.shape
+    up, left = height // 2, width // 2
+    padded = jnp.pad(x, ((0, 0), (up, up), (left, left), (0, 0)))
+    shifts = [
+        padded[:, i : i + rows, j : j + columns]
+        for i in range(height)
+        for j in range(width)
+    ]
+    return jnp.concatenate(shifts, axis=-1)
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """Returns the maximum over 2x2 windows of NHWC images of even height and width."""
+    n, height, width, channels = x.shape
+    return x.reshape(n, height // 2, 2, width // 2, 2, channels).max((2, 4))

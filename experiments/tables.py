@@ -1,0 +1,191 @@
+"""Makes the README's tables from the results and from the recipes' docstrings.
+
+A table stands between two marks, and only what is between them is replaced:
+
+    <!-- table:NAME -->  ...  <!-- /table -->
+
+NAME is `methods`, `claims`, a study (its main table), or `STUDY-KEY` for another
+of its tables, such as `quickstart-curve`.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import ExperimentError, results
+
+_MARK = re.compile(r"^<!-- (?:table:(?P<name>\S+)|(?P<end>/table)) -->$", re.MULTILINE)
+_PAPER = re.compile(
+    r"(?:^|(?<=\. ))[A-Z][\w' -]*?(?: et al\.)?, (?P<title>.+?), (?P<year>\d{4}), "
+    r"arXiv:(?P<number>\d{4}\.\d{4,5})"
+)
+
+
+def update(readme: Path, results_dir: Path, *, check: bool = False) -> list[str]:
+    """Replaces the tables of a README that are out of date.
+
+    Args:
+      readme: The file.
+      results_dir: Where the records lie.
+      check: Change nothing.
+
+    Returns:
+      The names of the tables that were out of date.
+
+    Raises:
+      ExperimentError: The README or a record is missing or broken, or there is no
+        table of that name; the README is then as it was.
+    """
+    try:
+        old = readme.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ExperimentError(f"cannot read {readme}: {error}") from error
+    stale = []
+
+    def replacement(name: str, content: str) -> str:
+        new = table_named(name, results_dir)
+        if new != content:
+            stale.append(name)
+        return new
+
+    new = replaced(old, replacement, readme)
+    if stale and not check:
+        with results.replacing(readme) as temporary:
+            temporary.write_text(new, encoding="utf-8")
+    return stale
+
+
+def replaced(text: str, table: Callable[[str, str], str], path: Path) -> str:
+    """Returns the text with `table(name, old)` between each pair of marks."""
+    pieces, name, start = [], None, 0
+    for mark in _MARK.finditer(text):
+        line = text.count("\n", 0, mark.start()) + 1
+        if (name is None) == (mark["end"] is not None):
+            state = "no table is open" if name is None else f"{name!r} is still open"
+            raise ExperimentError(f"{path}, line {line}: {mark[0]}, but {state}")
+        if name is None:
+            pieces.append(text[start : mark.end()])
+            name, start = mark["name"], mark.end()
+        else:
+            old = text[start : mark.start()].strip("\n")
+            pieces.append(f"\n\n{table(name, old)}\n\n")
+            name, start = None, mark.start()
+    if name is not None:
+        raise ExperimentError(f"{path}: table {name!r} is never closed")
+    if not pieces:
+        raise ExperimentError(f"{path} has no <!-- table:NAME --> mark")
+    return "".join([*pieces, text[start:]])
+
+
+def table_named(name: str, results_dir: Path) -> str:
+    """Returns a table as Markdown."""
+    if name == "methods":
+        return methods_table()
+    records = results.read_all(results_dir)
+    if name == "claims":
+        return claims_table(records)
+    known = {
+        record["name"] if key == "main" else f"{record['name']}-{key}": (record, table)
+        for record in records
+        for key, table in record["tables"].items()
+    }
+    if name not in known:
+        raise ExperimentError(
+            f"no table {name!r} in {results_dir}; known: methods, claims, "
+            f"{', '.join(known) or 'and none of a study, as none has been run'}"
+        )
+    record, table = known[name]
+    text = markdown(table["columns"], table["rows"])
+    return f"{text}\n\n{table['caption']} {origin(record)}"
+
+
+def origin(record: dict[str, Any]) -> str:
+    """Returns how a record came about, in one line."""
+    versions, device = record["versions"], record["device"]
+    return (
+        f"`{command(record['name'])}`, jax {versions['jax']}, "
+        f"{device['count']} {device['kind']} device{'s' * (device['count'] != 1)}, "
+        f"{record['seconds']:.0f} s, {record['date'][:10]}."
+    )
+
+
+def command(name: str) -> str:
+    """Returns the command that makes a record."""
+    from experiments.benchmarks import BENCHMARKS
+
+    bench = "bench " if name in {entry.name for entry in BENCHMARKS} else ""
+    return f"python -m experiments {bench}{name}"
+
+
+def claims_table(records: Sequence[dict[str, Any]]) -> str:
+    """Returns all claims, with what came out."""
+    rows = [
+        (
+            claim["claim"],
+            claim["source"],
+            "" if claim["published"] is None else f"{claim['published']:g}",
+            claim["target"],
+            f"{claim['ours']:.2f}"
+            + ("" if claim["spread"] is None else f" ± {claim['spread']:.2f}"),
+            "yes" if claim["holds"] else "**no**",
+            f"`{command(record['name'])}`",
+        )
+        for record in records
+        for claim in record["claims"]
+    ]
+    columns = ("claim", "source", "published", "target", "ours", "holds", "command")
+    return markdown(columns, rows)
+
+
+def methods_table() -> str:
+    """Returns one line per recipe, from its signature and docstring."""
+    from jprune import recipes
+
+    rows = [method_row(name, getattr(recipes, name)) for name in recipes.__all__]
+    return markdown(("method", "call", "paper", "what it does"), rows)
+
+
+def method_row(name: str, recipe: Callable[..., Any]) -> tuple[str, str, str, str]:
+    """Returns the name, the call, the papers and the first line of a recipe."""
+    required = [
+        f"{p.name}=..." if p.kind is p.KEYWORD_ONLY else p.name
+        for p in inspect.signature(recipe).parameters.values()
+        if p.default is p.empty
+    ]
+    call = f"`jp.recipes.{name}({', '.join(required)})`"
+    first = inspect.cleandoc(recipe.__doc__ or "").partition("\n")[0]
+    return name.replace("_", " "), call, papers(name, recipe), first
+
+
+def papers(name: str, recipe: Callable[..., Any]) -> str:
+    """Returns the papers under `References:`, each with a link.
+
+    Raises:
+      ExperimentError: None is cited as `Authors, Title, year, arXiv:number`.
+    """
+    doc = inspect.cleandoc(recipe.__doc__ or "")
+    section = re.search(r"^References:\n((?:[ ]+.*\n?|\n)*)", doc, re.MULTILINE)
+    text = " ".join(section[1].split()) if section else ""
+    found = [
+        f"{paper['title']}, {paper['year']}, "
+        f"[arXiv:{paper['number']}](https://arxiv.org/abs/{paper['number']})"
+        for paper in _PAPER.finditer(text)
+    ]
+    if not found:
+        raise ExperimentError(
+            f"jprune.recipes.{name}: no `Authors, Title, year, arXiv:number` in its "
+            "docstring's References"
+        )
+    return "; ".join(found)
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a Markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

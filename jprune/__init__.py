@@ -1,0 +1,55 @@
+"""Pruning for JAX: sparsity as pure functions over parameter and mask pytrees."""
+
+from jprune import allocate as allocate
+from jprune import checkpoint as checkpoint
+from jprune import masks as masks
+from jprune import recipes as recipes
+from jprune import selection as selection
+from jprune import testing as testing
+from jprune import tree as tree
+from jprune.base import Algorithm as Algorithm
+from jprune.base import NonFiniteScoreError as NonFiniteScoreError
+from jprune.base import Predicate as Predicate
+from jprune.base import Pruner as Pruner
+from jprune.base import PruningError as PruningError
+from jprune.gates import straight_through as straight_through
+from jprune.keep import KeepState as KeepState
+from jprune.keep import keep_above as keep_above
+from jprune.keep import keep_n_of_m as keep_n_of_m
+from jprune.keep import keep_top as keep_top
+from jprune.masks import apply as apply
+from jprune.masks import sparsity as sparsity
+from jprune.pooling import l2_norm as l2_norm
+from jprune.pooling import normalize_by_lamp as normalize_by_lamp
+from jprune.pooling import normalize_by_leaf_norm as normalize_by_leaf_norm
+from jprune.pooling import pool_over_axes as pool_over_axes
+from jprune.pooling import pool_over_blocks as pool_over_blocks
+from jprune.report import print_summary as print_summary
+from jprune.report import summary as summary
+from jprune.schedules import cubic as cubic
+from jprune.schedules import geometric as geometric
+from jprune.scores import MovementState as MovementState
+from jprune.scores import RandomState as RandomState
+from jprune.scores import score_by_gradient as score_by_gradient
+from jprune.scores import score_by_magnitude as score_by_magnitude
+from jprune.scores import score_by_movement as score_by_movement
+from jprune.scores import score_by_random as score_by_random
+from jprune.scores import score_by_taylor as score_by_taylor
+from jprune.select import prune as prune
+from jprune.select import select as select
+from jprune.sparsify import RewindState as RewindState
+from jprune.sparsify import SparsifyState as SparsifyState
+from jprune.sparsify import masks_of as masks_of
+from jprune.sparsify import refresh as refresh
+from jprune.sparsify import rewind as rewind
+from jprune.sparsify import sparsify as sparsify
+from jprune.tree import KernelAxes as KernelAxes
+from jprune.tree import excluding as excluding
+from jprune.tree import is_float as is_float
+from jprune.tree import is_kernel as is_kernel
+from jprune.tree import kernel_axes as kernel_axes
+from jprune.tree import label as label
+from jprune.tree import leaf_paths as leaf_paths
+from jprune.tree import matching as matching
+
+__version__ = "0.1.0"

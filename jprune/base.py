@@ -1,0 +1,55 @@
+"""The types and errors that every module shares.
+
+A *pruner* is an ordinary Optax transform: its links turn gradients into scores
+and scores into masks,
+
+    score_by_*  ->  (normalize_by_* | pool_over_*)*  ->  keep_*
+
+so `optax.chain`, `optax.partition` and `optax.inject_hyperparams` compose
+pruners as they compose optimizers. A method that owns its loop is an
+`Algorithm`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import optax
+
+Params = Any  # any pytree of arrays
+Masks = Any  # the params' tree; boolean leaves that broadcast to theirs; True = keep
+Scores = Any  # the params' tree; real leaves; higher = keep
+Counts = Any  # the scores' tree; int32 scalars
+Pruner = optax.GradientTransformationExtraArgs
+Scalar = jax.typing.ArrayLike  # a number, an array of no axes, or a tracer of one
+Sparsity = Scalar | Callable[[Any], Scalar]
+"""A fraction removed, in [0, 1], or a schedule of it: step -> fraction."""
+
+
+class Predicate(Protocol):
+    """Says whether the leaf at a `/`-joined path is meant: `(path, leaf) -> bool`."""
+
+    def __call__(self, path: str, leaf: Any, /) -> bool:
+        """Returns True where the leaf is meant."""
+        ...
+
+
+class Algorithm(NamedTuple):
+    """A pruning method that owns its loop.
+
+    Attributes:
+      init: `(params, ...) -> state`.
+      step: `(state, *batches) -> (state, info)`. `state` persists and is what a
+        checkpoint holds; `info` is only diagnosed. Both are pytrees.
+    """
+
+    init: Callable[..., Any]
+    step: Callable[..., tuple[Any, Any]]
+
+
+class PruningError(ValueError):
+    """A pruner, mask or rule that cannot be meant; names the leaf and the values."""
+
+
+class NonFiniteScoreError(PruningError):
+    """A NaN among the scores: no ranking is right, so none is made."""

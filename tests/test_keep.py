@@ -1,0 +1,224 @@
+"""From scores to masks: exact counts by hand, n:m against sorting."""
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+import jprune as jp
+from jprune import allocate
+
+
+def _run(link, scores, params=None, **extra):
+    params = scores if params is None else params
+    return link.update(scores, link.init(params), params, **extra)[0]
+
+
+def _counts(masks):
+    return jax.tree.map(lambda m: int(jnp.sum(m)), masks)
+
+
+TREE = {"big": jnp.arange(10.0, 20), "small": jnp.array([0.1, 0.3, 0.2, 0.0])}
+
+
+@pytest.mark.parametrize(
+    ("link", "expected"),
+    [
+        (jp.keep_top(0.5), {"big": 5, "small": 2}),
+        (jp.keep_top(0.5, scope="global"), {"big": 7, "small": 0}),
+        (jp.keep_top(0.5, scope="global", min_kept=2), {"big": 5, "small": 2}),
+        (jp.keep_top(0.9, scope="global", min_kept=3), {"big": 3, "small": 3}),
+        (jp.keep_top(0.5, scope="global", min_kept=9), {"big": 9, "small": 4}),
+        (jp.keep_top(0.9, min_kept=3), {"big": 3, "small": 3}),
+        (jp.keep_top(0.5, min_kept=6), {"big": 6, "small": 4}),
+        (jp.keep_top(0.0), {"big": 10, "small": 4}),
+        (jp.keep_top(1.0), {"big": 0, "small": 0}),
+        (jp.keep_top(1.0, min_kept=1), {"big": 1, "small": 1}),
+        (jp.keep_top(1), {"big": 0, "small": 0}),
+        (jp.keep_top(np.float32(0.5)), {"big": 5, "small": 2}),
+        (jp.keep_top(jnp.float32(0.5)), {"big": 5, "small": 2}),
+        (jp.keep_top(lambda step: 0.5), {"big": 5, "small": 2}),
+        (
+            jp.keep_top(0.5, allocation=allocate.uniform(pins=[("small", 0.0)])),
+            {"big": 3, "small": 4},
+        ),
+    ],
+)
+def test_counts_by_hand(link, expected):
+    masks = _run(link, TREE)
+    assert _counts(masks) == expected
+    for key, count in expected.items():  # and they are the largest
+        kept, gone = TREE[key][masks[key]], TREE[key][~masks[key]]
+        assert kept.size == count
+        assert kept.size == 0 or gone.size == 0 or kept.min() > gone.max()
+
+
+@pytest.mark.parametrize("scope", ["leaf", "global"])
+def test_jit_gives_the_same(scope):
+    link = jp.keep_top(0.3, scope=scope, min_kept=3)
+    eager, jitted = _run(link, TREE), jax.jit(lambda s: _run(link, s))(TREE)
+    for key in TREE:
+        np.testing.assert_array_equal(eager[key], jitted[key])
+
+
+@pytest.mark.parametrize("scope", ["leaf", "global"])
+def test_the_clock_is_the_step_or_the_own_count(scope):
+    link = jp.keep_top(lambda step: step / 10, scope=scope)
+    scores, state = {"w": jnp.arange(10.0)}, link.init(None)
+    for t in range(4):
+        masks, state = jax.jit(link.update)(scores, state, scores)
+        assert int(masks["w"].sum()) == 10 - t
+        assert int(state.count) == t + 1
+    for step in (jnp.int32(7), 7):
+        masks, state = link.update(scores, state, scores, step=step)
+        assert int(masks["w"].sum()) == 3
+
+
+def test_one_trace_serves_all_sparsities_and_vmap():
+    traces = []
+
+    @jax.jit
+    def count(sparsity):
+        traces.append(None)
+        return jax.tree.map(jnp.sum, _run(jp.keep_top(sparsity), TREE))
+
+    values = jnp.array([0.0, 0.25, 0.5, 1.0])
+    alone = [count(s) for s in values]
+    assert len(traces) == 1
+    assert [int(sum(c.values())) for c in alone] == [14, 10, 7, 0]
+    together = jax.vmap(count)(values)
+    for i, counts in enumerate(alone):
+        assert all(together[key][i] == counts[key] for key in counts)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_pooled_masks_have_a_shape_that_broadcasts(seed):
+    rng = np.random.default_rng(seed)
+    params = {"w": jnp.zeros((4, 6, 5))}
+    scores = rng.normal(size=(1, 3, 5)).astype(np.float32)
+    mask = _run(jp.keep_top(7 / 15), {"w": jnp.asarray(scores)}, params)["w"]
+    assert mask.shape == (1, 6, 5)
+    cut = np.sort(scores.ravel())[-8]
+    np.testing.assert_array_equal(mask, np.repeat(scores >= cut, 2, axis=1))
+
+
+@pytest.mark.parametrize(
+    ("threshold", "scores", "expected"),
+    [
+        (0.5, np.array([0.4, 0.5, 0.6], "f4"), [False, False, True]),
+        # 0.3 lies between two bfloat16 numbers and must not be rounded to one.
+        (0.3, np.array([0.298828125, 0.30078125], ml_dtypes.bfloat16), [False, True]),
+        (-0.5, np.array([-1, 0, 1], "i4"), [False, True, True]),
+        (0.5, np.array([0, 1], "u1"), [False, True]),
+        (2.0, np.array([1, 2, 3], "i2"), [False, False, True]),
+        (1, np.array([0.5, 1, 1.5], "f2"), [False, False, True]),
+        (-np.inf, np.array([-np.inf, 0], "f4"), [False, True]),
+        (lambda step: 2 * step, np.array([5.0, 7.0], "f4"), [False, True]),
+        (jnp.float32(0.0), np.array([-0.0, 1e-30], "f4"), [False, True]),
+    ],
+)
+def test_keep_above(threshold, scores, expected):
+    scores = {"w": jnp.asarray(scores)}
+    mask = _run(jp.keep_above(threshold), scores, step=jnp.int32(3))["w"]
+    assert mask.tolist() == expected
+
+
+def _n_of_m(x, n, m, axis):
+    """By sorting: of each m along the axis the n largest, ties to the lower index."""
+    x = np.moveaxis(x.astype(np.float64), axis, -1)
+    groups = x.reshape(*x.shape[:-1], x.shape[-1] // m, m)
+    order = np.argsort(-groups, axis=-1, kind="stable")
+    mask = np.zeros(groups.shape, bool)
+    np.put_along_axis(mask, order[..., :n], True, axis=-1)
+    return np.moveaxis(mask.reshape(x.shape), -1, axis)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["f4", ml_dtypes.bfloat16, "f2", ml_dtypes.float8_e4m3fn, "i4", "i1", "u1"]
+)
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (3, 8), (1, 1), (5, 5)])
+def test_n_of_m_against_sorting(n, m, dtype):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 7, (3, m * 4, 6)).astype(dtype)  # many ties
+    if np.dtype(dtype).kind != "u":
+        x[0] = -x[0]
+    if np.dtype(dtype).kind == "f":
+        x[1, ::2] = rng.choice([0.0, -0.0, np.inf, -np.inf, 6e-8], x[1, ::2].shape)
+    link = jp.keep_n_of_m(n, m)
+    mask = np.asarray(_run(link, {"kernel": jnp.asarray(x)})["kernel"])
+    np.testing.assert_array_equal(mask, _n_of_m(x, n, m, 1))
+    jitted = jax.jit(lambda s: _run(link, s))({"kernel": jnp.asarray(x)})
+    np.testing.assert_array_equal(jitted["kernel"], mask)
+    if n == m:
+        assert mask.all()
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "role", "axis"),
+    [
+        ("dense/kernel", (8, 4), "input", 0),
+        ("dense/kernel", (8, 4), "output", 1),
+        ("dense/weight", (4, 8), "input", 1),
+        ("conv/kernel", (3, 3, 8, 4), "input", 2),
+        ("conv/weight", (4, 8, 3, 3), "input", 1),
+        ("query/kernel", (8, 2, 4), "input", 0),
+        ("query/kernel", (8, 2, 4), "output", 2),
+        ("out/kernel", (2, 4, 8), "input", 1),
+    ],
+)
+def test_groups_run_along_the_axis_of_that_role(path, shape, role, axis):
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    layer, name = path.split("/")
+    tree = {layer: {name: jnp.asarray(x)}}
+    mask = _run(jp.keep_n_of_m(2, 4, axis=role), tree)[layer][name]
+    np.testing.assert_array_equal(mask, _n_of_m(x, 2, 4, axis))
+
+
+def test_an_own_layout():
+    x = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+    layout = lambda path, leaf: jp.KernelAxes((1,), (0,))  # noqa: E731
+    mask = _run(jp.keep_n_of_m(1, 3, layout=layout), {"w": jnp.asarray(x)})["w"]
+    np.testing.assert_array_equal(mask, _n_of_m(x, 1, 3, 1))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: jp.keep_top(1.1), r"in \[0, 1\]; got 1.1"),
+        (lambda: jp.keep_top(float("nan")), r"in \[0, 1\]; got nan"),
+        (lambda: jp.keep_top(0.5, scope="layer"), "'leaf' or 'global'; got 'layer'"),
+        (
+            lambda: jp.keep_top(0.5, scope="global", allocation=allocate.uniform()),
+            "no meaning with scope='global'",
+        ),
+        (lambda: jp.keep_top(0.5, min_kept=-1), "min_kept counts entries; got -1"),
+        (lambda: jp.keep_n_of_m(3, 2), "1 <= n <= m; got 3:2"),
+        (lambda: jp.keep_n_of_m(0, 4), "1 <= n <= m; got 0:4"),
+        (lambda: jp.keep_n_of_m(2, 4, axis="in"), "'input' or 'output'; got 'in'"),
+    ],
+)
+def test_misuse_is_refused_at_construction(make, message):
+    with pytest.raises(jp.PruningError, match=message):
+        make()
+
+
+def test_misuse_is_refused_at_use():
+    tree = {"layer": {"kernel": jnp.ones((6, 4))}}
+    message = r"4 does not divide axis 0 \(input\) of 'layer/kernel', shape \(6, 4\)"
+    with pytest.raises(jp.PruningError, match=message):
+        _run(jp.keep_n_of_m(2, 4), tree)
+    with pytest.raises(jp.PruningError, match=r"'b' has shape \(4,\)"):
+        _run(jp.keep_n_of_m(2, 4), {"b": jnp.ones(4)})
+    for link in (jp.keep_top(0.5), jp.keep_above(0.0), jp.keep_n_of_m(2, 4)):
+        state = link.init(tree)
+        with pytest.raises(jp.PruningError, match="needs scores and params"):
+            link.update(tree, state)
+        with pytest.raises(jp.PruningError, match="needs scores and params"):
+            link.update(None, state, tree)
+    late = jp.keep_top(lambda step: 1.5)
+    with pytest.raises(jp.PruningError, match=r"got 1\.5"):
+        _run(late, tree)
+    bad = {"layer": {"kernel": jnp.ones((6, 4)).at[0, 0].set(jnp.nan)}}
+    with pytest.raises(jp.NonFiniteScoreError, match=r"'layer/kernel' \(1 of 24\)"):
+        _run(jp.keep_n_of_m(2, 3), bad)

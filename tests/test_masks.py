@@ -1,0 +1,141 @@
+"""Mask trees: hand-counted cases, and NumPy's own bit packing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jprune as jp
+from jprune import masks as masks_lib
+
+DTYPES = ["f4", "bfloat16", "f2", "i4", "u1", "?"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_apply_keeps_type_and_shape(dtype):
+    params = {"w": jnp.ones((2, 3), dtype), "b": jnp.ones(3, dtype), "s": jnp.ones(())}
+    mask = np.array([[True, False, True], [False, False, True]])
+    masks = {"w": mask, "b": np.bool_(True), "s": np.bool_(False)}
+    for apply in (jp.apply, jax.jit(jp.apply)):
+        found = apply(params, masks)
+        assert found["w"].dtype == params["w"].dtype
+        np.testing.assert_array_equal(np.asarray(found["w"], bool), mask)
+        np.testing.assert_array_equal(np.asarray(found["b"], bool), True)
+        assert found["s"] == 0
+
+
+def test_apply_is_no_product():
+    w = jnp.array([jnp.nan, jnp.inf, -jnp.inf, -2.0, -2.0])
+    found = jp.apply([w], [jnp.arange(5) == 4])[0]
+    np.testing.assert_array_equal(found, [0, 0, 0, 0, -2])
+    assert not np.signbit(found[:4]).any()
+
+
+def test_whole_channels_broadcast():
+    params = {"kernel": jnp.arange(1.0, 7).reshape(2, 3)}
+    columns = {"kernel": jnp.array([[True, False, True]])}
+    rows = {"kernel": jnp.array([[False], [True]])}
+    assert jp.apply(params, columns)["kernel"].tolist() == [[1, 0, 3], [4, 0, 6]]
+    assert jp.apply(params, rows)["kernel"].tolist() == [[0, 0, 0], [4, 5, 6]]
+    both = masks_lib.intersect(columns, rows)
+    assert jp.apply(params, both)["kernel"].tolist() == [[0, 0, 0], [4, 0, 6]]
+    either = masks_lib.unite(columns, rows)
+    assert jp.apply(params, either)["kernel"].tolist() == [[1, 0, 3], [4, 5, 6]]
+
+
+def test_truth_tables():
+    a, b = {"w": np.array([True, True, False, False])}, {"w": np.tile([True, False], 2)}
+    assert masks_lib.intersect(a, b)["w"].tolist() == [True, False, False, False]
+    assert masks_lib.unite(a, b)["w"].tolist() == [True, True, True, False]
+    third = {"w": np.array([False, True, True, True])}
+    assert masks_lib.intersect(a, b, third)["w"].tolist() == [False] * 4
+    assert masks_lib.unite(a, b, third)["w"].tolist() == [True] * 4
+    assert masks_lib.intersect(a)["w"].tolist() == a["w"].tolist()
+
+
+def test_full_keeps_everything():
+    params = {"w": jnp.ones((2, 3)), "n": jnp.arange(2)}
+    masks = masks_lib.full(params)
+    masks_lib.check(params, masks)
+    assert [m.shape for m in jax.tree.leaves(masks)] == [(), ()]
+    assert jax.tree.map(int, masks_lib.kept(params, masks)) == {"w": 6, "n": 2}
+    assert float(jp.sparsity(params, masks)) == 0
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        ({"a": True}, r"Without a mask: \['b/w'\]; without a parameter: \[\]"),
+        ({"a": True, "b": {"v": True}}, r"\['b/w'\]; without a parameter: \['b/v'\]"),
+        ({"a": True, "b": {"w": 1.0}}, "mask of 'b/w' has type float32"),
+        (
+            {"a": True, "b": {"w": np.ones(4, bool)}},
+            r"'b/w' has shape \(4,\).*\(2, 4\)",
+        ),
+        ({"a": True, "b": {"w": np.ones((2, 2), bool)}}, r"'b/w' has shape \(2, 2\)"),
+        ({"a": True, "b": {"w": np.ones((1, 2, 4), bool)}}, r"shape \(1, 2, 4\)"),
+    ],
+)
+def test_masks_that_do_not_fit_are_refused(masks, message):
+    params = {"a": jnp.ones(3), "b": {"w": jnp.ones((2, 4))}}
+    for call in (masks_lib.check, jp.apply, jp.sparsity, masks_lib.kept, jp.summary):
+        with pytest.raises(jp.PruningError, match=message):
+            call(params, jax.tree.map(np.asarray, masks))
+
+
+def test_counts_by_hand():
+    params = {
+        "full": jnp.ones((2, 4)),
+        "columns": jnp.ones((3, 4)),
+        "never": jnp.ones(10),
+        "empty": jnp.ones((0, 4)),
+        "scalar": jnp.ones(()),
+    }
+    masks = {
+        "full": jnp.array([[True, False, False, False], [True, True, False, False]]),
+        "columns": jnp.array([[True, False, True, True]]),
+        "never": jnp.array(True),
+        "empty": jnp.ones((0, 4), bool),
+        "scalar": jnp.array(True),
+    }
+    for kept in (masks_lib.kept, jax.jit(masks_lib.kept)):
+        counts = jax.tree.map(int, kept(params, masks))
+        assert counts == {"full": 3, "columns": 9, "never": 10, "empty": 0, "scalar": 1}
+    each = jax.tree.map(float, masks_lib.sparsity_per_leaf(params, masks))
+    expected = {"full": 0.625, "columns": 0.25, "never": 0, "empty": 0, "scalar": 0}
+    assert each == expected
+    # 8 pruned of the 20 that can be: leaves with a scalar mask do not count.
+    assert float(jp.sparsity(params, masks)) == np.float32(8 / 20)
+
+
+def test_counts_of_large_leaves_are_exact():
+    n = 2**15
+    params = [jax.ShapeDtypeStruct((n, n), jnp.float32)] * 3
+    column = jnp.arange(n) < n - 1
+    masks = [column[None], column[:, None], jnp.zeros((1, n), bool)]
+    expected = [n * (n - 1), n * (n - 1), 0]
+    assert jax.tree.map(int, masks_lib.kept(params, masks)) == expected
+    removed = (3 * n * n - sum(expected)) / (3 * n * n)  # of more than 2^31
+    assert float(jp.sparsity(params, masks)) == pytest.approx(removed, rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (7,), (8,), (9,), (3, 0, 2), (5, 5)])
+def test_packing_is_lossless_and_numpys(shape):
+    mask = np.random.default_rng(0).random(shape) < 0.5
+    packed = masks_lib.pack({"w": jnp.asarray(mask)})
+    assert packed["w"].dtype == jnp.uint8
+    np.testing.assert_array_equal(packed["w"], np.packbits(mask.ravel()))
+    like = {"w": jax.ShapeDtypeStruct(shape, bool)}
+    for unpack in (masks_lib.unpack, jax.jit(lambda p: masks_lib.unpack(p, like))):
+        found = unpack(packed, like) if unpack is masks_lib.unpack else unpack(packed)
+        assert found["w"].dtype == bool
+        np.testing.assert_array_equal(found["w"], mask)
+
+
+def test_bytes_of_another_shape_are_refused():
+    packed = masks_lib.pack({"layer": {"w": jnp.ones((3, 3), bool)}})
+    like = {"layer": {"w": jax.ShapeDtypeStruct((3, 6), bool)}}
+    with pytest.raises(
+        jp.PruningError, match=r"'layer/w' has \(2,\).*\(3, 6\) takes 3"
+    ):
+        masks_lib.unpack(packed, like)

@@ -1,0 +1,137 @@
+"""The notebooks: both halves of a pair are equal, and both run at a small size."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jprune
+
+COLAB = Path(__file__).parents[1] / "colab"
+NOTEBOOKS = sorted(path.stem for path in COLAB.glob("*.py"))
+
+# Jupyter runs in a process of its own: its event loop and its libraries' warnings
+# stay out of this one, and an error in a cell comes back as the traceback.
+EXECUTE = """
+import sys, nbclient, nbformat
+notebook = nbformat.read(sys.argv[1], as_version=4)
+client = nbclient.NotebookClient(notebook, timeout=300, kernel_name="this-python")
+nbformat.write(client.execute(), sys.argv[2])
+"""
+
+# By hand from the shapes: of 18,432 + 32,768 + 1,280 weights in three kernels, and
+# 288 + 234 in what is not pruned. 95 %: 922 + 1,638 + 64 stay. 2:4: half.
+KEPT = {"dense": 53_002, "one-shot": 3_146, "gradual": 3_146, "2:4": 26_762}
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """Small sizes, one device, and nothing of the user's own Jupyter setup."""
+    home = tmp_path_factory.mktemp("notebooks")
+    spec = home / "kernels" / "this-python" / "kernel.json"
+    spec.parent.mkdir(parents=True)
+    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec.write_text(
+        json.dumps({"argv": command, "display_name": "x", "language": "python"})
+    )
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("JAX_NUM_CPU_DEVICES", "MPLBACKEND", "DISPLAY")
+        and not name.startswith(("JUPYTER", "JPRUNE", "PYTHONWARNINGS"))
+    }
+    return inherited | {
+        "JPRUNE_NB_STEPS": "20",
+        "JPRUNE_NB_BATCH": "16",
+        "JPRUNE_NB_SEEDS": "1",
+        "JUPYTER_PATH": str(home),
+        "JUPYTER_CONFIG_DIR": str(home / "config"),
+        "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
+        "IPYTHONDIR": str(home / "ipython"),
+        "PYTHONPATH": str(Path(jprune.__file__).parents[1]),
+        # The same programs are compiled twice, as a script and as a notebook.
+        "JAX_COMPILATION_CACHE_DIR": str(home / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+
+
+def run(arguments, environment, cwd):
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        env=environment,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def check_quickstart(text):
+    """What the quickstart prints, wherever it ran."""
+    rows = [line.split() for line in text.splitlines() if line.count("%") == 2]
+    kept = {row[0]: int(row[3].replace(",", "")) for row in rows if len(row) == 5}
+    assert kept == KEPT
+    assert text.count("tracing") == 1  # the sweep: one compilation
+    assert "all leaves" in text  # print_summary's table
+
+
+CHECKS = {"01_quickstart": check_quickstart}
+
+
+def test_every_notebook_has_a_check_and_a_twin():
+    assert sorted(CHECKS) == NOTEBOOKS
+    assert sorted(path.stem for path in COLAB.glob("*.ipynb")) == NOTEBOOKS
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_the_twins_are_equal(name, tmp_path, environment):
+    for suffix in (".py", ".ipynb"):
+        shutil.copy(COLAB / f"{name}{suffix}", tmp_path)
+    command = ["-m", "jupytext", "--to", "ipynb", "--update", f"{name}.py"]
+    run(command, environment, tmp_path)
+    ours = json.loads((COLAB / f"{name}.ipynb").read_text("utf-8"))
+    made = json.loads((tmp_path / f"{name}.ipynb").read_text("utf-8"))
+    assert ours == made, f"jupytext --to ipynb --update colab/{name}.py"
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_the_notebook_opens_in_colab_as_it_is(name):
+    notebook = json.loads((COLAB / f"{name}.ipynb").read_text("utf-8"))
+    cells = notebook["cells"]
+    assert len({cell["id"] for cell in cells}) == len(cells)
+    assert not any(cell.get("outputs") for cell in cells)
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    address = "https://colab.research.google.com/github/jprune/jprune/blob/main/colab"
+    assert f"{address}/{name}.ipynb" in "".join(cells[0]["source"])
+
+
+def check_outputs(notebook, check):
+    """An executed notebook printed the same as the script, and drew its figures."""
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert [output for output in outputs if output.get("name") == "stderr"] == []
+    data = [output.get("data", {}) for output in outputs]
+    texts = [
+        o.get("text", d.get("text/plain", ""))
+        for o, d in zip(outputs, data, strict=True)
+    ]
+    check("".join("".join(text) for text in texts))
+    shows = sum("plt.show()" in "".join(cell["source"]) for cell in code)
+    assert sum("image/png" in found for found in data) == shows > 0
+
+
+# One test for both, so that the second finds what the first has compiled.
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_both_twins_run(name, tmp_path, environment):
+    script = ["-W", "error", COLAB / f"{name}.py"]
+    CHECKS[name](run(script, environment | {"MPLBACKEND": "agg"}, tmp_path))
+    done = tmp_path / "done.ipynb"
+    run(["-c", EXECUTE, COLAB / f"{name}.ipynb", done], environment, tmp_path)
+    check_outputs(json.loads(done.read_text("utf-8")), CHECKS[name])
