@@ -1,6 +1,7 @@
 """Pruning for JAX: sparsity as pure functions over parameter and mask pytrees."""
 
 from jprune import allocate as allocate
+from jprune import budgets as budgets
 from jprune import checkpoint as checkpoint
 from jprune import masks as masks
 from jprune import recipes as recipes
@@ -17,6 +18,7 @@ from jprune.keep import KeepState as KeepState
 from jprune.keep import keep_above as keep_above
 from jprune.keep import keep_n_of_m as keep_n_of_m
 from jprune.keep import keep_top as keep_top
+from jprune.keep import keep_within_budget as keep_within_budget
 from jprune.masks import apply as apply
 from jprune.masks import sparsity as sparsity
 from jprune.pooling import l2_norm as l2_norm
@@ -24,8 +26,11 @@ from jprune.pooling import normalize_by_lamp as normalize_by_lamp
 from jprune.pooling import normalize_by_leaf_norm as normalize_by_leaf_norm
 from jprune.pooling import pool_over_axes as pool_over_axes
 from jprune.pooling import pool_over_blocks as pool_over_blocks
+from jprune.refreshing import refresh as refresh
 from jprune.report import print_summary as print_summary
 from jprune.report import summary as summary
+from jprune.rewinding import RewindState as RewindState
+from jprune.rewinding import rewind as rewind
 from jprune.schedules import cubic as cubic
 from jprune.schedules import geometric as geometric
 from jprune.scores import MovementState as MovementState
@@ -37,11 +42,8 @@ from jprune.scores import score_by_random as score_by_random
 from jprune.scores import score_by_taylor as score_by_taylor
 from jprune.select import prune as prune
 from jprune.select import select as select
-from jprune.sparsify import RewindState as RewindState
 from jprune.sparsify import SparsifyState as SparsifyState
 from jprune.sparsify import masks_of as masks_of
-from jprune.sparsify import refresh as refresh
-from jprune.sparsify import rewind as rewind
 from jprune.sparsify import sparsify as sparsify
 from jprune.tree import KernelAxes as KernelAxes
 from jprune.tree import excluding as excluding

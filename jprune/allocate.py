@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune import base, selection, tree
+from jprune import base, budgets, selection, tree
 
 Allocation = Callable[[base.Scores, base.Params, jax.typing.ArrayLike], base.Counts]
 Pins = Sequence[tuple[str, float]]
@@ -127,13 +127,13 @@ def rescaled_global(min_fraction: float = 0.0005) -> Allocation:
         sizes = np.array([np.size(x) for x in leaves], np.int64)
         total = int(sizes.sum())
         least = int(total * min_fraction)
-        keep = selection.kept_count(total, sparsity)
-        chosen = treedef.flatten_up_to(selection.top_k(scores, keep))
-        kept = jnp.stack([jnp.sum(m, dtype=jnp.int32) for m in chosen])
+        keep = budgets.kept_count(total, sparsity)
+        chosen = jax.tree.leaves(selection.count_top_k(scores, keep))
+        kept = jnp.stack(chosen).astype(jnp.int32)
         shares = (jnp.asarray(sizes, jnp.int32) - kept).astype(jnp.float32)
         most = np.where(sizes < least, 0, np.maximum(sizes - least, 0))
         if not isinstance(sparsity, jax.Array):
-            known = selection.known_kept_count(total, sparsity)
+            known = budgets.known_kept_count(total, sparsity)
             if total - known > most.sum():
                 raise base.PruningError(
                     f"A minimum of {least} entries in each leaf keeps at least "
@@ -149,7 +149,7 @@ def rescaled_global(min_fraction: float = 0.0005) -> Allocation:
 def _by_shares(share: Callable[[str, Any, int], float], pins: Pins) -> Allocation:
     """An allocation from a leaf's share, known before any array is."""
     for _, sparsity in pins:
-        selection.check_sparsity(sparsity)
+        budgets.check_sparsity(sparsity)
 
     def allocate(
         scores: base.Scores, params: base.Params, sparsity: jax.typing.ArrayLike
@@ -160,7 +160,7 @@ def _by_shares(share: Callable[[str, Any, int], float], pins: Pins) -> Allocatio
         fixed = tree.match_rules(pins, paths) if pins else {}
         low = np.array(
             [
-                selection.known_kept_count(size, fixed[path]) if path in fixed else 0
+                budgets.known_kept_count(size, fixed[path]) if path in fixed else 0
                 for path, size in zip(paths, sizes, strict=True)
             ],
             np.int64,
@@ -175,16 +175,16 @@ def _by_shares(share: Callable[[str, Any, int], float], pins: Pins) -> Allocatio
             ]
         )
         if isinstance(sparsity, jax.Array):
-            keep = selection.kept_count(sum(sizes), sparsity)
+            keep = budgets.kept_count(sum(sizes), sparsity)
             counts = _fill(jnp, jnp.asarray(shares, jnp.float32), low, high, keep)
         else:  # on the host in float64: shapes and sparsity are both known
-            keep = selection.known_kept_count(sum(sizes), sparsity)
+            keep = budgets.known_kept_count(sum(sizes), sparsity)
             if not low.sum() <= keep <= high.sum():
                 raise base.PruningError(
                     f"Pinned leaves keep between {low.sum()} and {high.sum()} of "
                     f"{sum(sizes)} entries, but sparsity {sparsity} keeps {keep}."
                 )
-            counts = jnp.asarray(_fill(np, shares, low, high, keep), jnp.int32)
+            counts = _fill(np, shares, low, high, keep)
         return treedef.unflatten(list(counts))
 
     return allocate

@@ -4,7 +4,7 @@ The arrays go through Orbax. This module adds what Orbax was seen to lack: it
 loads most files with a flipped bit, casts to another dtype and merges the leaves
 of `{"a": {"b": x}, "a.b": y}` without a word, and refuses empty arrays and uint4.
 
-    directory/step_00000100/manifest.json   what was saved, with checksums
+    directory/step_00000100/manifest.json   what was saved, with checksums (`manifest`)
     directory/step_00000100/arrays/         one flat Orbax checkpoint: path -> array
 
 A step is written under a temporary name, flushed to the disk, and renamed: a
@@ -17,13 +17,16 @@ CRC-32: either costs little beside compressing and writing, and equal digests sh
 that two runs hold the same leaf. They guard against accidents, not against forgery.
 
 Masks are stored as bits (`encoding` has the types), empty arrays in the manifest
-alone. Nothing is pickled. The directory is a local one, and one process at a time
-writes to it.
+alone. Nothing is pickled.
+
+Many processes save and restore together: every one of them calls the same function
+with its part of the same state. Each writes its shards, and the first one the
+manifest, after all have finished; each reads and verifies all of it. What fails on
+one fails on all, though Orbax may let the others wait for some minutes first. The
+directory is a local one, or one that all see, and one run at a time writes to it.
 """
 
 import contextlib
-import hashlib
-import importlib.metadata
 import json
 import operator
 import os
@@ -35,12 +38,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from jprune import encoding, tree
+from jprune import encoding, manifest, processes, storage, tree
 
-SCHEMA = 1
-_MANIFEST = "manifest.json"
 _ARRAYS = "arrays"
 _STEP = re.compile(r"step_([0-9]{8,})")
 _TEMPORARY = re.compile(r"\.step_[0-9]{8,}\.tmp-[0-9a-f]{32}")  # what may be swept
@@ -56,8 +56,9 @@ def save(
     """Saves a state as `directory/step_########`, whole or not at all.
 
     Args:
-      directory: a local directory, made where it does not exist. What dead saves
-        left in it is removed once this one is complete.
+      directory: a local directory, or one that all processes see; made where it
+        does not exist. What dead saves left in it is removed once this one is
+        complete.
       step: the number of the step, >= 0; a step that exists is not overwritten.
       state: any pytree of arrays and Python numbers, such as a tuple of params and
         optimizer state. Its structure is not stored: `restore` takes it from
@@ -71,8 +72,8 @@ def save(
     Raises:
       ValueError: if `step` or `keep` is out of range.
       CheckpointError: if the step exists, a leaf is not an array that can be
-        stored, two paths are the same or differ only in `.` for `/`, more than
-        one process runs, or writing fails. Earlier steps are untouched then.
+        stored, two paths are the same or differ only in `.` for `/`, writing fails,
+        or any of this on another process. Earlier steps are untouched then.
       ImportError: if Orbax is not installed.
 
     Example:
@@ -85,20 +86,31 @@ def save(
     step = operator.index(step)
     if step < 0 or (keep is not None and keep < 1):
         raise ValueError(f"Want step >= 0 and keep >= 1 or None, got {step=}, {keep=}.")
-    ocp = _orbax()
+    storage.need_orbax()
     final = Path(os.path.abspath(directory)) / _step_name(step)
     with _naming(f"cannot save {final}"):
-        _check_single_process()
-        if os.path.lexists(final):
-            raise CheckpointError("it exists, and a checkpoint is never overwritten")
-        leaves, arrays = _encode_all(state)
-        final.parent.mkdir(parents=True, exist_ok=True)
+        with processes.agreement():
+            if os.path.lexists(final):
+                raise CheckpointError(
+                    "it exists, and a checkpoint is never overwritten"
+                )
+            named = _named_leaves(state)
+            _check_leaves(named)
+        _check_same("the step", str(step))
+        entries, arrays = _encode_all(named)
         with _temporary(final) as temporary:
-            _write(ocp, temporary, arrays, {"step": step, "leaves": leaves})
-            os.rename(temporary, final)
-    with _naming(f"saved {final}, but cannot remove what it replaces"):
-        _fsync(final.parent)
-        _remove_old(final.parent, step, keep)
+            with processes.agreement():
+                storage.write(temporary / _ARRAYS, arrays)
+                manifest.flush_all(temporary)
+            with processes.agreement():
+                if processes.is_first():
+                    manifest.write(temporary, {"step": step, "leaves": entries})
+                    os.rename(temporary, final)
+    what = f"saved {final}, but cannot remove what it replaces"
+    with _naming(what), processes.agreement():
+        if processes.is_first():
+            manifest.flush(final.parent)
+            _remove_old(final.parent, step, keep)
     return final
 
 
@@ -121,8 +133,9 @@ def restore(
 
     Raises:
       CheckpointError: if there is no such checkpoint, it is damaged in any file,
-        it was not written by `save`, or its paths, shapes or dtypes are not those
-        of `like`. No file is touched, and no other step is taken instead.
+        a foreign file lies among its arrays, it was not written by `save`, or its
+        paths, shapes or dtypes are not those of `like`, on this process or another.
+        No file is touched, and no other step is taken instead.
       ImportError: if Orbax is not installed.
 
     Example:
@@ -133,24 +146,30 @@ def restore(
       ...     restore(directory, {"w": jnp.zeros(3, jnp.int32)})
       {'w': Array([0, 1, 2], dtype=int32)}
     """
-    ocp = _orbax()
-    steps = all_steps(directory)
-    step = max(steps, default=None) if step is None else operator.index(step)
-    if step not in steps:
-        raise CheckpointError(
-            f"no checkpoint of {'any step' if step is None else f'{step=}'} in "
-            f"{os.path.abspath(directory)}; steps there: {_listing(steps)}"
-        )
-    path = Path(os.path.abspath(directory)) / _step_name(step)
-    with _naming(f"cannot restore {path}"):
-        _check_single_process()
-        manifest = _read_manifest(path)
-        if manifest["step"] != step:
-            raise CheckpointError(f"it holds step {manifest['step']}")
-        entries = {leaf["path"]: leaf for leaf in manifest["leaves"]}
-        _check_like(entries, _named_leaves(like))
-        _check_files(path, manifest["files"])
-        return _decode_all(entries, _read_arrays(ocp, path, entries), like)
+    storage.need_orbax()
+    directory = Path(os.path.abspath(directory))
+    with _naming(f"cannot restore from {directory}"):
+        with processes.agreement():
+            steps = all_steps(directory)
+        step = max(steps, default=None) if step is None else operator.index(step)
+        _check_same("the step", str(step))
+        with processes.agreement():
+            if step not in steps:
+                raise CheckpointError(
+                    f"no checkpoint of {'any step' if step is None else f'{step=}'} is "
+                    f"there, but these steps: {_listing(steps)}"
+                )
+    path = directory / _step_name(step)
+    with _naming(f"cannot restore {path}"), processes.agreement():
+        contents = manifest.read(path)
+        if contents["step"] != step:
+            raise CheckpointError(f"it holds step {contents['step']}")
+        entries = {leaf["path"]: leaf for leaf in contents["leaves"]}
+        wanted = _named_leaves(like)
+        _check_like(entries, wanted)
+        manifest.check_files(path, contents["files"], _ARRAYS)
+        leaves = _decode_all(path / _ARRAYS, entries, wanted)
+        return jax.tree.structure(like).unflatten(leaves)
 
 
 def all_steps(directory: str | os.PathLike[str]) -> list[int]:
@@ -165,6 +184,9 @@ def all_steps(directory: str | os.PathLike[str]) -> list[int]:
     Returns:
       The numbers of the steps.
 
+    Raises:
+      CheckpointError: if it is not a directory, or not to be read.
+
     Example:
       >>> all_steps("/nowhere")
       []
@@ -173,6 +195,8 @@ def all_steps(directory: str | os.PathLike[str]) -> list[int]:
         names = [entry.name for entry in os.scandir(directory) if entry.is_dir()]
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise CheckpointError(f"cannot look into {directory}: {error}") from error
     found = (int(match[1]) for name in names if (match := _STEP.fullmatch(name)))
     return sorted(step for step in found if _step_name(step) in names)
 
@@ -185,6 +209,9 @@ def latest_step(directory: str | os.PathLike[str]) -> int | None:
 
     Returns:
       The number of the step, or None if there is none.
+
+    Raises:
+      CheckpointError: if it is not a directory, or not to be read.
 
     Example:
       >>> latest_step("/nowhere") is None
@@ -213,64 +240,53 @@ def _named_leaves(state: Any) -> dict[str, Any]:
     return named
 
 
-def _encode_all(state: Any) -> tuple[list[encoding.Entry], dict[str, np.ndarray]]:
+def _check_leaves(named: dict[str, Any]) -> None:
+    """Raises what can be foreseen, while no process waits for this one."""
+    for path, leaf in named.items():
+        with _naming(f"leaf {path!r}"):
+            encoding.describe(leaf)
+            if isinstance(leaf, jax.core.Tracer):
+                raise ValueError("it is a Tracer: saving happens outside of jit")
+            if isinstance(leaf, jax.Array) and leaf.is_deleted():
+                raise ValueError("it is an array that has been deleted")
+
+
+def _encode_all(
+    named: dict[str, Any],
+) -> tuple[list[encoding.Entry], dict[str, Any]]:
+    _check_same("the leaves", json.dumps([*named]))
     entries, arrays = [], {}
-    for path, leaf in _named_leaves(state).items():
+    for path, leaf in named.items():
         with _naming(f"leaf {path!r}"):
             value, entry = encoding.encode(leaf)
         entries.append({"path": path, **entry})
         if value.size:  # Orbax refuses empty arrays; the manifest says it all
             arrays[path] = value
-    return entries, arrays
+    every = [json.loads(text) for text in processes.exchange(json.dumps(entries))]
+    return [_join(leaf) for leaf in zip(*every, strict=True)], arrays
 
 
 def _decode_all(
-    entries: dict[str, encoding.Entry], arrays: dict[str, np.ndarray], like: Any
-) -> Any:
-    leaves = []
-    for path, leaf in _named_leaves(like).items():
-        with _naming(f"leaf {path!r}"):
-            leaves.append(encoding.decode(entries[path], arrays[path], leaf))
-    return jax.tree.structure(like).unflatten(leaves)
+    path: Path, entries: dict[str, encoding.Entry], like: dict[str, Any]
+) -> list[Any]:
+    types = {name: encoding.stored_type(entries[name]) for name in like}
+    leaves = {}
+    for name, stored in storage.read(path, types):
+        with _naming(f"leaf {name!r}"):
+            leaves[name] = encoding.decode(entries[name], stored, like[name])
+    return [leaves[name] for name in like]
 
 
-# ---- files ----
+def _join(entries: Sequence[encoding.Entry]) -> encoding.Entry:
+    with _naming(f"leaf {entries[0]['path']!r}"):
+        return encoding.join(entries)
 
 
-def _write(ocp: Any, temporary: Path, arrays: dict, manifest: dict[str, Any]) -> None:
-    if arrays:
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            checkpointer.save(temporary / _ARRAYS, args=ocp.args.PyTreeSave(arrays))
-    files = sorted(file for file in temporary.rglob("*") if file.is_file())
-    names = ("jprune", "jax", "numpy", "orbax-checkpoint")
-    body = {
-        "format": "jprune checkpoint",
-        "schema": SCHEMA,
-        "versions": {name: _version(name) for name in names},
-        **manifest,
-        "files": {f.relative_to(temporary).as_posix(): _file_digest(f) for f in files},
-    }
-    text = json.dumps({"sha256": _json_digest(body), **body}, indent=1)
-    (temporary / _MANIFEST).write_text(text, encoding="utf-8")
-    for parent, _, files in os.walk(temporary):
-        for name in (*files, "."):
-            _fsync(Path(parent) / name)
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"it has no {_MANIFEST}; did jprune write it?") from error
-    except ValueError as error:
-        raise CheckpointError(f"its {_MANIFEST} is damaged: {error}") from error
-    if not isinstance(manifest, dict) or "schema" not in manifest:
-        raise CheckpointError(f"its {_MANIFEST} is not one of jprune")
-    if (schema := manifest["schema"]) != SCHEMA:
-        raise CheckpointError(f"its schema is {schema!r}; this version reads {SCHEMA}")
-    if manifest.pop("sha256", None) != _json_digest(manifest):
-        raise CheckpointError(f"its {_MANIFEST} does not match its own checksum")
-    return manifest
+def _check_same(what: str, text: str) -> None:
+    every = processes.exchange(text)
+    if len(set(every)) > 1:
+        said = "; ".join(f"on process {i} {text[:200]}" for i, text in enumerate(every))
+        raise CheckpointError(f"{what} must be the same on all processes: {said}")
 
 
 def _check_like(entries: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -287,26 +303,7 @@ def _check_like(entries: dict[str, Any], wanted: dict[str, Any]) -> None:
             raise CheckpointError(f"leaf {path!r} is {found}, in `like` {expected}")
 
 
-def _check_files(path: Path, files: dict[str, str]) -> None:
-    for name, digest in files.items():
-        if not (path / name).is_file():
-            raise CheckpointError(f"its file {name} is missing")
-        if _file_digest(path / name) != digest:
-            raise CheckpointError(f"its file {name} does not match its checksum")
-
-
-def _read_arrays(ocp: Any, path: Path, entries: dict[str, Any]) -> dict[str, Any]:
-    types = {name: encoding.stored_type(entry) for name, entry in entries.items()}
-    empty = {name: np.empty(s, d) for name, (d, s) in types.items() if 0 in s}
-    as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
-    args = {name: as_numpy for name in entries if name not in empty}
-    if not args:
-        return empty
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        read = checkpointer.restore(
-            path / _ARRAYS, args=ocp.args.PyTreeRestore(restore_args=args)
-        )
-    return read | empty
+# ---- files ----
 
 
 def _remove_old(directory: Path, step: int, keep: int | None) -> None:
@@ -315,7 +312,7 @@ def _remove_old(directory: Path, step: int, keep: int | None) -> None:
         # Renamed first: a kill halfway through must not leave half a step.
         path = directory / _step_name(old)
         os.rename(path, _temporary_path(path))
-    _fsync(directory)
+    manifest.flush(directory)
     for entry in list(os.scandir(directory)):
         if _TEMPORARY.fullmatch(entry.name):
             shutil.rmtree(entry.path)
@@ -323,13 +320,28 @@ def _remove_old(directory: Path, step: int, keep: int | None) -> None:
 
 @contextlib.contextmanager
 def _temporary(final: Path) -> Iterator[Path]:
-    path = _temporary_path(final)
-    path.mkdir()
+    name = processes.exchange(_temporary_path(final).name)[0]
+    path = final.with_name(name)
     try:
+        with processes.agreement():
+            if processes.is_first():
+                _make(final.parent)
+                path.mkdir()
+        with processes.agreement():
+            if not path.is_dir():
+                raise CheckpointError(f"{path.parent} is not one that all see")
         yield path
     except BaseException:  # an interrupt leaves nothing behind either
-        shutil.rmtree(path, ignore_errors=True)
+        if processes.is_first():
+            shutil.rmtree(path, ignore_errors=True)
         raise
+
+
+def _make(directory: Path) -> None:
+    if not directory.is_dir():
+        _make(directory.parent)
+        directory.mkdir(exist_ok=True)
+        manifest.flush(directory.parent)
 
 
 def _temporary_path(final: Path) -> Path:
@@ -338,24 +350,6 @@ def _temporary_path(final: Path) -> Path:
 
 def _step_name(step: int) -> str:
     return f"step_{step:08d}"
-
-
-def _file_digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _json_digest(body: dict[str, Any]) -> str:
-    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -369,31 +363,6 @@ def _naming(what: str) -> Iterator[None]:
         raise CheckpointError(f"{what}: {kind}{error}") from error
 
 
-def _check_single_process() -> None:
-    if jax.process_count() > 1:
-        raise CheckpointError(
-            f"{jax.process_count()} processes run, and states across processes are "
-            "not supported yet"
-        )
-
-
 def _listing(names: Sequence[int] | set[str]) -> str:
     more = f" and {len(names) - 20} more" if len(names) > 20 else ""
     return (", ".join(map(str, sorted(names)[:20])) or "none") + more
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _orbax() -> Any:
-    try:
-        # Imported here because it takes a second, and no other module needs it.
-        import orbax.checkpoint as ocp
-    except ImportError as error:
-        message = "Checkpoints need Orbax: pip install 'jprune[checkpoint]'"
-        raise ImportError(message) from error
-    return ocp

@@ -1,109 +1,211 @@
-"""The k-th largest of integer keys, by counting: the engine of `jprune.selection`.
+"""Counting at memory speed, and integers beyond 2^32 without 64-bit types.
 
-A pass over the keys counts how many of them reach each of seven pivots, which
-gives three bits of the answer. Every operation on the keys is elementwise or a
-sum over all axes, so sharded keys stay where they are.
+Every operation on the entries of a leaf is elementwise or a reduction over all
+axes, so a sharded leaf stays where it is.
 """
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# Seven pivots a pass: about what a CPU counts in the time that it takes to read.
-_DIGIT_BITS = 3
-_PIVOTS = 2**_DIGIT_BITS - 1
+
+class Total(NamedTuple):
+    """A non-negative integer below 2^47, or an array of them, without 64-bit types.
+
+    JAX has no 64-bit integers unless told otherwise. What is known of a number
+    here is its exact value modulo 2^32, and a float that is off by less than
+    2^30: together, the difference of two numbers has an exact sign.
+
+    Attributes:
+      modular: uint32, the number modulo 2^32.
+      rough: float32, the number roughly.
+    """
+
+    modular: jax.Array
+    rough: jax.Array
 
 
-def kth_largest(
-    keys: list[jax.Array], k: jax.Array, bits: int, needed: jax.Array | bool = True
-) -> jax.Array:
-    """Returns the largest t below 2^bits that at least k keys reach.
+def total(n: Any) -> Total:
+    """Returns an integer or an array of integers as a `Total`; negative ones as 0.
 
     Args:
-      keys: unsigned integer arrays of one dtype, all below 2^bits.
-      k: (1,) int32 where all arrays are counted together, (len(keys),) where
-        each is for itself.
-      bits: how many bits of the keys are in use.
-      needed: whether to search at all, a Python or a traced bool.
+      n: a Python integer, a NumPy or JAX array of integers, traced or not, or a
+        `Total`, which is returned as it is.
 
     Returns:
-      The thresholds, shaped as `k`, of the keys' dtype; 0 if not needed.
+      A `Total` of the same shape.
+
+    Example:
+      >>> int(total(2**33 + 5).modular), float(total(2**33 + 5).rough)
+      (5, 8589934592.0)
     """
-    passes = -(-bits // _DIGIT_BITS)
-    dtype = keys[0].dtype
-    steps = np.arange(1, _PIVOTS + 1, dtype=np.int32)
-
-    def refine(i: jax.Array, t: jax.Array) -> jax.Array:
-        shift = (_DIGIT_BITS * (passes - 1 - i)).astype(dtype)
-        pivots = t[:, None] + (jnp.asarray(steps, dtype) << shift)[None]
-        counts = tally(
-            [
-                [x >= p for p in pivots[g if k.size == len(keys) else 0]]
-                for g, x in enumerate(keys)
-            ],
-            k.size,
-        )
-        # The first digit has fewer bits than the others where 3 does not divide.
-        fits = steps < jnp.left_shift(1, jnp.minimum(bits - shift.astype(jnp.int32), 3))
-        reached = (counts >= k[:, None]) & fits[None]
-        digit = jnp.sum(reached, axis=1, dtype=jnp.int32)
-        return t + (digit.astype(dtype) << shift)
-
-    start = jnp.zeros(k.shape, dtype)
-    return lax.fori_loop(0, jnp.where(needed, passes, 0), refine, start)
+    if isinstance(n, Total):
+        return n
+    if isinstance(n, jax.Array):
+        n = jnp.maximum(n, jnp.zeros_like(n))
+        return Total(n.astype(jnp.uint32), n.astype(jnp.float32))
+    exact = np.maximum(np.asarray(n, np.int64), 0)
+    return Total(
+        jnp.asarray(exact & 0xFFFFFFFF, jnp.uint32), jnp.asarray(exact, jnp.float32)
+    )
 
 
-def tally(conditions: list[list[jax.Array]], groups: int) -> jax.Array:
-    """Counts True entries: of each leaf (groups = leaves) or of all (groups = 1).
+def gap(a: Total, b: Total) -> jax.Array:
+    """Returns a - b as float32: the sign is exact, and so is zero.
 
     Args:
-      conditions: for each leaf, R boolean arrays of its shape.
-      groups: the number of leaves, or 1.
+      a: a `Total`.
+      b: a `Total` that broadcasts with it.
 
     Returns:
-      (groups, R) int32 counts.
+      A float32 array.
     """
-    counts = jnp.stack([count(c) for c in conditions])
-    if groups == 1:
-        return jnp.sum(counts, axis=0, keepdims=True, dtype=jnp.int32)
-    return counts
+    rough = a.rough - b.rough
+    near = lax.bitcast_convert_type(a.modular - b.modular, jnp.int32)
+    return jnp.where(jnp.abs(rough) < 2.0**30, near.astype(jnp.float32), rough)
 
 
-def count(conditions: list[jax.Array]) -> jax.Array:
+def minus(a: Total, b: Total) -> Total:
+    """Returns a - b; if that is negative, `gap` still knows its sign.
+
+    Args:
+      a: a `Total`.
+      b: a `Total` that broadcasts with it.
+
+    Returns:
+      A `Total`.
+    """
+    return Total(a.modular - b.modular, a.rough - b.rough)
+
+
+def how_often(a: Total, unit: jax.Array) -> jax.Array:
+    """Returns floor(a / unit) where it is below 2^32, else something large.
+
+    Args:
+      a: a `Total`.
+      unit: a uint32 array in [1, 2^16].
+
+    Returns:
+      A uint32 array.
+    """
+    guess = jnp.clip(jnp.floor(a.rough / unit.astype(jnp.float32)), 0, 2.0**32 - 2**9)
+    guess = guess.astype(jnp.uint32)
+    # What the guess is off by is small, so the modular rest is the rest itself.
+    rest = lax.bitcast_convert_type(a.modular - guess * unit, jnp.int32)
+    off = jnp.floor_divide(rest, unit.astype(jnp.int32))
+    return guess + lax.bitcast_convert_type(off, jnp.uint32)
+
+
+def count(conditions: Sequence[jax.Array]) -> jax.Array:
     """Counts the True entries of several arrays in one pass.
 
     One reduction of several operands: XLA's CPU backend runs it at the speed of
     a single float sum, and would run each integer sum by itself much slower.
 
     Args:
-      conditions: R boolean arrays of one shape.
+      conditions: R >= 2 boolean arrays of one shape, of fewer than 2^32 entries.
 
     Returns:
-      (R,) int32 counts.
+      (R,) uint32 counts.
     """
-    ones = [c.astype(jnp.int32) for c in conditions]
-    sums = lax.reduce(
-        ones,
-        [jnp.int32(0)] * len(ones),
-        lambda a, b: [x + y for x, y in zip(a, b, strict=True)],
-        tuple(range(conditions[0].ndim)),
-    )
-    return jnp.stack(sums)
+    ones = [c.astype(jnp.int32) for c in conditions]  # wraps at 2^31, and back
+    sums = _reduce(ones, [0] * len(ones), [lax.add] * len(ones))
+    return lax.bitcast_convert_type(jnp.stack(sums), jnp.uint32)
 
 
-def flat_index(x: jax.Array) -> jax.Array:
-    """Returns the row-major index of each entry, without reshaping sharded axes.
+def extremes(keys: jax.Array) -> jax.Array:
+    """Returns the least and the greatest of some integers, in one pass.
 
     Args:
-      x: an array of fewer than 2^32 entries.
+      keys: an integer array; of an empty one the identities are returned.
 
     Returns:
-      A uint32 array of its shape.
+      (2,) of its dtype.
     """
-    strides = np.cumprod([1, *x.shape[:0:-1]])[::-1] if x.ndim else []
-    index = jnp.zeros(x.shape, jnp.uint32)
-    for axis, stride in enumerate(strides):
-        iota = lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-        index += iota * jnp.uint32(stride)
-    return index
+    info = jnp.iinfo(keys.dtype)
+    return jnp.stack(_reduce([keys, keys], [info.max, info.min], [lax.min, lax.max]))
+
+
+def _reduce(
+    operands: Sequence[jax.Array], starts: Sequence[int], ops: Sequence[Callable]
+) -> Sequence[jax.Array]:
+    """Reduces several arrays of one shape over all axes, in one pass."""
+    return lax.reduce(
+        list(operands),
+        [np.array(s, x.dtype) for s, x in zip(starts, operands, strict=True)],
+        lambda a, b: [op(x, y) for op, x, y in zip(ops, a, b, strict=True)],
+        tuple(range(operands[0].ndim)),
+    )
+
+
+def ranks(x: jax.Array, top: jax.Array, spec: Any = None) -> jax.Array:
+    """Returns for each entry `top` minus its row-major index.
+
+    Args:
+      x: an array of fewer than 2^32 entries; inside `jax.shard_map` the local
+        shard.
+      top: int32, the rank of the first entry.
+      spec: inside `jax.shard_map`, the array's `PartitionSpec`: the index is
+        that in the whole array.
+
+    Returns:
+      An int32 array of `x`'s shape and sharding, wrapped where out of range.
+
+    Example:
+      >>> ranks(jnp.ones((2, 3)), jnp.int32(10)).tolist()
+      [[10, 9, 8], [7, 6, 5]]
+    """
+    shape = x.shape
+    names = _names_by_axis(spec, x.ndim)
+    # It starts from `top`: a constant XLA would compute ahead of a loop, and keep.
+    result, stride = jnp.zeros_like(x, jnp.int32) + top, 1
+    for axis in reversed(range(x.ndim)):
+        place = lax.broadcasted_iota(jnp.int32, shape, axis)
+        if names[axis]:
+            place += lax.axis_index(names[axis]) * np.int32(shape[axis])
+        result -= place * np.uint32(stride).astype(np.int32)
+        stride *= shape[axis] * math.prod(lax.axis_size(n) for n in names[axis])
+    return result
+
+
+def over_shards(reduce: Callable[..., jax.Array], x: jax.Array, spec: Any) -> jax.Array:
+    """Returns `reduce(x, axis_names)` over the mesh axes of a spec, if any.
+
+    Args:
+      reduce: `lax.psum`, `lax.pmin` or `lax.pmax`.
+      x: what each shard of the array has found.
+      spec: the array's `PartitionSpec` inside `jax.shard_map`, else None. Over
+        mesh axes that it does not name the array is replicated, and is counted
+        once.
+
+    Returns:
+      An array of `x`'s shape.
+    """
+    names = [n for entry in _names_by_axis(spec, 0) for n in entry]
+    return reduce(x, tuple(names)) if names else x
+
+
+def shard_factor(spec: Any) -> int:
+    """Returns into how many shards a spec cuts an array.
+
+    Args:
+      spec: its `PartitionSpec` inside `jax.shard_map`, or None.
+
+    Returns:
+      An integer.
+    """
+    return math.prod(
+        lax.axis_size(n) for entry in _names_by_axis(spec, 0) for n in entry
+    )
+
+
+def _names_by_axis(spec: Any, ndim: int) -> list[tuple[str, ...]]:
+    """The mesh axes along each array axis."""
+    entries = [] if spec is None else list(spec)
+    named = [e if isinstance(e, tuple) else () if e is None else (e,) for e in entries]
+    return named + [()] * (ndim - len(named))

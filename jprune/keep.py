@@ -2,6 +2,7 @@
 
     keep_top(s)                      the best 1 - s of each leaf
     keep_top(s, scope="global")      the best 1 - s of all leaves together
+    keep_within_budget(10**6)        the best value for a million bytes
     keep_n_of_m(2, 4)                the best 2 of each 4 along the input axis
     keep_above(t)                    what scores more than t
 
@@ -10,6 +11,7 @@ masks that broadcast: a channel or a block is kept or pruned as a whole.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -18,7 +20,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from jprune import base, compat, pooling, selection, tree
+from jprune import base, budgets, compat, ordering, pooling, selection, tree
 from jprune.allocate import Allocation, uniform
 
 
@@ -73,7 +75,7 @@ def keep_top(
       {'w': Array([ True, False, False,  True], dtype=bool)}
     """
     if not callable(sparsity):
-        selection.check_sparsity(sparsity)
+        budgets.check_sparsity(sparsity)
     if scope not in ("leaf", "global"):
         raise base.PruningError(f"A scope is 'leaf' or 'global'; got {scope!r}.")
     if scope == "global" and allocation is not None:
@@ -91,14 +93,91 @@ def keep_top(
         floors = jax.tree.map(lambda x: min(min_kept, np.size(x)), scores)
         if scope == "global":
             n = sum(np.size(x) for x in jax.tree.leaves(scores))
-            k = selection.kept_count(n, s)
+            k = budgets.kept_count(n, s)
             if min_kept:
                 return selection.top_k_with_floors(scores, k, floors)
             return selection.top_k(scores, k)
         counts = (allocation or uniform())(scores, params, s)
-        return selection.top_k_per_leaf(
-            scores, jax.tree.map(jnp.maximum, counts, floors)
+        if min_kept:
+            counts = jax.tree.map(jnp.maximum, counts, floors)
+        return selection.top_k_per_leaf(scores, counts)
+
+    return _link(select)
+
+
+def bytes_of(path: str, w: Any) -> int:
+    """Returns the bytes of a weight: the usual `cost` of `keep_within_budget`.
+
+    Args:
+      path: of the leaf; not looked at.
+      w: the leaf.
+
+    Returns:
+      Bytes of one of its entries, at least 1.
+    """
+    del path
+    return max(1, jnp.result_type(w).itemsize)
+
+
+def keep_within_budget(
+    budget: base.Scalar | Callable[[Any], base.Scalar],
+    cost: Callable[[str, Any], int] = bytes_of,
+    *,
+    min_kept: int = 0,
+) -> base.Pruner:
+    """Keeps the scores that are the best value for their cost, within a budget.
+
+    With c_l the cost of a weight of leaf l, weights are taken in the order of
+    score / c_l while the sum of their costs is within the budget: a weight of a
+    convolution that is multiplied a thousand times has to be worth it. See
+    `jprune.selection.top_within_budget`.
+
+    Args:
+      budget: how much all kept weights may cost together, an integer in the unit
+        of the costs, traced or not; or a schedule from the training step to it,
+        rounded to an integer.
+      cost: `(path, leaf) -> c_l`, a positive integer: its bytes, FLOPs, picojoules.
+        A score that stands for several weights (after `pool_over_*`) costs what
+        they cost together.
+      min_kept: as in `keep_top`: it comes out of the budget.
+
+    Returns:
+      A link: scores -> masks.
+
+    Raises:
+      PruningError: if the budget is a negative number, `min_kept` is negative, or
+        (when used) a cost is not a positive integer, or the largest is more than
+        65536 times the greatest common divisor of all; names the leaf.
+      NonFiniteScoreError: if a score is NaN.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> link = keep_within_budget(6, lambda path, w: 4 if "conv" in path else 1)
+      >>> params = {"conv": jnp.array([8.0, 5.0]), "dense": jnp.array([3.0, 1.0])}
+      >>> masks = link.update(params, link.init(params), params)[0]
+      >>> masks["conv"].tolist(), masks["dense"].tolist()
+      ([True, False], [True, False])
+    """
+    if not callable(budget) and not isinstance(budget, jax.Array) and budget < 0:
+        raise base.PruningError(f"A budget is not negative; got {budget}.")
+    if min_kept < 0:
+        raise base.PruningError(f"min_kept counts entries; got {min_kept}.")
+
+    def select(
+        scores: base.Scores, params: base.Params, step: base.Scalar
+    ) -> base.Masks:
+        costs = tree.map_with_path(
+            lambda path, w, x: cost(path, w) * (np.size(w) // max(1, np.size(x))),
+            params,
+            scores,
         )
+        most = budget
+        if callable(budget):
+            most = jnp.round(jnp.asarray(budget(step))).astype(jnp.int32)
+        floors = None
+        if min_kept:
+            floors = jax.tree.map(lambda x: min(min_kept, np.size(x)), scores)
+        return selection.top_within_budget(scores, costs, most, floors=floors)
 
     return _link(select)
 
@@ -200,7 +279,7 @@ def _n_of_m(x: jax.Array, n: int, m: int, axis: int) -> jax.Array:
     sorted.
     """
     x = x if x.dtype.itemsize > 1 else x.astype(jnp.float32)
-    bits = selection.ordered_bits(x)
+    bits = ordering.ordered_bits(x)
     groups = bits.reshape(*x.shape[:axis], x.shape[axis] // m, m, *x.shape[axis + 1 :])
     entries = [lax.index_in_dim(groups, i, axis + 1) for i in range(m)]
     kept = []

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jprune import base, selection
+from jprune import base, budgets
 
 
 def cubic(
@@ -40,8 +40,8 @@ def cubic(
       Zhu and Gupta, To prune, or not to prune: exploring the efficacy of pruning
       for model compression, 2017, arXiv:1710.01878, equation 1.
     """
-    selection.check_sparsity(sparsity)
-    selection.check_sparsity(initial)
+    budgets.check_sparsity(sparsity)
+    budgets.check_sparsity(initial)
     if begin < 0 or steps < 1:
         raise base.PruningError(f"begin >= 0 and steps >= 1; got {begin} and {steps}.")
     return optax.polynomial_schedule(
@@ -83,7 +83,7 @@ def geometric(
       (rounds). Tanaka et al., Pruning neural networks without any data by
       iteratively conserving synaptic flow, 2020, arXiv:2006.05467 (smooth).
     """
-    selection.check_sparsity(sparsity)
+    budgets.check_sparsity(sparsity)
     if sparsity >= 1:
         raise base.PruningError("A geometric schedule never reaches sparsity 1.")
     stairs = 1 if rounds is None else rounds

@@ -10,28 +10,45 @@ pass, k may be traced, and no two backends disagree.
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.experimental import checkify
 
-from jprune import base, counting, tree
+from jprune import base, batching, counting, cutoffs, ordering, search, tree
+
+Count = jax.typing.ArrayLike | counting.Total
+"""A number of entries; a `Total` where it may be 2^31 and more."""
+
+_MANY_LEAVES = 200
+_MANY_ENTRIES = 2**47 - 1  # the largest `Total`
 
 
-def top_k(scores: base.Scores, k: jax.typing.ArrayLike) -> base.Masks:
+def top_k(scores: base.Scores, k: Count, *, specs: Any = None) -> base.Masks:
     """Returns masks of the k largest scores of the whole tree.
 
     Exactly k entries are kept. Ties go to the lower index in tree order (the
     leaves in the order of `jax.tree.leaves`, each in row-major order); -0.0
     ties with 0.0. Leaves keep their sharding and none is gathered.
 
+    Called with arrays at hand, a loop on the host drives small jitted functions,
+    of which a shape needs one each: a tree of thousands of leaves is selected
+    from within seconds. Inside `jax.jit` all is part of the caller's program,
+    whose compile time grows with the number of different shapes of small leaves
+    and with the number of large leaves.
+
     Args:
-      scores: a tree of real arrays of any shapes, all floating or all integer.
+      scores: a tree of real arrays of any shapes, all floating or all integer,
+        fewer than 2^32 in a leaf.
       k: how many to keep, an integer in [0, n] for n scores in all; may be
-        traced. Values outside are clipped.
+        traced. Values outside are clipped. Beyond 2^31, where JAX has no integer,
+        a Python integer or what `kept_count` returns.
+      specs: inside `jax.shard_map`, where the leaves are local shards: the tree
+        of their `PartitionSpec`s, as in `in_specs`. The masks are the shards of
+        those that the whole arrays have.
 
     Returns:
       The scores' tree of boolean arrays, True for the k largest.
@@ -41,17 +58,19 @@ def top_k(scores: base.Scores, k: jax.typing.ArrayLike) -> base.Masks:
         same is a `checkify` debug check, and a NaN ranks above infinity: it is
         kept, where it shows, and not hidden behind a mask.
       PruningError: if k is not an integer, or leaves are complex, mix floats
-        and integers, or hold 2^31 scores or more in all.
+        and integers, or hold 2^32 scores or more.
 
     Example:
       >>> import jax.numpy as jnp
       >>> top_k({"a": jnp.array([3.0, 1.0]), "b": jnp.array([1.0, 2.0])}, 3)
       {'a': Array([ True,  True], dtype=bool), 'b': Array([False,  True], dtype=bool)}
     """
-    return _select(scores, [k])
+    return _select(scores, [k], specs=specs)
 
 
-def top_k_per_leaf(scores: base.Scores, counts: base.Counts) -> base.Masks:
+def top_k_per_leaf(
+    scores: base.Scores, counts: base.Counts, *, specs: Any = None
+) -> base.Masks:
     """Returns masks of the largest scores of each leaf.
 
     As `top_k` on each leaf, in one search for all of them.
@@ -60,6 +79,7 @@ def top_k_per_leaf(scores: base.Scores, counts: base.Counts) -> base.Masks:
       scores: as in `top_k`.
       counts: the scores' tree of integers, how many each leaf keeps; may be
         traced. Values outside [0, leaf size] are clipped.
+      specs: as in `top_k`.
 
     Returns:
       The scores' tree of boolean arrays.
@@ -74,11 +94,12 @@ def top_k_per_leaf(scores: base.Scores, counts: base.Counts) -> base.Masks:
       >>> top_k_per_leaf(scores, {"a": 1, "b": 1})
       {'a': Array([ True, False], dtype=bool), 'b': Array([False,  True], dtype=bool)}
     """
-    return _select(scores, jax.tree.structure(scores).flatten_up_to(counts))
+    each = jax.tree.structure(scores).flatten_up_to(counts)
+    return _select(scores, each, alone=True, specs=specs)
 
 
 def top_k_with_floors(
-    scores: base.Scores, k: jax.typing.ArrayLike, floors: base.Counts
+    scores: base.Scores, k: Count, floors: base.Counts, *, specs: Any = None
 ) -> base.Masks:
     """Returns masks of the k largest scores, with a least number kept per leaf.
 
@@ -90,6 +111,7 @@ def top_k_with_floors(
       scores: as in `top_k`.
       k: as in `top_k`.
       floors: the scores' tree of integers in [0, leaf size]; may be traced.
+      specs: as in `top_k`.
 
     Returns:
       The scores' tree of boolean arrays with max(k, sum of floors) True.
@@ -104,85 +126,91 @@ def top_k_with_floors(
       >>> top_k_with_floors(scores, 3, {"big": 1, "small": 1})["small"]
       Array([False,  True], dtype=bool)
     """
-    first = top_k_per_leaf(scores, floors)
-    return _select(scores, [k], first)
+    return _select(scores, [k], floors=floors, specs=specs)
 
 
-def kept_count(size: int, sparsity: jax.typing.ArrayLike) -> jax.Array:
-    """Returns how many of `size` entries a sparsity keeps.
+def top_within_budget(
+    scores: base.Scores,
+    costs: base.Counts,
+    budget: Count,
+    *,
+    floors: base.Counts | None = None,
+    specs: Any = None,
+) -> base.Masks:
+    """Returns masks of the scores that are the best value for their cost.
 
-    size - round(size * sparsity), halves to even. A Python or NumPy number is
-    evaluated in float64; a JAX array, traced or not, in split float32 arithmetic
-    that is good to a tenth of a unit for every size below 2^31, where a plain
-    product would be wrong by up to 64.
+    An entry of leaf l costs c_l: its bytes, its FLOPs, its picojoules. Entries are
+    taken in the order of score / c_l, ties in tree order, as long as
+
+        sum over leaves of c_l * kept_l <= budget.
+
+    The first that does not fit ends it, so that what is kept at a smaller budget
+    is kept at a larger one. This is the greedy solution of the knapsack problem:
+    no other choice of the same cost keeps a larger sum of scores, and the optimum
+    for the budget is better by less than one entry. With all costs 1 it is
+    `top_k`.
 
     Args:
-      size: a number of entries in [0, 2^31).
-      sparsity: a fraction in [0, 1]; JAX arrays are clipped to it.
+      scores: as in `top_k`, not negative; compared as float32, or wider.
+      costs: the scores' tree of positive integers, known numbers; none more than
+        65536 times their greatest common divisor.
+      budget: an integer, in the unit of the costs; may be traced.
+      floors: as in `top_k_with_floors`: kept, and paid for, in any case.
+      specs: as in `top_k`.
 
     Returns:
-      An int32 scalar in [0, size].
+      The scores' tree of boolean arrays.
 
     Raises:
-      PruningError: if the sparsity is a number outside [0, 1], or the size has
-        more than 31 bits.
+      NonFiniteScoreError: as in `top_k`.
+      PruningError: as in `top_k`; or if a cost is out of range, naming the leaf.
 
     Example:
-      >>> int(kept_count(1000, 0.9))
-      100
+      >>> import jax.numpy as jnp
+      >>> scores = {"conv": jnp.array([8.0, 5.0]), "dense": jnp.array([3.0, 1.0])}
+      >>> masks = top_within_budget(scores, {"conv": 4, "dense": 1}, 6)
+      >>> masks["conv"].tolist(), masks["dense"].tolist()
+      ([True, False], [True, False])
+
+    References:
+      Dantzig, Discrete-Variable Extremum Problems, 1957 (the greedy bound).
     """
-    if size >= 2**31:
-        raise base.PruningError(f"{size} entries; fewer than 2^31 can be counted.")
-    if not isinstance(sparsity, jax.Array):
-        return jnp.asarray(known_kept_count(size, sparsity), jnp.int32)
-    s = jnp.clip(jnp.asarray(sparsity, jnp.float32), 0.0, 1.0)
-    # sparsity = coarse / 4096 + fine and size = 4096 * high + low, so that the
-    # large part of the product is an exact integer and only a small rest rounds.
-    coarse = jnp.floor(s * 4096)
-    fine = s - coarse / 4096
-    high, low = divmod(size, 4096)
-    removed = high * coarse.astype(jnp.int32) + jnp.round(
-        low * coarse / 4096 + np.float32(size) * fine
-    ).astype(jnp.int32)
-    return size - jnp.clip(removed, 0, size)
-
-
-def known_kept_count(size: int, sparsity: jax.typing.ArrayLike) -> int:
-    """Returns `kept_count` of a Python or NumPy number as a Python integer.
-
-    Args:
-      size: a number of entries, not negative.
-      sparsity: a fraction in [0, 1].
-
-    Returns:
-      size - round(size * sparsity), halves to even, in float64.
-
-    Raises:
-      PruningError: if the sparsity is outside [0, 1].
-    """
-    return size - round(size * float(check_sparsity(sparsity)))
-
-
-def check_sparsity(sparsity: jax.typing.ArrayLike) -> Any:
-    """Returns the sparsity; raises if it is a number that is not in [0, 1].
-
-    Args:
-      sparsity: a Python or NumPy number; JAX arrays pass unchecked, traced or
-        not, because looking at them would wait for the device.
-
-    Returns:
-      The argument.
-
-    Raises:
-      PruningError: if a known value is outside [0, 1] or NaN.
-    """
-    if not isinstance(sparsity, jax.Array):
-        values = np.asarray(sparsity, np.float64)
-        if not np.all((values >= 0) & (values <= 1)):
+    each = _known_costs(scores, costs)
+    # A budget of c g holds what one of c does, where all costs are multiples of g.
+    unit = math.gcd(*each)
+    if unit > 1 and not isinstance(budget, counting.Total):
+        each, budget = [cost // unit for cost in each], budget // unit
+    for path, cost in zip(tree.leaf_paths(scores), each, strict=True):
+        if cost > 2**16:
             raise base.PruningError(
-                f"A sparsity is the fraction removed, in [0, 1]; got {sparsity}."
+                f"The cost of {path!r} is {cost} times the common divisor of all; at "
+                "most 65536 can be counted."
             )
-    return sparsity
+    return _select(scores, [budget], floors=floors, costs=each, specs=specs)
+
+
+def count_top_k(scores: base.Scores, k: Count, *, specs: Any = None) -> base.Counts:
+    """Returns how many entries of each leaf `top_k` keeps, without making masks.
+
+    Args:
+      scores: as in `top_k`.
+      k: as in `top_k`.
+      specs: as in `top_k`.
+
+    Returns:
+      The scores' tree of uint32 scalars.
+
+    Raises:
+      NonFiniteScoreError: as in `top_k`.
+      PruningError: as in `top_k`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> scores = {"a": jnp.array([3.0, 1.0]), "b": jnp.array([1.0, 2.0])}
+      >>> {name: int(n) for name, n in count_top_k(scores, 3).items()}
+      {'a': 2, 'b': 1}
+    """
+    return _select(scores, [k], specs=specs, as_counts=True)
 
 
 def check_no_nan(scores: base.Scores) -> None:
@@ -210,133 +238,131 @@ def check_no_nan(scores: base.Scores) -> None:
         raise base.NonFiniteScoreError(f"NaN scores in {', '.join(bad)}.")
 
 
-def ordered_bits(x: jax.Array) -> jax.Array:
-    """Returns unsigned integers in the order of `x`, of its own width.
-
-    a < b if and only if bits(a) < bits(b), and a == b likewise, for every pair
-    of floats other than NaN, subnormal numbers and both zeros included; a NaN
-    ranks above infinity. Only integer operations touch the values, because
-    floating-point comparisons flush subnormal numbers to zero on some devices.
-
-    Args:
-      x: a floating or integer array of 16, 32 or 64 bits.
-
-    Returns:
-      An array of `x`'s shape, dtype uint16, uint32 or uint64.
-    """
-    width = x.dtype.itemsize * 8
-    unsigned = jnp.dtype(f"uint{width}")
-    sign = np.array(1 << (width - 1), unsigned)
-    if jnp.issubdtype(x.dtype, jnp.unsignedinteger):
-        return x
-    bits = lax.bitcast_convert_type(x, unsigned)
-    if jnp.issubdtype(x.dtype, jnp.integer):
-        return bits ^ sign
-    magnitude = bits & ~sign
-    infinity = lax.bitcast_convert_type(jnp.array(jnp.inf, x.dtype), unsigned)
-    ordered = jnp.where((bits & sign) == 0, bits | sign, ~bits)
-    ordered = jnp.where(magnitude == 0, sign, ordered)  # -0.0 is 0.0
-    return jnp.where(magnitude > infinity, infinity + 1 | sign, ordered)
-
-
-def _select(scores: base.Scores, counts: list, kept: base.Masks = None) -> base.Masks:
-    """Checks the scores and selects: one count for all leaves, or one for each."""
-    check_no_nan(scores)
+def _select(
+    scores: base.Scores,
+    wanted: Sequence[Any],
+    *,
+    alone: bool = False,
+    floors: base.Counts | None = None,
+    costs: list[int] | None = None,
+    specs: Any = None,
+    as_counts: bool = False,
+) -> Any:
+    """Checks the arguments, and selects on the host or inside the trace."""
     leaves, treedef = jax.tree.flatten(scores)
     if not leaves:
         return scores
-    sizes = [math.prod(np.shape(x)) for x in leaves]
-    size = sum(sizes) if len(counts) == 1 else max(sizes)  # what is counted together
-    if size >= 2**31:
-        raise base.PruningError(
-            f"{size} scores compete; fewer than 2^31 can be counted."
-        )
+    dtype = ordering.common_dtype(scores)
+    spread = [None] * len(leaves) if specs is None else treedef.flatten_up_to(specs)
+    sizes = [
+        math.prod(np.shape(x)) * counting.shard_factor(spec)
+        for x, spec in zip(leaves, spread, strict=True)
+    ]
+    for path, size in zip(tree.leaf_paths(scores), sizes, strict=True):
+        if size >= 2**32:
+            raise base.PruningError(
+                f"{path!r} has {size} scores; fewer than 2^32 of a leaf can be counted."
+            )
+    task = search.Task(
+        budget=_integers(wanted),
+        sizes=jnp.asarray(np.array(sizes, np.uint32)),
+        floors=None if floors is None else _floors(treedef.flatten_up_to(floors)),
+        costs=None if costs is None else jnp.asarray(np.array(costs, np.uint32)),
+    )
+    if costs is not None and dtype != jnp.float64:
+        dtype = jnp.dtype(jnp.float32)
+    work = jax.tree.leaves((leaves, task))
+    on_host = not any(isinstance(x, jax.core.Tracer) for x in work)
+    run = _run if on_host else _run_traced
+    result, nan = run(leaves, task, dtype, tuple(spread), as_counts)
+    _check_nan(tree.leaf_paths(scores), leaves, nan)
+    return treedef.unflatten(result)
+
+
+def _run(
+    leaves: list[Any],
+    task: search.Task,
+    dtype: jnp.dtype,
+    specs: tuple[Any, ...],
+    as_counts: bool,
+    on_host: bool = True,
+) -> tuple[list[Any], Any]:
+    """Masks or counts, and which leaves have a NaN."""
+    batches = batching.batch(leaves, specs, dtype, on_host)
+    cut = cutoffs.cutoffs(batches, dtype, task, on_host)
+    nan = batching.has_nan(cut.greatest, dtype)
+    if as_counts:
+        return list(cut.counts), nan
+    found = [batching.kept(b, dtype, task.costs, cut.keys, cut.ranks) for b in batches]
+    return batching.unbatch(batches, found, leaves), nan
+
+
+# Jitted for those who are in a `vmap` only, where it would run piece by piece.
+_run_traced = jax.jit(
+    functools.partial(_run, on_host=False),
+    static_argnames=("dtype", "specs", "as_counts"),
+)
+
+
+def _integers(counts: Sequence[Any]) -> counting.Total:
+    """A `Total` for each of some integers."""
+    if len(counts) == 1 and isinstance(counts[0], counting.Total):
+        return jax.tree.map(jnp.atleast_1d, counts[0])
     for c in counts:
-        if not jnp.issubdtype(jnp.result_type(c), jnp.integer):
+        if not _is_integer(c):
             raise base.PruningError(f"A count of entries is an integer; got {c}.")
-    k = jnp.stack([jnp.asarray(c, jnp.int32) for c in counts])
-    barred = None if kept is None else treedef.flatten_up_to(kept)
-    return treedef.unflatten(_top_k(_common_dtype(scores), leaves, k, barred))
+    if any(isinstance(c, jax.core.Tracer) for c in counts):
+        each = [counting.total(c) for c in counts]
+        return jax.tree.map(lambda *parts: jnp.stack(parts), *each)
+    known = [int(c) for c in jax.device_get(list(counts))]
+    return counting.total(np.array([min(max(c, 0), _MANY_ENTRIES) for c in known]))
 
 
-def _common_dtype(scores: base.Scores) -> jnp.dtype:
-    """The one dtype, of 16, 32 or 64 bits, that holds all scores exactly."""
-    named = {
-        path: jnp.result_type(leaf)
-        for path, leaf in zip(
-            tree.leaf_paths(scores), jax.tree.leaves(scores), strict=True
+def _is_integer(n: Any) -> bool:
+    """Whether it is one integer; a Python integer may be too large for any dtype."""
+    if isinstance(n, bool | int):
+        return not isinstance(n, bool)
+    return getattr(n, "shape", None) == () and jnp.issubdtype(n.dtype, jnp.integer)
+
+
+def _floors(floors: Sequence[Any]) -> jax.Array:
+    return _integers(floors).modular
+
+
+def _known_costs(scores: base.Scores, costs: base.Counts) -> list[int]:
+    """The cost of an entry of each leaf."""
+    each = jax.tree.structure(scores).flatten_up_to(costs)
+    for path, cost in zip(tree.leaf_paths(scores), each, strict=True):
+        known = not isinstance(cost, jax.core.Tracer)
+        if not (known and jnp.issubdtype(jnp.result_type(cost), jnp.integer)):
+            raise base.PruningError(
+                f"A cost is a known integer; that of {path!r} is {cost}."
+            )
+        if cost < 1:
+            raise base.PruningError(f"The cost of {path!r} is {cost}, not positive.")
+    return [int(cost) for cost in each]
+
+
+def _check_nan(paths: list[str], leaves: list[Any], nan: jax.Array) -> None:
+    """Raises, or in a trace has `checkify` raise, where a leaf has a NaN."""
+    if not isinstance(nan, jax.core.Tracer):
+        flags = jax.device_get(nan)
+        if bad := [i for i, is_bad in enumerate(flags) if is_bad]:
+            raise base.NonFiniteScoreError(
+                "NaN scores in "
+                + ", ".join(
+                    f"{paths[i]!r} ({int(jnp.isnan(leaves[i]).sum())} of "
+                    f"{np.size(leaves[i])})"
+                    for i in bad
+                )
+                + "."
+            )
+    elif len(paths) <= _MANY_LEAVES:
+        for i, path in enumerate(paths):
+            checkify.debug_check(~nan[i], f"NaN scores in {path!r}")
+    else:  # a check for each would be most of the time of tracing
+        checkify.debug_check(
+            ~jnp.any(nan),
+            "NaN scores in leaf {n} of jprune.leaf_paths(scores)",
+            n=jnp.argmax(nan),
         )
-    }
-    floats = {p for p, d in named.items() if jnp.issubdtype(d, jnp.floating)}
-    others = {p for p, d in named.items() if p not in floats}
-    for path in others:
-        if not (jnp.issubdtype(named[path], jnp.integer) or named[path].kind == "b"):
-            raise base.PruningError(f"{path!r} has scores of type {named[path]}.")
-    if floats and others:
-        raise base.PruningError(
-            f"Floating scores ({min(floats)!r}) and integer scores ({min(others)!r}) "
-            "cannot compete: no type holds both exactly."
-        )
-    dtypes = set(named.values())
-    if (
-        len(dtypes) == 1
-        and (only := dtypes.pop()).itemsize in (2, 4, 8)
-        and only.kind != "b"
-    ):
-        return only
-    width = 64 if any(d.itemsize == 8 for d in named.values()) else 32
-    if any(d == jnp.uint32 for d in named.values()):
-        width = 64  # of mixed widths, where int32 would not hold it
-    dtype = jnp.dtype(f"{'float' if floats else 'int'}{width}")
-    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
-        raise base.PruningError(f"Scores of types {sorted(map(str, named.values()))}.")
-    return dtype
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _top_k(
-    dtype: jnp.dtype, leaves: list[jax.Array], k: jax.Array, kept: list | None
-) -> list[jax.Array]:
-    """Masks of k entries: those already kept, then the largest of the rest.
-
-    `k` has shape (1,) where all leaves compete, (leaves,) where each is alone.
-    """
-    keys = [ordered_bits(jnp.asarray(x).astype(dtype)) for x in leaves]
-    if kept is not None:
-        keys = [jnp.where(m, 0, x) for m, x in zip(kept, keys, strict=True)]
-        k = k - counting.tally([[m] for m in kept], k.size)[:, 0]
-    masks = _largest(keys, jnp.maximum(k, 0), kept)
-    return masks if kept is None else list(map(jnp.logical_or, kept, masks))
-
-
-def _largest(keys: list[jax.Array], k: jax.Array, barred: list | None) -> list:
-    """Masks of the k largest keys that are not barred, ties to the lower index.
-
-    A barred key has to be zero. It may then tie with a key of zero, and is kept
-    out there by the ranks of the ties.
-    """
-    sizes = np.array([x.size for x in keys])
-    alone = k.size == len(keys)
-    group = np.arange(len(keys)) if alone else np.zeros(len(keys), int)
-    total = sizes if alone else sizes.sum(keepdims=True)
-    k = jnp.minimum(k, jnp.asarray(total, jnp.int32))
-    threshold = counting.kth_largest(keys, k, keys[0].dtype.itemsize * 8)
-    above = [x > threshold[g] for x, g in zip(keys, group, strict=True)]
-    ties = [x == threshold[g] for x, g in zip(keys, group, strict=True)]
-    counts = counting.tally([[a, t] for a, t in zip(above, ties, strict=True)], k.size)
-    wanted = k - counts[:, 0]
-    if barred is not None:
-        ties = [tie & ~b for tie, b in zip(ties, barred, strict=True)]
-    # The same search ranks the ties: by how far they are from the end.
-    ends = sizes if alone else sizes[::-1].cumsum()[::-1]
-    ranks = [
-        jnp.where(tie, jnp.uint32(end) - counting.flat_index(tie), 0)
-        for tie, end in zip(ties, ends, strict=True)
-    ]
-    bits = int(total.max()).bit_length()
-    needed = jnp.any(counts[:, 1] > wanted)
-    cutoff = counting.kth_largest(ranks, wanted, bits, needed)
-    return [
-        a | (tie & (rank >= cutoff[g]) & (wanted[g] > 0))
-        for a, tie, rank, g in zip(above, ties, ranks, group, strict=True)
-    ]

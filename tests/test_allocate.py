@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jprune as jp
-from jprune import allocate, selection
+from jprune import allocate, budgets, selection
 
 NET = {
     "conv": {"kernel": (3, 3, 3, 16)},
@@ -60,7 +60,7 @@ def test_uniform_is_uniform_within_a_unit(sparsity):
     n = sum(sizes.values())
     host, traced = _counts(allocate.uniform(), _params(), sparsity)
     assert sum(host.values()) == n - round(n * sparsity)
-    assert sum(traced.values()) == int(selection.kept_count(n, jnp.float32(sparsity)))
+    assert sum(traced.values()) == int(budgets.kept_count(n, jnp.float32(sparsity)))
     for counts in (host, traced):
         _check_bounds(counts, sizes)
         for path, size in sizes.items():
@@ -121,7 +121,7 @@ def test_the_published_loop(make, share, sparsity, pins):
     n = sum(sizes.values())
     host, traced = _counts(make(pins=pins), params, sparsity)
     assert sum(host.values()) == n - round(n * sparsity)
-    assert sum(traced.values()) == int(selection.kept_count(n, jnp.float32(sparsity)))
+    assert sum(traced.values()) == int(budgets.kept_count(n, jnp.float32(sparsity)))
     for counts in (host, traced):
         _check_bounds(counts, sizes)
         for path, density in expected.items():
@@ -166,7 +166,7 @@ def test_totals_of_large_models_are_exact(sparsity):
     host = allocate.uniform()(params, params, sparsity)
     traced = allocate.uniform()(params, params, jnp.float32(sparsity))
     assert sum(map(int, host)) == n - round(n * sparsity)
-    assert sum(map(int, traced)) == int(selection.kept_count(n, jnp.float32(sparsity)))
+    assert sum(map(int, traced)) == int(budgets.kept_count(n, jnp.float32(sparsity)))
     for a, b, size in zip(host, traced, sizes, strict=True):
         assert abs(int(a) - size * (1 - sparsity)) <= 1
         assert abs(int(a) - int(b)) <= 1 + 1e-6 * size  # float32
@@ -209,7 +209,7 @@ def test_rescaled_global_is_the_fixed_point_of_the_loop(seed, sparsity):
     allocation = allocate.rescaled_global(0.005)
     for s in (sparsity, jnp.float32(sparsity)):
         found = allocation(scores, scores, s)
-        assert sum(map(int, found.values())) == int(selection.kept_count(n, s))
+        assert sum(map(int, found.values())) == int(budgets.kept_count(n, s))
         for path, kept in expected.items():
             assert abs(int(found[path]) - kept) <= 1 + 1e-3, path
     assert int(found["c"]) == 20

@@ -3,13 +3,9 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 import resource
-import socket
-import subprocess
 import sys
 import threading
-from pathlib import Path
 from typing import NamedTuple
 
 import equinox as eqx
@@ -25,7 +21,7 @@ from flax import nnx
 from hypothesis import strategies as st
 
 import jprune as jp
-from jprune import checkpoint
+from jprune import checkpoint, storage
 
 ERROR = checkpoint.CheckpointError
 RNG = np.random.default_rng(0)
@@ -175,6 +171,26 @@ def test_a_pruner_and_its_masks_go_on_where_they_were(tmp_path):
     checkpoint.save(tmp_path, 3, halfway)
     restored = checkpoint.restore(tmp_path, jax.eval_shape(lambda: halfway))
     assert_same(train(*restored, range(3, 6)), train(*halfway, range(3, 6)))
+
+
+@pytest.mark.others_code
+@pytest.mark.parametrize("at_once", [1, 40])
+def test_what_is_read_in_many_parts_is_the_same(at_once, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "_AT_ONCE", at_once)  # bytes
+    state = nasty()
+    checkpoint.save(tmp_path, 0, state)
+    assert_same(checkpoint.restore(tmp_path, state), state)
+
+
+@hypothesis.settings(deadline=None, derandomize=True)
+@hypothesis.given(st.lists(st.integers(1, 2**29)))
+def test_no_more_is_read_at_once_than_stated_or_one_leaf(sizes):
+    types = {str(i): ("uint8", [size]) for i, size in enumerate(sizes)}
+    batches = list(storage._batches(types))
+    assert [name for batch in batches for name in batch] == list(types)
+    for batch in batches:
+        total = sum(sizes[int(name)] for name in batch)
+        assert total <= 2**28 or len(batch) == 1
 
 
 # ---- saving ----
@@ -328,38 +344,3 @@ def test_without_orbax_the_extra_is_named(tmp_path, monkeypatch):
         checkpoint.save(tmp_path, 0, {})
     with pytest.raises(ImportError, match=r"jprune\[checkpoint\]"):
         checkpoint.restore(tmp_path, {})
-
-
-def test_more_than_one_process_is_refused(tmp_path):
-    script = """
-import sys, jax
-from jprune import checkpoint
-jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
-for act in (lambda: checkpoint.save(sys.argv[3], 1, jax.numpy.ones(2)),
-            lambda: checkpoint.restore(sys.argv[3], jax.numpy.ones(2), step=0)):
-    try:
-        act()
-    except checkpoint.CheckpointError as error:
-        assert "2 processes" in str(error), error
-    else:
-        sys.exit("not refused")
-"""
-    checkpoint.save(tmp_path, 0, jnp.ones(2))
-    before = files_of(tmp_path)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    root = Path(__file__).parent.parent
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, address, str(i), tmp_path],
-            env={**os.environ, "PYTHONPATH": str(root), "JAX_NUM_CPU_DEVICES": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-    assert files_of(tmp_path) == before

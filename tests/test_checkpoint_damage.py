@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from damage import flip, saved_files, small
 from exact import assert_same, files_of
 
 from jprune import checkpoint
@@ -24,28 +25,6 @@ def refuses(directory, like, match, **kwargs):
     assert str(directory) in str(caught.value)
     assert files_of(directory) == before
     return str(caught.value)
-
-
-def small():
-    rng = np.random.default_rng(1)
-    return {
-        "w": jnp.asarray(rng.normal(size=(40, 50)), jnp.float32),
-        "mask": jnp.asarray(rng.random((40, 50)) < 0.3),
-        "half": jnp.asarray(rng.normal(size=300), jnp.bfloat16),
-        "empty": jnp.zeros((0, 2)),
-        "key": jax.random.key(0),
-        "count": jnp.asarray(5, jnp.int32),
-    }
-
-
-def saved_files(path):
-    return sorted(file for file in path.rglob("*") if file.is_file())
-
-
-def flip(file, bit):
-    data = bytearray(file.read_bytes())
-    data[bit // 8] ^= 1 << bit % 8
-    file.write_bytes(data)
 
 
 def seal(path, change):

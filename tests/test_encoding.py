@@ -17,7 +17,7 @@ def round_trip(leaf, like=None):
     stored, entry = encoding.encode(leaf)
     like = leaf if like is None else like
     assert encoding.describe(like) == encoding.describe(leaf)
-    return encoding.decode(entry, stored, like)
+    return encoding.decode(entry, np.asarray(stored), like)
 
 
 @hypothesis.settings(max_examples=200, deadline=None, derandomize=True)
@@ -128,6 +128,41 @@ def test_what_was_not_stored_is_not_decoded(change):
 def test_what_is_no_array_of_numbers_is_refused(leaf, match):
     with pytest.raises(ValueError, match=match):
         encoding.encode(leaf)
+
+
+# ---- parts of one leaf on many processes ----
+
+
+def described_by_boxes(x, *boxes):
+    """What processes that hold these parts of an array would say of it."""
+    plain = encoding.encode(x)[1]
+    return [
+        {**plain, "sha256": {box: hashlib.sha256(x[part].tobytes()).hexdigest()}}
+        for box, part in boxes
+    ]
+
+
+def test_a_leaf_of_many_processes_is_checked_part_by_part():
+    x = RNG.normal(size=(4, 6)).astype(np.float32)
+    parts = [("0:4,0:2", np.s_[:, :2]), ("0:4,2:6", np.s_[:, 2:])]
+    entries = described_by_boxes(x, *parts)
+    entry = encoding.join(entries)
+    assert_same(encoding.decode(entry, x, x), x)
+    changed = x.copy()
+    changed[3, 2] += 1
+    with pytest.raises(ValueError, match=r"does not match.*\[0:4,2:6\]"):
+        encoding.decode(entry, changed, x)
+    with pytest.raises(ValueError, match="shards are not all there: 0:4,0:2"):
+        encoding.join(entries[:1])
+    whole = encoding.encode(x)[1]
+    assert encoding.join([whole, whole]) == whole
+    for other in ({"dtype": "int32"}, {"sha256": "0"}, {"weak": True}):
+        with pytest.raises(ValueError, match="differs between the processes"):
+            encoding.join([whole, {**whole, **other}])
+    with pytest.raises(ValueError, match="over some of the processes only"):
+        encoding.join([entries[0], whole])
+    with pytest.raises(ValueError, match="differs between the processes"):
+        encoding.join([whole, entries[0]])
 
 
 # ---- devices ----

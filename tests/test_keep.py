@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import optax
 import pytest
 
 import jprune as jp
@@ -222,3 +223,63 @@ def test_misuse_is_refused_at_use():
     bad = {"layer": {"kernel": jnp.ones((6, 4)).at[0, 0].set(jnp.nan)}}
     with pytest.raises(jp.NonFiniteScoreError, match=r"'layer/kernel' \(1 of 24\)"):
         _run(jp.keep_n_of_m(2, 3), bad)
+
+
+def _kept_within(params, link):
+    return link.update(params, link.init(params), params)[0]
+
+
+def test_keep_within_budget_counts_bytes():
+    params = {
+        "wide": jnp.array([4.0, 3.0, 2.0, 1.0], jnp.float32),
+        "half": jnp.array([1.9, 1.4, 0.9, 0.4], jnp.bfloat16),
+    }
+    # Value for money: wide 1, .75, .5, .25; half .95, .7, .45, .2.
+    masks = _kept_within(params, jp.keep_within_budget(13))
+    assert masks["wide"].tolist() == [True, True, False, False]  # 8 bytes
+    assert masks["half"].tolist() == [True, True, False, False]  # 4 bytes; 1 is left
+
+
+def test_keep_within_budget_charges_channels_for_their_weights():
+    params = {"kernel": jnp.array([[3.0, 1.0], [3.0, 2.0]]), "bias": jnp.ones(2)}
+    pruner = optax.chain(
+        jp.pool_over_axes(jnp.sum, keep="output"),
+        jp.keep_within_budget(3, lambda path, w: 1),
+    )
+    chosen = jp.select(pruner, jp.is_kernel)
+    masks = chosen.update(params, chosen.init(params), params)[0]
+    assert masks["kernel"].tolist() == [[True, False]]  # a channel costs 2 of the 3
+
+
+def test_keep_within_budget_follows_a_schedule_and_keeps_a_minimum():
+    params = {"a": jnp.array([4.0, 3.0]), "b": jnp.array([2.0, 1.0])}
+    schedule = optax.linear_schedule(4, 1, 3)
+    link = jp.keep_within_budget(schedule, lambda path, w: 1)
+    state = link.init(params)
+    update = jax.jit(lambda step: link.update(params, state, params, step=step)[0])
+    kept = [sum(int(m.sum()) for m in update(step).values()) for step in range(5)]
+    assert kept == [4, 3, 2, 1, 1]
+    link = jp.keep_within_budget(2, lambda path, w: 1, min_kept=1)
+    masks = _kept_within(params, link)
+    assert jax.tree.map(lambda m: m.tolist(), masks) == {
+        "a": [True, False],
+        "b": [True, False],
+    }
+
+
+def test_keep_within_budget_refuses():
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    with pytest.raises(jp.PruningError, match="not negative; got -1"):
+        jp.keep_within_budget(-1)
+    with pytest.raises(jp.PruningError, match="min_kept counts entries; got -1"):
+        jp.keep_within_budget(1, min_kept=-1)
+    for cost, message in (
+        (lambda path, w: 0, "cost of 'a' is 0, not positive"),
+        (lambda path, w: 0.5, "known integer; that of 'a' is 0.5"),
+        (lambda path, w: 1 if path == "a" else 70_000, "'b' is 70000 times"),
+    ):
+        with pytest.raises(jp.PruningError, match=message):
+            _kept_within(params, jp.keep_within_budget(1, cost))
+    # A common divisor does not count.
+    masks = _kept_within(params, jp.keep_within_budget(70_000, lambda path, w: 70_000))
+    assert masks["a"].tolist() == [True, False]

@@ -117,25 +117,3 @@ def test_counts_of_large_leaves_are_exact():
     assert jax.tree.map(int, masks_lib.kept(params, masks)) == expected
     removed = (3 * n * n - sum(expected)) / (3 * n * n)  # of more than 2^31
     assert float(jp.sparsity(params, masks)) == pytest.approx(removed, rel=1e-6)
-
-
-@pytest.mark.parametrize("shape", [(), (0,), (1,), (7,), (8,), (9,), (3, 0, 2), (5, 5)])
-def test_packing_is_lossless_and_numpys(shape):
-    mask = np.random.default_rng(0).random(shape) < 0.5
-    packed = masks_lib.pack({"w": jnp.asarray(mask)})
-    assert packed["w"].dtype == jnp.uint8
-    np.testing.assert_array_equal(packed["w"], np.packbits(mask.ravel()))
-    like = {"w": jax.ShapeDtypeStruct(shape, bool)}
-    for unpack in (masks_lib.unpack, jax.jit(lambda p: masks_lib.unpack(p, like))):
-        found = unpack(packed, like) if unpack is masks_lib.unpack else unpack(packed)
-        assert found["w"].dtype == bool
-        np.testing.assert_array_equal(found["w"], mask)
-
-
-def test_bytes_of_another_shape_are_refused():
-    packed = masks_lib.pack({"layer": {"w": jnp.ones((3, 3), bool)}})
-    like = {"layer": {"w": jax.ShapeDtypeStruct((3, 6), bool)}}
-    with pytest.raises(
-        jp.PruningError, match=r"'layer/w' has \(2,\).*\(3, 6\) takes 3"
-    ):
-        masks_lib.unpack(packed, like)

@@ -8,4 +8,24 @@ BENCHMARKS = (
         "Convolution under vmap over kernels: patches times a matrix or lax.conv",
         "experiments.benchmarks.vmapped_conv",
     ),
+    Entry(
+        "overhead",
+        "What sparsify costs a training step: AdamW with it and without",
+        "experiments.benchmarks.overhead",
+    ),
+    Entry(
+        "sparse_products",
+        "Products with a pruned matrix: masks, coordinates, n:m, blocks, fewer outputs",
+        "experiments.benchmarks.sparse_products",
+    ),
+    Entry(
+        "selection",
+        "An exact global mask, in reduction passes: jprune, sorting, N:M, devices",
+        "experiments.benchmarks.selection",
+    ),
+    Entry(
+        "leaves",
+        "Thousands of small leaves: seconds of the first refresh and of the next",
+        "experiments.benchmarks.leaves",
+    ),
 )

@@ -4,7 +4,7 @@ from typing import Literal
 
 import optax
 
-from jprune import allocate, base, keep, schedules, scores, selection
+from jprune import allocate, base, budgets, keep, schedules, scores
 
 
 def magnitude(
@@ -119,7 +119,7 @@ def global_magnitude(
       paper's loop of rescaling is solved for its fixed point; counts are exact.
     """
     if not callable(sparsity):
-        selection.check_sparsity(sparsity)
+        budgets.check_sparsity(sparsity)
     return optax.chain(
         scores.score_by_magnitude(),
         keep.keep_top(sparsity, allocation=allocate.rescaled_global(min_fraction)),
