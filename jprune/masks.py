@@ -39,8 +39,12 @@ def apply(params: base.Params, masks: base.Masks) -> base.Params:
       >>> apply({"w": jnp.array([2.0, jnp.nan])}, {"w": jnp.array([True, False])})
       {'w': Array([2., 0.], dtype=float32)}
     """
-    masks = check(params, masks)
-    return jax.tree.map(lambda w, m: jnp.where(m, w, jnp.zeros_like(w)), params, masks)
+    return jax.tree.map(_zero_outside, params, check(params, masks))
+
+
+@jax.jit  # one call a leaf, where thousands of leaves are pruned outside of a jit
+def _zero_outside(w: jax.Array, m: jax.Array) -> jax.Array:
+    return jnp.where(m, w, jnp.zeros_like(w))
 
 
 def check(params: base.Params, masks: base.Masks) -> base.Masks:

@@ -333,8 +333,7 @@ def _known_costs(scores: base.Scores, costs: base.Counts) -> list[int]:
     """The cost of an entry of each leaf."""
     each = jax.tree.structure(scores).flatten_up_to(costs)
     for path, cost in zip(tree.leaf_paths(scores), each, strict=True):
-        known = not isinstance(cost, jax.core.Tracer)
-        if not (known and jnp.issubdtype(jnp.result_type(cost), jnp.integer)):
+        if isinstance(cost, jax.core.Tracer) or not _is_integer(cost):
             raise base.PruningError(
                 f"A cost is a known integer; that of {path!r} is {cost}."
             )

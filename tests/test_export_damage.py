@@ -151,6 +151,19 @@ def test_files_that_say_something_else(change, match, tmp_path):
     refuses(path, match)
 
 
+def test_the_manifest_is_held_against_its_own_checksum(tmp_path):
+    """What no array tells: what is static, such as the axis of a pattern."""
+    path = export.save_packed(tmp_path / "m", small())
+    data = path.read_bytes()
+    for old, new in (
+        (b'\\"axis\\": 0', b'\\"axis\\": 1'),
+        (b'\\"m\\": 2', b'\\"m\\": 4'),
+    ):
+        assert data.count(old) == 1
+        path.write_bytes(data.replace(old, new))
+        refuses(path, "its manifest does not match its own checksum")
+
+
 def test_foreign_files_are_named(tmp_path):
     path = tmp_path / "m"
     refuses(path, "FileNotFoundError")

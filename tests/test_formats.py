@@ -283,6 +283,13 @@ def test_masks_that_do_not_fit_a_format(pack, shape, match):
         pack(np.ones(shape, np.float32), m)
 
 
+def test_more_than_n_do_not_fit_and_fewer_neither():
+    for kept in (1, 3):
+        m = np.arange(4)[:, None] < np.full((1, 3), kept)
+        with pytest.raises(formats.FormatError, match="keeps not 2 of each 4"):
+            formats.pack_n_of_m(2, 4)(np.ones((4, 3), np.float32), m)
+
+
 @pytest.mark.parametrize("name", sorted(NARROW))
 def test_two_bit_integers_only_go_dense(name):
     w = random_bits(np.random.default_rng(0), jnp.dtype(name), (4, 4))

@@ -52,7 +52,7 @@ def _total(scores, costs):
 
 def test_random_trees_equal_the_greedy_choice():
     seen = collections.Counter()
-    for seed in range(400):
+    for seed in range(300):
         rng = np.random.default_rng(seed)
         name, family = rng.choice(list(DTYPES)), rng.choice(FAMILIES)
         scores, costs, floors = _scores(name, family, seed), _costs(rng), None
@@ -102,12 +102,7 @@ def test_equal_costs_are_a_top_k(cost):
     scores = _scores("mixed", "tied", 0)
     for k in (0, 1, 30, 60):
         budget = k * cost + cost // 2
-        if cost == 3 * 2**40:
-            budget = counting.total(k)
-            costs = dict.fromkeys(scores, 1)
-        else:
-            costs = dict.fromkeys(scores, cost)
-        found = selection.top_within_budget(scores, costs, budget)
+        found = selection.top_within_budget(scores, dict.fromkeys(scores, cost), budget)
         np.testing.assert_array_equal(flat(found), flat(selection.top_k(scores, k)))
 
 
@@ -137,12 +132,12 @@ def test_budgets_beyond_2_32(family):
     costs = {"a": 65_536, "b": 40_961, "c": 1}
     total = _total(scores, costs)
     assert total > 2**33
+    traced = jax.jit(lambda s, b: selection.top_within_budget(s, costs, b))
     for budget in (2**32, 2**32 - 1, 2**31 + 1, 2**33 + 12_345, total - 1, total):
         expected, paid = oracles.within_budget(scores, costs, budget)
         assert paid <= budget
         found = selection.top_within_budget(scores, costs, budget)
         np.testing.assert_array_equal(flat(found), expected)
-        traced = jax.jit(lambda s, b: selection.top_within_budget(s, costs, b))
         found = traced(scores, counting.total(budget))
         np.testing.assert_array_equal(flat(found), expected)
 
