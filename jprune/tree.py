@@ -1,6 +1,6 @@
 """Paths, rules and predicates over parameter trees.
 
-The only module that touches `jax.tree_util`. A leaf is named by the keys that
+The only module that walks trees with `jax.tree_util`. A leaf is named by the keys that
 lead to it joined with `/`, the same for Flax Linen, Flax NNX, Equinox and plain
 dicts: boxes that hold one array under `.value` (an NNX Variable, a Linen
 partitioned parameter) do not show, so `dense/kernel` is `dense/kernel`

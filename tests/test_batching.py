@@ -148,9 +148,12 @@ def test_every_leaf_is_in_one_batch(on_host):
     members = np.concatenate([b.leaves for b in batches])
     assert sorted(members.tolist()) == list(range(len(leaves)))
     assert len(batches) < len(leaves)
-    back = (jax.jit if not on_host else lambda f: f)(
-        lambda: batching.unbatch(batches, [b.values for b in batches], leaves)
-    )()
+
+    def back_in_order(values):
+        return batching.unbatch(batches, values, leaves)
+
+    in_order = back_in_order if on_host else jax.jit(back_in_order)
+    back = in_order([b.values for b in batches])
     for x, y in zip(leaves, back, strict=True):
         np.testing.assert_array_equal(x, y)
 
@@ -198,6 +201,7 @@ def test_the_number_of_programs_does_not_grow_with_the_leaves(pool):
         assert sum(int(np.sum(m)) for m in found) == leaves
         number[leaves] = len(names)
     assert 0 < number[1_000] <= number[200] <= 80, number
+    others = [jnp.asarray(-np.asarray(x)) for x in scores]
     with _compilations() as names:
-        selection.top_k([jnp.asarray(-np.asarray(x)) for x in scores], 77)
+        selection.top_k(others, 77)
     assert not names

@@ -44,4 +44,4 @@ def draw(path: Path, *, figures: dict[str, Any], shapes: dict[str, Any]) -> None
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)
+    figure.savefig(path, format="png")
