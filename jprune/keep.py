@@ -158,7 +158,7 @@ def keep_within_budget(
       >>> masks["conv"].tolist(), masks["dense"].tolist()
       ([True, False], [True, False])
     """
-    if not callable(budget) and not isinstance(budget, jax.Array) and budget < 0:
+    if isinstance(budget, int) and budget < 0:
         raise base.PruningError(f"A budget is not negative; got {budget}.")
     if min_kept < 0:
         raise base.PruningError(f"min_kept counts entries; got {min_kept}.")
@@ -171,7 +171,7 @@ def keep_within_budget(
             params,
             scores,
         )
-        most = budget
+        most: Any = budget
         if callable(budget):
             most = jnp.round(jnp.asarray(budget(step))).astype(jnp.int32)
         floors = None

@@ -69,6 +69,9 @@ def common_dtype(scores: base.Scores) -> jnp.dtype:
     Raises:
       PruningError: if there is none; names leaves.
     """
+    alike = {jnp.result_type(leaf) for leaf in jax.tree.leaves(scores)}
+    if len(alike) == 1 and _is_itself(only := alike.pop()):
+        return only  # without the paths, which cost time in trees of many leaves
     named = {
         path: jnp.result_type(leaf)
         for path, leaf in zip(
@@ -85,13 +88,6 @@ def common_dtype(scores: base.Scores) -> jnp.dtype:
             f"Floating scores ({min(floats)!r}) and integer scores ({min(others)!r}) "
             "cannot compete: no type holds both exactly."
         )
-    dtypes = set(named.values())
-    if (
-        len(dtypes) == 1
-        and (only := dtypes.pop()).itemsize in (2, 4, 8)
-        and only.kind != "b"
-    ):
-        return only
     width = 64 if any(d.itemsize == 8 for d in named.values()) else 32
     if any(d == jnp.uint32 for d in named.values()):
         width = 64  # of mixed widths, where int32 would not hold it
@@ -99,3 +95,9 @@ def common_dtype(scores: base.Scores) -> jnp.dtype:
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise base.PruningError(f"Scores of types {sorted(map(str, named.values()))}.")
     return dtype
+
+
+def _is_itself(dtype: jnp.dtype) -> bool:
+    """Whether scores of that type are compared in it."""
+    real = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+    return real and dtype.itemsize in (2, 4, 8)

@@ -178,15 +178,16 @@ def top_within_budget(
     each = _known_costs(scores, costs)
     # A budget of c g holds what one of c does, where all costs are multiples of g.
     unit = math.gcd(*each)
+    most: Any = budget
     if unit > 1 and not isinstance(budget, counting.Total):
-        each, budget = [cost // unit for cost in each], budget // unit
+        each, most = [cost // unit for cost in each], most // unit
     for path, cost in zip(tree.leaf_paths(scores), each, strict=True):
         if cost > 2**16:
             raise base.PruningError(
                 f"The cost of {path!r} is {cost} times the common divisor of all; at "
                 "most 65536 can be counted."
             )
-    return _select(scores, [budget], floors=floors, costs=each, specs=specs)
+    return _select(scores, [most], floors=floors, costs=each, specs=specs)
 
 
 def count_top_k(scores: base.Scores, k: Count, *, specs: Any = None) -> base.Counts:
@@ -258,11 +259,11 @@ def _select(
         math.prod(np.shape(x)) * counting.shard_factor(spec)
         for x, spec in zip(leaves, spread, strict=True)
     ]
-    for path, size in zip(tree.leaf_paths(scores), sizes, strict=True):
-        if size >= 2**32:
-            raise base.PruningError(
-                f"{path!r} has {size} scores; fewer than 2^32 of a leaf can be counted."
-            )
+    if (most := max(sizes)) >= 2**32:
+        raise base.PruningError(
+            f"{tree.leaf_paths(scores)[sizes.index(most)]!r} has {most} scores; fewer "
+            "than 2^32 of a leaf can be counted."
+        )
     task = search.Task(
         budget=_integers(wanted),
         sizes=jnp.asarray(np.array(sizes, np.uint32)),
@@ -275,7 +276,7 @@ def _select(
     on_host = not any(isinstance(x, jax.core.Tracer) for x in work)
     run = _run if on_host else _run_traced
     result, nan = run(leaves, task, dtype, tuple(spread), as_counts)
-    _check_nan(tree.leaf_paths(scores), leaves, nan)
+    _check_nan(scores, leaves, nan)
     return treedef.unflatten(result)
 
 
@@ -342,11 +343,11 @@ def _known_costs(scores: base.Scores, costs: base.Counts) -> list[int]:
     return [int(cost) for cost in each]
 
 
-def _check_nan(paths: list[str], leaves: list[Any], nan: jax.Array) -> None:
+def _check_nan(scores: base.Scores, leaves: list[Any], nan: jax.Array) -> None:
     """Raises, or in a trace has `checkify` raise, where a leaf has a NaN."""
     if not isinstance(nan, jax.core.Tracer):
-        flags = jax.device_get(nan)
-        if bad := [i for i, is_bad in enumerate(flags) if is_bad]:
+        if bad := np.flatnonzero(jax.device_get(nan)).tolist():
+            paths = tree.leaf_paths(scores)
             raise base.NonFiniteScoreError(
                 "NaN scores in "
                 + ", ".join(
@@ -356,8 +357,8 @@ def _check_nan(paths: list[str], leaves: list[Any], nan: jax.Array) -> None:
                 )
                 + "."
             )
-    elif len(paths) <= _MANY_LEAVES:
-        for i, path in enumerate(paths):
+    elif len(leaves) <= _MANY_LEAVES:
+        for i, path in enumerate(tree.leaf_paths(scores)):
             checkify.debug_check(~nan[i], f"NaN scores in {path!r}")
     else:  # a check for each would be most of the time of tracing
         checkify.debug_check(

@@ -19,7 +19,7 @@ def small(seed: int = 1) -> dict:
     return {
         "w": jnp.asarray(rng.normal(size=(40, 50)), jnp.float32),
         "mask": kept["w"],
-        "packed": masks.pack(kept)["w"],
+        "packed": masks.pack(kept, kept)["w"],
         "half": jnp.asarray(rng.normal(size=300), jnp.bfloat16),
         "empty": jnp.zeros((0, 2)),
         "key": jax.random.key(seed),

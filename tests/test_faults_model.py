@@ -97,7 +97,7 @@ MODELS = {
     "masks as bits": (
         lambda: (
             params(),
-            halfway()[1]._replace(masks=jp.masks.pack(halfway()[1].masks)),
+            halfway()[1]._replace(masks=jp.masks.pack(halfway()[1].masks, params())),
         ),
         "leaf '1/masks/a/kernel' is .*bool.*uint8",
     ),
@@ -120,7 +120,7 @@ def test_another_model_is_refused_by_the_leaf(change, tmp_path):
 @pytest.mark.others_code
 def test_packed_masks_come_back_and_unpack(tmp_path):
     masks = halfway()[1].masks
-    packed = jp.masks.pack(masks)
+    packed = jp.masks.pack(masks, masks)
     checkpoint.save(tmp_path, 0, {"packed": packed, "masks": masks})
     like = jax.eval_shape(lambda: {"packed": packed, "masks": masks})
     restored = checkpoint.restore(tmp_path, like)

@@ -50,9 +50,10 @@ def _total(scores, costs):
     return sum(np.size(x) * costs[key] for key, x in scores.items())
 
 
-def test_random_trees_equal_the_greedy_choice():
+@pytest.mark.parametrize("trees", [150, pytest.param(3_000, marks=pytest.mark.slow)])
+def test_random_trees_equal_the_greedy_choice(trees):
     seen = collections.Counter()
-    for seed in range(300):
+    for seed in range(trees):
         rng = np.random.default_rng(seed)
         name, family = rng.choice(list(DTYPES)), rng.choice(FAMILIES)
         scores, costs, floors = _scores(name, family, seed), _costs(rng), None
@@ -67,7 +68,7 @@ def test_random_trees_equal_the_greedy_choice():
         np.testing.assert_array_equal(flat(found), expected)
         whole = min(max(budget, 0), total)
         seen["exact" if paid == whole else "over" if paid > whole else "under"] += 1
-    assert min(seen[kind] for kind in ("exact", "over", "under")) >= 20, seen
+    assert min(seen[kind] for kind in ("exact", "over", "under")) >= 10, seen
 
 
 def test_inside_a_trace_the_budget_and_the_floors_may_be_traced():
@@ -97,7 +98,7 @@ def test_inside_a_trace_the_budget_and_the_floors_may_be_traced():
         np.testing.assert_array_equal(flat(free), expected)
 
 
-@pytest.mark.parametrize("cost", [1, 7, 65_536, 3 * 2**40])
+@pytest.mark.parametrize("cost", [1, 65_537, 3 * 2**40])
 def test_equal_costs_are_a_top_k(cost):
     scores = _scores("mixed", "tied", 0)
     for k in (0, 1, 30, 60):
@@ -120,7 +121,9 @@ def test_a_larger_budget_keeps_what_a_smaller_one_does():
         assert before.all()
 
 
-@pytest.mark.parametrize("family", ["normal", "tied"])
+@pytest.mark.parametrize(
+    "family", [pytest.param("normal", marks=pytest.mark.slow), "tied"]
+)
 def test_budgets_beyond_2_32(family):
     rng = np.random.default_rng(0)
     scores = {

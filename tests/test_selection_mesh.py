@@ -50,8 +50,15 @@ def _place(host, mesh, specs):
     }
 
 
-def _all(scores, k, specs=None):
-    more = {} if specs is None else {"specs": specs}
+def _two(scores, k, **more):
+    """Of the four that share their parts the two that between them use all."""
+    return {
+        "leaf": selection.top_k_per_leaf(scores, FLOORS, **more),
+        "budget": selection.top_within_budget(scores, COSTS, k, floors=FLOORS, **more),
+    }
+
+
+def _all(scores, k, **more):
     return {
         "global": selection.top_k(scores, k, **more),
         "leaf": selection.top_k_per_leaf(scores, FLOORS, **more),
@@ -83,8 +90,8 @@ def test_the_masks_are_those_of_one_device(kind):
     mesh, host = _mesh(kind), _host()
     scores = _place(host, mesh, SPECS)
     n = values_of(host).size
-    for k in (0, n // 3, n):
-        found = _all(scores, k)
+    for k in (n // 3, n, 0):
+        found = _all(scores, k) if k == n // 3 else _two(scores, k)
         _check(found, host, k)
         _assert_placed_like(found, scores)
     counts = selection.count_top_k(scores, n // 3)
@@ -100,7 +107,7 @@ def test_in_a_jitted_function_that_donates_what_it_reads(kind):
     k = values_of(host).size // 2
     # As many bytes out as in: the donated buffers can serve the result.
     donated = jax.jit(
-        lambda s, k: (jax.tree.map(lambda x: x + 1, s), _all(s, k)), donate_argnums=0
+        lambda s, k: (jax.tree.map(lambda x: x + 1, s), _two(s, k)), donate_argnums=0
     )
     scores = _place(host, mesh, SPECS)
     _, found = donated(scores, np.int32(k))
@@ -115,41 +122,22 @@ def test_inside_shard_map(check):
     mesh, host = _mesh(), _host(2)
     scores = _place(host, mesh, SPECS)
     k = values_of(host).size // 3
-    names = ("global", "leaf", "floors", "budget")
+
+    def count(scores, k):
+        return selection.count_top_k(scores, k, specs=SPECS)
+
     selected = jax.shard_map(
-        lambda s, k: _all(s, k, SPECS),
+        lambda s, k: {**_two(s, k, specs=SPECS), "counts": count(s, k)},
         mesh=mesh,
         in_specs=(SPECS, P()),
-        out_specs=dict.fromkeys(names, SPECS),
+        out_specs={"leaf": SPECS, "budget": SPECS, "counts": P()},
         check_vma=check,
     )
     found = jax.jit(selected)(scores, jnp.int32(k))
+    counts = jax.tree.map(int, found.pop("counts"))
     _check(found, host, k)
     _assert_placed_like(found, scores)
-    counted = jax.shard_map(
-        lambda s: selection.count_top_k(s, k, specs=SPECS),
-        mesh=mesh,
-        in_specs=(SPECS,),
-        out_specs=P(),
-        check_vma=check,
-    )
-    kept = jax.tree.map(lambda m: int(np.sum(m)), found["global"])
-    assert jax.tree.map(int, jax.jit(counted)(scores)) == kept
-
-
-def test_leaves_of_one_device_beside_leaves_of_many():
-    host = _host(3)
-    scores = {**host, **_place({"a": host["a"], "d": host["d"]}, _mesh(), SPECS)}
-    scores["e"] = jax.device_put(host["e"], jax.devices()[3])
-    scores["c"] = jnp.asarray(host["c"])
-    k = values_of(host).size // 3
-    found = _all(scores, k)
-    _check(found, host, k)
-    for masks in found.values():
-        for key in ("a", "d", "e"):
-            assert masks[key].sharding.is_equivalent_to(
-                scores[key].sharding, host[key].ndim
-            )
+    assert counts == jax.tree.map(int, selection.count_top_k(host, k))
 
 
 COLLECTIVES = "all-gather|all-to-all|collective-permute|reduce-scatter|all-reduce"
@@ -199,8 +187,10 @@ def test_what_is_exchanged_does_not_grow_with_the_weights(kind):
     floors, costs = {"a": 9, "b": 0, "c": 7, "d": 1}, {"a": 3, "b": 1, "c": 2, "d": 5}
     for select in (
         selection.top_k,
-        lambda s, k: selection.top_k_per_leaf(s, {**floors, "a": k}),
-        lambda s, k: selection.top_within_budget(s, costs, k, floors=floors),
+        lambda s, k: (
+            selection.top_k_per_leaf(s, {**floors, "a": k}),
+            selection.top_within_budget(s, costs, k, floors=floors),
+        ),
     ):
         small, large = exchanged(select, 1), exchanged(select, 16)
         assert sum(n for *_, n in small) == sum(n for *_, n in large) > 0

@@ -19,7 +19,6 @@ from jprune import selection
 SHAPES = {"a": (16, 24), "b": (24, 8), "c": (33,), "d": (16, 8), "e": ()}
 SPECS = {"a": ("x",), "b": (None, "x"), "c": (), "d": ("x",), "e": ()}
 FLOORS = {"a": 9, "b": 190, "c": 0, "d": 40, "e": 1}
-COSTS = {"a": 3, "b": 1, "c": 2, "d": 5, "e": 1}
 K = sum(int(np.prod(shape)) for shape in SHAPES.values()) // 3
 TX = jp.sparsify(
     optax.adamw(1e-2),
@@ -42,7 +41,6 @@ def select(scores, k):
         "global": selection.top_k(scores, k),
         "leaf": selection.top_k_per_leaf(scores, FLOORS),
         "floors": selection.top_k_with_floors(scores, k, FLOORS),
-        "budget": selection.top_within_budget(scores, COSTS, k, floors=FLOORS),
         "n of m": pruner.update(matrices, pruner.init(matrices), matrices)[0],
     }
 

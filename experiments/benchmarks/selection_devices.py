@@ -48,7 +48,7 @@ def main() -> None:
         sharding = NamedSharding(mesh, PartitionSpec("x", None))
         scores = [jax.device_put(jnp.asarray(x), sharding) for x in host]
         program = jax.jit(lambda s: selection.top_k(s, k)).lower(scores).compile()
-        moved[str(count)] = moved_bytes(program.as_text())
+        moved[str(count)] = moved_bytes(program.as_text() or "")
         forms[str(count)] = lambda program=program, scores=scores: program(scores)
     seconds = timing.in_turns(forms, 5)
     print(json.dumps({"cpu_seconds": seconds, "bytes_in_program": moved}))
