@@ -104,38 +104,38 @@ def unbatch(
     return result
 
 
-def key_range(b: Batch, dtype: jnp.dtype, costs: Any) -> jax.Array:
+def key_range(b: Batch, dtype: jnp.dtype, rates: Any) -> jax.Array:
     """Returns the least and the greatest key of each leaf of a batch.
 
     Args:
       b: a batch of B leaves.
       dtype: the type in which scores are compared.
-      costs: (L,) uint32, what the scores of each leaf of the tree are divided by;
-        or None.
+      rates: (L,) of that type, what the scores of each leaf of the tree are
+        multiplied by; or None.
 
     Returns:
       (B, 2) unsigned keys, without the first axis for a leaf that is not stacked.
     """
-    return _mapped(_key_range, b, dtype)(b.values, b.leaves, costs)
+    return _mapped(_key_range, b, dtype)(b.values, b.leaves, rates)
 
 
-def key_counts(b: Batch, dtype: jnp.dtype, costs: Any, pivots: Any) -> jax.Array:
+def key_counts(b: Batch, dtype: jnp.dtype, rates: Any, pivots: Any) -> jax.Array:
     """Returns how many keys of each leaf of a batch reach each pivot.
 
     Args:
       b: a batch of B leaves.
       dtype: as in `key_range`.
-      costs: as in `key_range`.
+      rates: as in `key_range`.
       pivots: (L, R) unsigned keys for each leaf of the tree, or (1, R) for all.
 
     Returns:
       (B, R) uint32, without the first axis for a leaf that is not stacked.
     """
-    return _mapped(_key_counts, b, dtype)(b.values, b.leaves, costs, pivots)
+    return _mapped(_key_counts, b, dtype)(b.values, b.leaves, rates, pivots)
 
 
 def tie_counts(
-    b: Batch, dtype: jnp.dtype, costs: Any, keys: Any, pivots: Any
+    b: Batch, dtype: jnp.dtype, rates: Any, keys: Any, pivots: Any
 ) -> jax.Array:
     """Returns how many entries with a given key reach each rank.
 
@@ -144,30 +144,30 @@ def tie_counts(
     Args:
       b: a batch of B leaves.
       dtype: as in `key_range`.
-      costs: as in `key_range`.
+      rates: as in `key_range`.
       keys: (L,) unsigned keys, one for each leaf of the tree.
       pivots: (L, R) uint32 ranks.
 
     Returns:
       (B, R) uint32, without the first axis for a leaf that is not stacked.
     """
-    return _mapped(_tie_counts, b, dtype)(b.values, b.leaves, costs, keys, pivots)
+    return _mapped(_tie_counts, b, dtype)(b.values, b.leaves, rates, keys, pivots)
 
 
-def kept(b: Batch, dtype: jnp.dtype, costs: Any, keys: Any, ranks: Any) -> jax.Array:
+def kept(b: Batch, dtype: jnp.dtype, rates: Any, keys: Any, ranks: Any) -> jax.Array:
     """Returns the masks: True above the key, or with it and above the rank.
 
     Args:
       b: a batch of B leaves.
       dtype: as in `key_range`.
-      costs: as in `key_range`.
+      rates: as in `key_range`.
       keys: (L,) unsigned keys, one for each leaf of the tree.
       ranks: (L,) uint32 ranks.
 
     Returns:
       Booleans in the shape of the batch's values.
     """
-    return _mapped(_kept, b, dtype)(b.values, b.leaves, costs, keys, ranks)
+    return _mapped(_kept, b, dtype)(b.values, b.leaves, rates, keys, ranks)
 
 
 def has_nan(greatest: Any, dtype: jnp.dtype) -> Any:
@@ -201,8 +201,8 @@ def least_rank(sizes: jax.Array) -> jax.Array:
 # loop, and keep them in memory.
 
 
-def _key_range(x: jax.Array, cost: Any, *, dtype: jnp.dtype, spec: Any) -> jax.Array:
-    low, high = counting.extremes(_keys(jnp.asarray(x), cost, dtype))
+def _key_range(x: jax.Array, rate: Any, *, dtype: jnp.dtype, spec: Any) -> jax.Array:
+    low, high = counting.extremes(_keys(jnp.asarray(x), rate, dtype))
     ends = jnp.stack(
         [
             counting.over_shards(lax.pmin, low, spec),
@@ -213,17 +213,17 @@ def _key_range(x: jax.Array, cost: Any, *, dtype: jnp.dtype, spec: Any) -> jax.A
 
 
 def _key_counts(
-    x: jax.Array, cost: Any, pivots: jax.Array, *, dtype: jnp.dtype, spec: Any
+    x: jax.Array, rate: Any, pivots: jax.Array, *, dtype: jnp.dtype, spec: Any
 ) -> jax.Array:
     x, pivots = lax.optimization_barrier((jnp.asarray(x), pivots))
-    keys = _keys(x, cost, dtype)
+    keys = _keys(x, rate, dtype)
     counts = counting.count([keys >= p for p in _signed(pivots, keys.dtype)])
     return counting.over_shards(lax.psum, counts, spec)
 
 
 def _tie_counts(
     x: jax.Array,
-    cost: Any,
+    rate: Any,
     key: jax.Array,
     pivots: jax.Array,
     *,
@@ -231,7 +231,7 @@ def _tie_counts(
     spec: Any,
 ) -> jax.Array:
     x, pivots, top = lax.optimization_barrier((jnp.asarray(x), pivots, _TOP_RANK))
-    keys, ranks = _keys(x, cost, dtype), counting.ranks(x, top, spec)
+    keys, ranks = _keys(x, rate, dtype), counting.ranks(x, top, spec)
     # The least integer is the rank of no entry.
     least = jnp.full_like(ranks, jnp.iinfo(ranks.dtype).min)
     ranks = jnp.where(keys == _signed(key, keys.dtype), ranks, least)
@@ -241,7 +241,7 @@ def _tie_counts(
 
 def _kept(
     x: jax.Array,
-    cost: Any,
+    rate: Any,
     key: jax.Array,
     rank: jax.Array,
     *,
@@ -249,7 +249,7 @@ def _kept(
     spec: Any,
 ) -> jax.Array:
     x, key, top = lax.optimization_barrier((jnp.asarray(x), key, _TOP_RANK))
-    keys, ranks = _keys(x, cost, dtype), counting.ranks(x, top, spec)
+    keys, ranks = _keys(x, rate, dtype), counting.ranks(x, top, spec)
     key, rank = _signed(key, keys.dtype), _signed(rank, ranks.dtype)
     return (keys > key) | ((keys == key) & (ranks > rank))
 
@@ -259,10 +259,11 @@ def _kept(
 _TOP_RANK = np.int32(2**31 - 1)
 
 
-def _keys(x: jax.Array, cost: Any, dtype: jnp.dtype) -> jax.Array:
+def _keys(x: jax.Array, rate: Any, dtype: jnp.dtype) -> jax.Array:
     """The scores as signed integers in their order."""
     x = x.astype(dtype)
-    return ordered_bits(x if cost is None else x / cost.astype(dtype))
+    # Not a quotient: XLA has `x / cost` rounded once or twice, as the shape is.
+    return ordered_bits(x if rate is None else x * rate)
 
 
 def _unsigned(keys: jax.Array) -> jax.Array:

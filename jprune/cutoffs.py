@@ -48,15 +48,14 @@ def cutoffs(
       Cutoffs.
     """
     order = np.argsort(np.concatenate([b.leaves for b in batches]))
-    costs = None if task.costs is None else task.costs
     ranges = _in_order(
-        [batching.key_range(b, dtype, costs) for b in batches], order, on_host
+        [batching.key_range(b, dtype, task.rates) for b in batches], order, on_host
     )
 
     def count_keys(pivots: Any, is_open: Any) -> jax.Array:
         return _in_order(
             [
-                batching.key_counts(b, dtype, costs, pivots)
+                batching.key_counts(b, dtype, task.rates, pivots)
                 if _any_open(b, is_open, on_host)
                 else np.zeros((len(b.leaves), search.PIVOTS), np.uint32)
                 for b in batches
@@ -75,7 +74,7 @@ def cutoffs(
     def count_ties(pivots: Any, is_open: Any) -> jax.Array:
         return _in_order(
             [
-                batching.tie_counts(b, dtype, costs, keys, pivots)
+                batching.tie_counts(b, dtype, task.rates, keys, pivots)
                 if _any_open(b, is_open, on_host)
                 else np.zeros((len(b.leaves), search.PIVOTS), np.uint32)
                 for b in batches

@@ -31,12 +31,15 @@ class Task(NamedTuple):
       sizes: (L,) uint32 entries.
       floors: (L,) uint32, kept in any case; or None.
       costs: (L,) uint32, the weight of an entry, in [1, 2^16]; or None for 1.
+      rates: (L,), what scores are multiplied by before they are compared, the
+        inverse of the costs; or None for 1.
     """
 
     budget: counting.Total
     sizes: jax.Array
     floors: jax.Array | None = None
     costs: jax.Array | None = None
+    rates: jax.Array | None = None
 
 
 class Bracket(NamedTuple):

@@ -151,7 +151,8 @@ def top_within_budget(
     `top_k`.
 
     Args:
-      scores: as in `top_k`, not negative; compared as float32, or wider.
+      scores: as in `top_k`, not negative; compared as float32, or wider, times
+        1 / c_l in that type.
       costs: the scores' tree of positive integers, known numbers; none more than
         65536 times their greatest common divisor.
       budget: an integer, in the unit of the costs; may be traced.
@@ -264,14 +265,15 @@ def _select(
             f"{tree.leaf_paths(scores)[sizes.index(most)]!r} has {most} scores; fewer "
             "than 2^32 of a leaf can be counted."
         )
+    if costs is not None and dtype != jnp.float64:
+        dtype = jnp.dtype(jnp.float32)
     task = search.Task(
         budget=_integers(wanted),
         sizes=jnp.asarray(np.array(sizes, np.uint32)),
         floors=None if floors is None else _floors(treedef.flatten_up_to(floors)),
         costs=None if costs is None else jnp.asarray(np.array(costs, np.uint32)),
+        rates=None if costs is None else jnp.asarray(1 / np.array(costs, dtype)),
     )
-    if costs is not None and dtype != jnp.float64:
-        dtype = jnp.dtype(jnp.float32)
     work = jax.tree.leaves((leaves, task))
     on_host = not any(isinstance(x, jax.core.Tracer) for x in work)
     run = _run if on_host else _run_traced
@@ -294,7 +296,7 @@ def _run(
     nan = batching.has_nan(cut.greatest, dtype)
     if as_counts:
         return list(cut.counts), nan
-    found = [batching.kept(b, dtype, task.costs, cut.keys, cut.ranks) for b in batches]
+    found = [batching.kept(b, dtype, task.rates, cut.keys, cut.ranks) for b in batches]
     return batching.unbatch(batches, found, leaves), nan
 
 

@@ -128,7 +128,7 @@ def within_budget(
     )
     rate = np.concatenate(
         [
-            np.ravel(np.asarray(x)).astype(np.float32) / np.float32(c // unit)
+            np.ravel(np.asarray(x)).astype(np.float32) * (1 / np.float32(c // unit))
             for x, c in zip(leaves, each, strict=True)
         ]
     )

@@ -98,6 +98,25 @@ def test_inside_a_trace_the_budget_and_the_floors_may_be_traced():
         np.testing.assert_array_equal(flat(free), expected)
 
 
+def _top_within(costs):
+    return lambda scores, budget: selection.top_within_budget(scores, costs, budget)
+
+
+def test_equal_scores_of_equal_cost_tie_whatever_their_shapes():
+    """Divided by 7, a float is another one if XLA multiplies by 1 / 7 instead."""
+    scores = {
+        "a": np.float32(3),
+        "b": np.full((40,), 3, "f4"),
+        "c": np.full(1, 3, "f4"),
+    }
+    costs = {"a": 7, "b": 7, "c": 7, "d": 1}
+    scores["d"] = np.zeros(3, "f4")
+    for select in (_top_within(costs), jax.jit(_top_within(costs))):
+        for k in (1, 2, 41):
+            found = select(scores, 7 * k)
+            assert flat(found).tolist() == [True] * k + [False] * (45 - k)
+
+
 @pytest.mark.parametrize("cost", [1, 65_537, 3 * 2**40])
 def test_equal_costs_are_a_top_k(cost):
     scores = _scores("mixed", "tied", 0)
@@ -135,7 +154,7 @@ def test_budgets_beyond_2_32(family):
     costs = {"a": 65_536, "b": 40_961, "c": 1}
     total = _total(scores, costs)
     assert total > 2**33
-    traced = jax.jit(lambda s, b: selection.top_within_budget(s, costs, b))
+    traced = jax.jit(_top_within(costs))
     for budget in (2**32, 2**32 - 1, 2**31 + 1, 2**33 + 12_345, total - 1, total):
         expected, paid = oracles.within_budget(scores, costs, budget)
         assert paid <= budget
