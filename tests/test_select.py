@@ -165,7 +165,7 @@ def test_states_without_or_with_too_many_masks():
         (KEEP_HALF, jp.matching("head/.*")),
         (optax.chain(jp.pool_over_axes(), jp.keep_top(0.5)), jp.is_kernel),
     ):
-        with pytest.raises(jp.PruningError, match="have other shapes than the state's"):
+        with pytest.raises(jp.PruningError, match="masks or state have other shapes"):
             jp.refresh(pruner, SPARSE.init(FLOATS), FLOATS, FLOATS, where=where)
     with pytest.raises(jp.PruningError, match="sparsify needs the params"):
         SPARSE.update(FLOATS, SPARSE.init(FLOATS))
