@@ -41,10 +41,13 @@ class Algorithm(NamedTuple):
       init: `(params, ...) -> state`.
       step: `(state, *batches) -> (state, info)`. `state` persists and is what a
         checkpoint holds; `info` is only diagnosed. Both are pytrees.
+      finish: `state -> (params, masks)`: the sparse network so far, with zeros
+        where the masks are False.
     """
 
     init: Callable[..., Any]
     step: Callable[..., tuple[Any, Any]]
+    finish: Callable[..., tuple[Params, Masks]]
 
 
 class PruningError(ValueError):

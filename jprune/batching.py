@@ -90,9 +90,7 @@ def unbatch(
             continue
         parts = [like[i] for i in b.leaves]
         if isinstance(found, jax.core.Tracer):
-            rows = [
-                lax.index_in_dim(found, i, keepdims=False) for i in range(len(parts))
-            ]
+            rows = [_row(found, i) for i in range(len(parts))]
         else:
             rows = [
                 row[: np.size(x)].reshape(np.shape(x))
@@ -321,6 +319,18 @@ def _class(i: int, x: Any, spec: Any, on_host: bool) -> Any:
             return i
         device = x.committed and x.sharding
     return _row_length(size), jnp.result_type(x), device
+
+
+def _row(x: jax.Array, i: int) -> jax.Array:
+    """`x[i]`, with an index that XLA cannot see.
+
+    It compiles equal kernels once. With the index inside, the kernels of no two rows
+    are equal, and compiling them was nearly all of the time that a tree of a thousand
+    leaves took. XLA moves a constant of one number into the kernel, and finds it
+    behind a barrier; two numbers behind one it does not.
+    """
+    halves = lax.optimization_barrier(jnp.asarray(np.array([i, 0], np.int32)))
+    return lax.dynamic_index_in_dim(x, jnp.sum(halves), keepdims=False)
 
 
 def _row_length(size: int) -> int:

@@ -1,6 +1,7 @@
 """Selections inside a trace: alone, mapped one by one, and in a `vmap`."""
 
 import collections
+import re
 
 import jax
 import jax.numpy as jnp
@@ -112,3 +113,21 @@ def test_what_a_trace_holds_at_a_time_and_that_nothing_is_sorted():
             if name in ("concatenate", "gather", "scatter"):
                 shape = line.partition("[")[2].partition("]")[0]
                 assert np.prod([int(d) for d in shape.split(",") if d]) < 1000, line
+
+
+def _different_kernels(leaves):
+    """How many different fused computations a program has, names aside."""
+    scores = {f"w{i:03d}": jnp.full((5, 7), i, jnp.float32) for i in range(leaves)}
+    select = jax.jit(lambda scores: selection.top_k(scores, 40))
+    text = select.lower(scores).compile().as_text()
+    bodies = re.findall(r"^%fused_computation\S* \(.*?\{\n(.*?)^\}", text, re.M | re.S)
+    assert len(bodies) > leaves
+    # Without metadata, and with each name as its kind of instruction.
+    plain = [re.sub(r", metadata=\{.*?\}", "", body) for body in bodies]
+    return len({re.sub(r"%([a-z_-]+)[\w.-]*", r"%\1", body) for body in plain})
+
+
+def test_leaves_of_one_shape_compile_to_the_same_kernels():
+    """XLA compiles equal kernels once: thousands of leaves need a few."""
+    few, many = _different_kernels(24), _different_kernels(48)
+    assert many <= few + 4, (few, many)
