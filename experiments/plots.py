@@ -1,6 +1,6 @@
 """Plots for people, drawn without a display."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,6 +67,116 @@ def sparsity_accuracy(
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="lower left", frameon=False)
+    figure.savefig(path, format="png")
+
+
+class Series(NamedTuple):
+    """One figure of several trainings.
+
+    Attributes:
+      label: For the legend.
+      values: `[points][seeds]`.
+    """
+
+    label: str
+    values: Sequence[Sequence[float]]
+
+
+def by_step(
+    path: Path,
+    steps: Sequence[int],
+    panels: dict[str, Sequence[Series]],
+    *,
+    label: str,
+    title: str,
+) -> None:
+    """Writes a PNG of figures by step, one panel beside the other.
+
+    Steps are evenly spaced, as they grow by factors. Bars are one standard
+    deviation over seeds.
+
+    Args:
+      path: Where to write.
+      steps: The points.
+      panels: Vertical axis -> what is drawn in it.
+      label: Of the horizontal axes.
+      title: Above all.
+    """
+    figure = Figure(figsize=(4.2 * len(panels), 3.8), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    found = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (name, curves) in zip(found, panels.items(), strict=True):
+        for curve, colour, marker in zip(curves, COLOURS, MARKERS, strict=False):
+            axes.errorbar(
+                range(len(steps)),
+                [np.mean(seeds) for seeds in curve.values],
+                [_spread(seeds) for seeds in curve.values],
+                label=curve.label,
+                color=colour,
+                marker=marker,
+                ms=6,
+                lw=1.8,
+                capsize=3.5,
+            )
+        axes.set_xticks(range(len(steps)), [str(k) for k in steps])
+        axes.set_xlabel(label)
+        axes.set_ylabel(name)
+        axes.grid(color="0.9", zorder=0)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    figure.suptitle(title)
+    figure.savefig(path, format="png")
+
+
+def accuracy_by_cost(
+    path: Path,
+    panels: Sequence[str],
+    points: Mapping[str, Sequence[dict[str, Any]]],
+    *,
+    dense: dict[str, Any],
+) -> None:
+    """Writes a PNG of test accuracy against two kinds of cost.
+
+    Gradient evaluations above, seconds below, both logarithmic; a column for each
+    sparsity, a mark for each method, one standard deviation over seeds.
+
+    Args:
+      path: Where to write.
+      panels: Titles of the columns.
+      points: Method -> for each column its `test`, `evaluations` and `seconds`.
+      dense: The same of the dense network, a line.
+    """
+    costs = {"evaluations": "gradient evaluations", "seconds": "seconds for a network"}
+    size = (3.4 * len(panels) + 2.2, 6.4)
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(2, len(panels), sharey="col", squeeze=False)
+    for row, (key, label) in zip(grid, costs.items(), strict=True):
+        for i, (axes, title) in enumerate(zip(row, panels, strict=True)):
+            axes.axhline(np.mean(dense["test"]), color="0.25", ls="--", lw=1.2)
+            for n, (name, each) in enumerate(points.items()):
+                axes.errorbar(
+                    each[i][key],
+                    np.mean(each[i]["test"]),
+                    _spread(each[i]["test"]),
+                    label=name,
+                    color=COLOURS[n % len(COLOURS)],
+                    marker=MARKERS[n // len(COLOURS) % len(MARKERS)],
+                    ms=7,
+                    ls="",
+                    capsize=3.5,
+                )
+            axes.set_xscale("log")
+            axes.set_xlabel(label)
+            axes.set_title(title)
+            axes.grid(color="0.9", zorder=0)
+            axes.set_axisbelow(True)
+            axes.spines[["top", "right"]].set_visible(False)
+        row[0].set_ylabel("test accuracy (%)")
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    place: Any = "outside right"  # beside the axes, which the stubs do not know
+    figure.legend(handles, labels, loc=place, frameon=False)
     figure.savefig(path, format="png")
 
 

@@ -1,11 +1,20 @@
 """Pruning for JAX: sparsity as pure functions over parameter and mask pytrees."""
 
 from jprune import allocate as allocate
+from jprune import bilevel as bilevel
 from jprune import budgets as budgets
 from jprune import checkpoint as checkpoint
+from jprune import controllers as controllers
+from jprune import effective as effective
+from jprune import gates as gates
+from jprune import implicit as implicit
+from jprune import learned as learned
+from jprune import lottery as lottery
 from jprune import masks as masks
 from jprune import recipes as recipes
 from jprune import selection as selection
+from jprune import soft_selection as soft_selection
+from jprune import stability as stability
 from jprune import testing as testing
 from jprune import tree as tree
 from jprune.base import Algorithm as Algorithm

@@ -1,7 +1,24 @@
-"""Differentiable masks."""
+"""Differentiable masks: numbers in [0, 1] to multiply weights by, and their cost.
+
+    straight_through      a hard mask, the derivative of anything soft
+    threshold_gate        [s > threshold], the derivative of a sigmoid
+    sigmoid_gate          sigma(s / T)
+    gumbel_gate           a sample: sigma((s + noise) / T)
+    hard_concrete         a sample that is exactly 0 or 1 now and then
+
+They act on arrays: map them over trees with `jax.tree.map`. What they cost is
+`expected_sparsity`; `jprune.controllers` brings that to a target. Gates whose sum
+over a whole tree is given are `jprune.soft_selection`.
+"""
+
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from jprune import base, tree
 
 
 @jax.custom_jvp
@@ -10,7 +27,9 @@ def straight_through(hard: jax.Array, soft: jax.Array) -> jax.Array:
 
     Forward h, tangent ds. Exact in every dtype, where the common s + stop(h - s)
     is wrong in bfloat16 from |s| of about 256 on, and twice differentiable in
-    any mode, which a custom vjp is not.
+    any mode, which a custom vjp is not. With the masks that `jprune.selection`
+    makes of the scores it is the top-k gate of score-learning methods:
+    `jax.tree.map(straight_through, masks, scores)`.
 
     Args:
       hard: the value, any shape; a mask, say. No derivative flows through it.
@@ -38,3 +57,335 @@ def straight_through(hard: jax.Array, soft: jax.Array) -> jax.Array:
 def _straight_through_jvp(primals, tangents):
     hard, soft = primals
     return straight_through(hard, soft), tangents[1]
+
+
+def sigmoid_gate(logits: jax.Array, temperature: base.Scalar = 1.0) -> jax.Array:
+    """Returns the logistic function of the logits, sigma(s / T).
+
+    Args:
+      logits: floating, any shape.
+      temperature: positive, may be traced; towards 0 the gate becomes [s > 0].
+
+    Returns:
+      Gates in [0, 1], in the logits' shape and dtype.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> sigmoid_gate(jnp.array([-1.0, 0.0, 1.0]), 0.01).tolist()
+      [0.0, 0.5, 1.0]
+    """
+    return jax.nn.sigmoid(logits / jnp.asarray(temperature, logits.dtype))
+
+
+def threshold_gate(
+    scores: jax.Array, threshold: base.Scalar, temperature: base.Scalar = 1.0
+) -> jax.Array:
+    """Returns [s > threshold] with the derivative of sigma((s - threshold) / T).
+
+    Args:
+      scores: floating, any shape.
+      threshold: a scalar in the scores' unit, may be traced; gets a derivative too.
+      temperature: positive, may be traced; the width of what the derivative sees.
+
+    Returns:
+      Zeros and ones, in the scores' shape and dtype.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> threshold_gate(jnp.array([-1.0, 1.0]), 0.5).tolist()
+      [0.0, 1.0]
+      >>> float(jax.grad(threshold_gate)(jnp.array(0.5), 0.5))
+      0.25
+
+    References:
+      Sanh et al., Movement Pruning: Adaptive Sparsity by Fine-Tuning, 2020,
+      arXiv:2005.07683: soft movement pruning keeps where the score, or its
+      sigmoid, is above a threshold, and takes the identity for the derivative.
+      Here it is the sigmoid's, so that scores far from the threshold rest.
+    """
+    distance = scores - jnp.asarray(threshold, scores.dtype)
+    return straight_through(distance > 0, sigmoid_gate(distance, temperature))
+
+
+def gumbel_gate(
+    logits: jax.Array, key: jax.Array, temperature: base.Scalar, hard: bool = False
+) -> jax.Array:
+    """Samples from the binary concrete distribution, sigma((s + L) / T).
+
+    L = log u - log(1 - u), u uniform in (0, 1): the difference of two Gumbel
+    variables. A sample is above 1/2 with probability sigma(s), at any temperature.
+
+    Args:
+      logits: floating, any shape.
+      key: a `jax.random.key`.
+      temperature: positive, may be traced.
+      hard: static; whether to return [sample > 1/2] with the derivative of the
+        sample.
+
+    Returns:
+      Gates in [0, 1], in the logits' shape and dtype.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> gates = gumbel_gate(jnp.zeros(1000), jax.random.key(0), 0.5, hard=True)
+      >>> bool(jnp.all((gates == 0) | (gates == 1))), 450 < float(gates.sum()) < 550
+      (True, True)
+
+    References:
+      Jang et al., Categorical Reparameterization with Gumbel-Softmax, 2017,
+      arXiv:1611.01144. Maddison et al., The Concrete Distribution: A Continuous
+      Relaxation of Discrete Random Variables, 2017, arXiv:1611.00712.
+    """
+    noisy = logits + _logistic(key, logits).astype(logits.dtype)
+    soft = sigmoid_gate(noisy, temperature)
+    return straight_through(noisy > 0, soft) if hard else soft
+
+
+class HardConcrete(NamedTuple):
+    """The constants of the hard concrete distribution; Python numbers.
+
+    Attributes:
+      beta: the temperature of the concrete distribution, in (0, 1).
+      gamma: where the stretched distribution begins, negative.
+      zeta: where it ends, above 1.
+    """
+
+    beta: float = 2 / 3
+    gamma: float = -0.1
+    zeta: float = 1.1
+
+
+_CONSTANTS = HardConcrete()
+
+
+def hard_concrete(
+    logits: jax.Array, key: jax.Array, constants: HardConcrete = _CONSTANTS
+) -> jax.Array:
+    """Samples gates that are exactly 0, or exactly 1, with positive probability.
+
+    s = sigma((log u - log(1 - u) + log alpha) / beta), u uniform in (0, 1)
+    z = min(1, max(0, s (zeta - gamma) + gamma))
+
+    Args:
+      logits: log alpha, floating, any shape.
+      key: a `jax.random.key`; draw anew in each step.
+      constants: of the distribution.
+
+    Returns:
+      Samples in [0, 1], in the logits' shape and dtype; their derivative by the
+      logits is that of the formula, 0 where z is 0 or 1.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> logits = jnp.array([-20.0, 20.0])
+      >>> hard_concrete(logits, jax.random.key(0)).tolist()
+      [0.0, 1.0]
+
+    References:
+      Louizos et al., Learning Sparse Neural Networks through L0 Regularization,
+      2018, arXiv:1712.01312, equations 10 and 11.
+    """
+    noisy = _wide(logits) + _logistic(key, logits)
+    return _stretched(noisy / constants.beta, constants).astype(logits.dtype)
+
+
+def hard_concrete_mean(
+    logits: jax.Array, constants: HardConcrete = _CONSTANTS
+) -> jax.Array:
+    """Returns the gates to use without noise, after training.
+
+    min(1, max(0, sigma(log alpha) (zeta - gamma) + gamma)). It stands for the
+    mean of the distribution but is not equal to it: beta does not appear.
+
+    Args:
+      logits: log alpha, floating, any shape.
+      constants: of the distribution.
+
+    Returns:
+      Gates in [0, 1], in the logits' shape and dtype.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> hard_concrete_mean(jnp.array([-9.0, 0.0, 9.0])).tolist()
+      [0.0, 0.5, 1.0]
+
+    References:
+      Louizos et al., 2018, arXiv:1712.01312, equation 13.
+    """
+    return _stretched(_wide(logits), constants).astype(logits.dtype)
+
+
+def hard_concrete_nonzero(
+    logits: jax.Array, constants: HardConcrete = _CONSTANTS
+) -> jax.Array:
+    """Returns the probability that a gate is not zero.
+
+    P(z > 0) = sigma(log alpha - beta log(-gamma / zeta))
+
+    Their sum is the expected number of weights, the L0 penalty.
+
+    Args:
+      logits: log alpha, floating, any shape.
+      constants: of the distribution.
+
+    Returns:
+      Probabilities, in the logits' shape and dtype.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> round(float(hard_concrete_nonzero(jnp.array(0.0))), 4)
+      0.8318
+
+    References:
+      Louizos et al., 2018, arXiv:1712.01312, equation 12.
+    """
+    shift = constants.beta * math.log(-constants.gamma / constants.zeta)
+    return jax.nn.sigmoid(_wide(logits) - shift).astype(logits.dtype)
+
+
+def polarization(gates: Any) -> jax.Array:
+    """Returns how undecided gates are, the mean of p (1 - p) over the tree.
+
+    In [0, 1/4]; 0 exactly if all gates are 0 or 1. As a penalty it makes soft
+    gates hard.
+
+    Args:
+      gates: a tree of arrays in [0, 1]; an array is a tree.
+
+    Returns:
+      A float32 scalar.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> float(polarization(jnp.array([0.0, 0.5, 1.0, 0.5])))
+      0.125
+
+    References:
+      A relative, which drives scaling factors to 0 or to one a > 0: Zhuang et al.,
+      Neuron-level Structured Pruning using Polarization Regularizer, NeurIPS 2020.
+    """
+    wide = [p.astype(jnp.float32) for p in jax.tree.leaves(gates)]
+    size = sum(math.prod(p.shape) for p in wide)
+    total = sum((jnp.sum(p * (1 - p)) for p in wide), jnp.zeros((), jnp.float32))
+    return total / float(max(1, size))
+
+
+def expected_sparsity(params: base.Params, probabilities: Any) -> jax.Array:
+    """Returns the fraction of weights that gates are expected to remove.
+
+    1 - sum_l c_l sum p_l / sum_l n_l, where leaf l has n_l weights and each of its
+    gates stands for c_l of them. With masks for probabilities it is
+    `jprune.sparsity`.
+
+    Args:
+      params: any pytree of arrays.
+      probabilities: the params' tree; arrays in [0, 1] that broadcast to their leaf
+        along whole axes, of channels, say, or of no axes for a whole leaf. Leaves
+        without gates, an `optax.MaskedNode` or a scalar boolean, do not count.
+
+    Returns:
+      A float32 scalar, differentiable; 0 if there are no gates.
+
+    Raises:
+      PruningError: if gates do not fit their leaf; names it.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> params = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}
+      >>> gates = {"w": jnp.array([[1.0, 0.5]]), "b": jnp.array(True)}
+      >>> float(expected_sparsity(params, gates))
+      0.25
+    """
+    found = weighted(params, probabilities)
+    size = sum(c * math.prod(np.shape(p)) for c, p in found)
+    if size == 0:
+        return jnp.zeros((), jnp.float32)
+    kept = (c / size * jnp.sum(p, dtype=jnp.float32) for c, p in found)
+    return 1 - sum(kept, jnp.zeros((), jnp.float32))
+
+
+def weighted(params: base.Params, gates: Any) -> list[tuple[int, Any]]:
+    """Returns each leaf's gates, with the number of weights that one stands for.
+
+    Args:
+      params: any pytree of arrays.
+      gates: as `probabilities` in `expected_sparsity`.
+
+    Returns:
+      `(weights per gate, gates)` for each leaf that has gates.
+
+    Raises:
+      PruningError: if gates do not fit their leaf; names it.
+    """
+    found: list[tuple[int, Any]] = []
+
+    def leaf(path: str, w: Any, gates: Any) -> None:
+        for p in filter(is_gate, jax.tree.leaves(gates)):  # none in a MaskedNode
+            shape, fits = np.shape(w), np.shape(p)
+            if fits != () and not (
+                len(fits) == len(shape)
+                and all(a in (1, b) for a, b in zip(fits, shape, strict=True))
+            ):
+                raise base.PruningError(
+                    f"The gates of {path!r} have shape {fits}, which does not "
+                    f"broadcast to the parameter's {shape} along whole axes."
+                )
+            found.append((math.prod(shape) // max(1, math.prod(fits)), p))
+
+    tree.map_with_path(leaf, params, gates)
+    return found
+
+
+def is_gate(p: Any) -> bool:
+    """Whether a leaf holds gates, rather than a scalar mask of what stays."""
+    return np.shape(p) != () or jnp.result_type(p).kind != "b"
+
+
+@jax.custom_jvp
+def reverse_gradient(x: Any) -> Any:
+    """Returns the argument with its derivative negated.
+
+    Forward x, tangent -dx: whoever minimises the result maximises over x, so that
+    one optimizer plays both sides of a min-max game.
+
+    Args:
+      x: a tree of floating arrays.
+
+    Returns:
+      The tree.
+
+    Example:
+      >>> import jax
+      >>> float(jax.grad(lambda x: 3 * reverse_gradient(x))(2.0))
+      -3.0
+
+    References:
+      Ganin and Lempitsky, Unsupervised Domain Adaptation by Backpropagation, 2015,
+      arXiv:1409.7495.
+    """
+    return x
+
+
+@reverse_gradient.defjvp
+def _reverse_gradient_jvp(primals, tangents):
+    return reverse_gradient(primals[0]), jax.tree.map(jnp.negative, tangents[0])
+
+
+def _logistic(key: jax.Array, like: jax.Array) -> jax.Array:
+    """Logistic noise in float32, from uniform numbers that are never 0 or 1."""
+    bits = jax.random.bits(key, jnp.shape(like), jnp.uint32) >> 9
+    u = (bits.astype(jnp.float32) + 0.5) * np.float32(2.0**-23)
+    return jnp.log(u) - jnp.log1p(-u)
+
+
+def _stretched(logits: jax.Array, constants: HardConcrete) -> jax.Array:
+    width = constants.zeta - constants.gamma
+    return jnp.clip(jax.nn.sigmoid(logits) * width + constants.gamma, 0, 1)
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    """The array in float32, or as it is where it is wider."""
+    return x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)

@@ -126,6 +126,40 @@ def unite(*masks: base.Masks) -> base.Masks:
     return jax.tree.map(lambda *m: _fold(jnp.logical_or, m), *masks)
 
 
+def shuffle(masks: base.Masks, key: jax.Array) -> base.Masks:
+    """Returns random masks that keep as much of each leaf as the given ones.
+
+    The entries of each leaf in a random order: the control that tells what a mask
+    knows beyond its number of weights per layer. A scalar stays as it is.
+
+    Args:
+      masks: a mask tree.
+      key: a `jax.random.key`.
+
+    Returns:
+      The masks' tree and shapes.
+
+    Example:
+      >>> import jax
+      >>> masks = {"w": jnp.array([[True, False, False, True]]), "b": jnp.array(True)}
+      >>> random = shuffle(masks, jax.random.key(0))
+      >>> random["w"].shape, int(random["w"].sum()), bool(random["b"])
+      ((1, 4), 2, True)
+
+    References:
+      Frankle et al., Pruning Neural Networks at Initialization: Why Are We Missing
+      the Mark?, 2021, arXiv:2009.08576 (random shuffling).
+    """
+    leaves, treedef = jax.tree.flatten(masks)
+    shuffled = [
+        jax.random.permutation(jax.random.fold_in(key, i), jnp.ravel(m)).reshape(
+            jnp.shape(m)
+        )
+        for i, m in enumerate(leaves)
+    ]
+    return treedef.unflatten(shuffled)
+
+
 def _fold(op: Any, masks: tuple[Any, ...]) -> jax.Array:
     out = jnp.asarray(masks[0])
     for m in masks[1:]:

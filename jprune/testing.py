@@ -4,10 +4,10 @@
 
 runs all of them on a small example. Each check is a function of its own too,
 takes a pruner and optionally params and gradients, and raises AssertionError.
+`check_algorithm` has what holds for a method that owns its loop.
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,12 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType
 
 from jprune import base, tree
 from jprune import masks as masks_lib
 from jprune.select import select
 from jprune.sparsify import masks_of, sparsify
+from jprune.testing_algorithms import check_algorithm as check_algorithm
+from jprune.testing_algorithms import shard
 
 
 def example_params(seed: int = 0, dtype: Any = jnp.float32) -> base.Params:
@@ -177,7 +179,7 @@ def check_sharding(
     alone = _masks(pruner, params, grads, where)
     for axis_type in (AxisType.Auto, AxisType.Explicit):
         mesh = jax.make_mesh((len(jax.devices()),), ("d",), axis_types=(axis_type,))
-        place = functools.partial(_shard, mesh)
+        place = functools.partial(shard, mesh)
         with jax.set_mesh(mesh):
             sharded = jax.tree.map(place, params)
             tx = sparsify(optax.adamw(1e-3), pruner, where=where)
@@ -255,14 +257,3 @@ def _masks(
 ) -> base.Masks:
     chosen = select(pruner, where)
     return chosen.update(grads, chosen.init(params), params, step=jnp.int32(0))[0]
-
-
-def _shard(mesh: Any, x: jax.Array) -> jax.Array:
-    """Places an array, sharded along the first axis that the mesh divides."""
-    size = math.prod(mesh.devices.shape)
-    spec: list[str | None] = [None] * x.ndim
-    for i, n in enumerate(x.shape):
-        if n % size == 0:
-            spec[i] = "d"
-            break
-    return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))

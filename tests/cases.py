@@ -4,6 +4,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 
 import jprune as jp
 
@@ -40,4 +43,112 @@ CASES = [
     Case("random_erk", lambda s: jp.recipes.random_erk(s, jax.random.key(3))),
     Case("snip", lambda s: jp.recipes.snip(s)),
     Case("n_of_m", lambda s: jp.recipes.n_of_m(2, 4), sparsity=None),
+]
+
+
+class AlgorithmCase(NamedTuple):
+    """A recipe that owns its loop.
+
+    Attributes:
+      recipe: its name in `jprune.recipes`.
+      make: from a loss and a sparsity, which may be traced, to the algorithm.
+      note: what is special, where a recipe has several cases.
+      batches: how many batches each argument of a step holds; None for one, as it
+        is.
+      takes_key: whether `init` takes a key.
+    """
+
+    recipe: str
+    make: Callable[[Callable[..., Any], Any], jp.Algorithm]
+    note: str = ""
+    batches: tuple[int | None, ...] = (None,)
+    takes_key: bool = True
+
+    def state_of(self, method: jp.Algorithm) -> Callable[[Any, jax.Array], Any]:
+        return method.init if self.takes_key else lambda params, _: method.init(params)
+
+    def stream(self, steps: int) -> list[tuple[jax.Array, ...]]:
+        rng = np.random.default_rng(0)
+        shapes = [() if n is None else (n,) for n in self.batches]
+        return [
+            tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
+            for _ in range(steps)
+        ]
+
+
+def small_params() -> Any:
+    """Two kernels and what is none, in two types; all axes divide by 8."""
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape) / 2, jnp.float32)  # noqa: E731
+    params = {
+        "first": {"kernel": draw(8, 16), "bias": draw(16)},
+        "second": {"kernel": draw(16, 8), "scale": draw(8)},
+    }
+    half = jax.tree.map(lambda w: w.astype(jnp.bfloat16), params["second"])
+    return {**params, "second": half}
+
+
+def small_loss(params: Any, x: jax.Array) -> jax.Array:
+    """Of every weight alone, so that it compiles at once and shards any way."""
+    wide = jax.tree.map(lambda w: w.astype(jnp.float32), params)
+    each = [jnp.mean(jnp.square(w - jnp.sin(3 * w + x))) for w in jax.tree.leaves(wide)]
+    return jnp.sum(jnp.stack(each))
+
+
+def _bip(note: str = "", **options: Any) -> AlgorithmCase:
+    make = lambda loss, s: jp.recipes.bip(loss, s, steps=8, **options)  # noqa: E731
+    return AlgorithmCase("bip", make, note, batches=(2, None), takes_key=False)
+
+
+def _searching(recipe: str) -> AlgorithmCase:
+    search = getattr(jp.recipes, recipe)
+    return AlgorithmCase(recipe, lambda loss, s: search(loss, s, steps=8))
+
+
+def _training(recipe: str, note: str = "", **options: Any) -> AlgorithmCase:
+    train = getattr(jp.recipes, recipe)
+    weights = optax.adamw(1e-2)
+    return AlgorithmCase(
+        recipe, lambda loss, s: train(loss, s, weights, **options), note
+    )
+
+
+def _lottery_ticket(loss: Callable[..., Any], sparsity: Any) -> jp.Algorithm:
+    """One round of a training that can be traced, jitted as a user would."""
+
+    def train(params: Any, masks: Any) -> Any:
+        def step(params: Any, x: jax.Array) -> tuple[Any, None]:
+            slopes = jp.apply(jax.grad(loss)(params, x), masks)
+            updates = jax.tree.map(lambda g: g * jnp.asarray(-0.1, g.dtype), slopes)
+            return optax.apply_updates(params, updates), None
+
+        return jax.lax.scan(step, params, jnp.linspace(-1.0, 1.0, 3))[0]
+
+    method = jp.recipes.lottery_ticket(train, sparsity, rounds=1)
+    # What the last round trained is given back too, though no round reads it.
+    step = jax.jit(method.step, donate_argnums=0, keep_unused=True)
+    return method._replace(step=step)
+
+
+ALGORITHMS = [
+    _bip(),
+    _bip("reference", preset="reference"),
+    _bip("filters", groups="output"),
+    _searching("hydra"),
+    _searching("edge_popup"),
+    _searching("sign_supermask"),
+    _searching("lottery_jackpots"),
+    _training("movement", steps=8),
+    _training("soft_movement", steps=8),
+    _training("soft_threshold", steps=8),
+    _training("l0", steps=8),
+    _training("l0", "channels", steps=8, keep_axes="output"),
+    _training("consensus"),
+    AlgorithmCase(
+        "lottery_ticket",
+        _lottery_ticket,
+        "its schedule of rounds is static",
+        batches=(),
+        takes_key=False,
+    ),
 ]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import CASES, Case
+from cases import ALGORITHMS, CASES, Case
 from flax import nnx
 from flax.training.train_state import TrainState
 
@@ -24,7 +24,8 @@ def _example():
 
 
 def test_the_cases_are_the_recipes():
-    assert sorted({case.recipe for case in CASES}) == sorted(jp.recipes.__all__)
+    recipes = {case.recipe for case in [*CASES, *ALGORITHMS]}
+    assert sorted(recipes) == sorted(jp.recipes.__all__)
 
 
 @each_case

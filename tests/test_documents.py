@@ -111,14 +111,17 @@ def test_no_framework_is_imported_in_the_core():
 # Imports run one way (a module may use those of lower layers and its own).
 LAYERS = [
     {"base", "compat", "tree"},
-    {"counting", "ordering", "search", "batching", "cutoffs", "budgets"},
+    {"counting", "ordering", "search", "batching", "cutoffs", "budgets", "roots"},
     {"processes", "encoding", "manifest", "storage", "events"},
     {"masks", "selection", "schedules", "gates", "checkpoint", "report"},
+    {"soft_selection", "controllers"},
     {"scores", "pooling", "allocate", "keep"},
     {"formats", "formats_bits", "formats_coordinates", "formats_tree"},
     {"export", "sparse_products"},
     {"select", "sparsify", "refreshing", "rewinding"},
-    {"recipes", "testing"},
+    {"effective", "implicit", "lottery", "stability"},
+    {"bilevel", "learned"},
+    {"recipes", "testing", "testing_algorithms"},
 ]
 
 

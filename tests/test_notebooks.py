@@ -82,7 +82,20 @@ def check_quickstart(text):
     assert "all leaves" in text  # print_summary's table
 
 
-CHECKS = {"01_quickstart": check_quickstart}
+# By hand: of 16,384 + 32,768 + 1,280 weights, n - round(n s) stay.
+TICKETS = {"90": 5_043, "98": 1_009, "99": 504}
+
+
+def check_bip(text):
+    """What the second notebook prints: four methods find tickets of the same size."""
+    rows = [line.split() for line in text.splitlines() if line.endswith("weights")]
+    assert {row[2] for row in rows} == {"random", "one-shot", "IMP", "BiP"}
+    assert len(rows) == 4 * len(TICKETS)
+    for row in rows:
+        assert int(row[-2].replace(",", "")) == TICKETS[row[0]], row
+
+
+CHECKS = {"01_quickstart": check_quickstart, "02_bip": check_bip}
 
 
 def test_every_notebook_has_a_check_and_a_twin():

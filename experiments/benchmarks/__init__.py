@@ -28,4 +28,9 @@ BENCHMARKS = (
         "Thousands of small leaves: seconds of the first refresh and of the next",
         "experiments.benchmarks.leaves",
     ),
+    Entry(
+        "bip_step",
+        "What a step of bi-level pruning costs over a dense training step",
+        "experiments.benchmarks.bip_step",
+    ),
 )

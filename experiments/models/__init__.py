@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from . import cnn as cnn
 from . import mlp as mlp
+from . import resnet as resnet
 
 
 class Model(NamedTuple):

@@ -1,4 +1,4 @@
-"""The three layers that the small networks share."""
+"""The layers that the networks share."""
 
 import math
 
@@ -29,8 +29,11 @@ def dense(layer: dict[str, jax.Array], x: jax.Array) -> jax.Array:
     return x @ layer["kernel"] + layer["bias"]
 
 
-def conv(layer: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+def conv(layer: dict[str, jax.Array], x: jax.Array, stride: int = 1) -> jax.Array:
     """Returns the same-padded convolution of NHWC images with an odd HWIO kernel.
+
+    The padding is half the kernel on every side, whatever the stride; a layer may
+    have no bias.
 
     Written as patches times a matrix: `vmap` over kernels turns `lax.conv` into a
     grouped convolution, which CPUs run several times slower
@@ -38,18 +41,21 @@ def conv(layer: dict[str, jax.Array], x: jax.Array) -> jax.Array:
     product into a batched one, which every backend runs well.
     """
     height, width, channels, features = layer["kernel"].shape
-    columns = patches(x, height, width)
-    matrix = layer["kernel"].reshape(height * width * channels, features)
-    return columns @ matrix + layer["bias"]
+    columns = patches(x, height, width, stride)
+    out = columns @ layer["kernel"].reshape(height * width * channels, features)
+    return out + layer["bias"] if "bias" in layer else out
 
 
-def patches(x: jax.Array, height: int, width: int) -> jax.Array:
-    """Returns the zero-padded window around each pixel, `(n, h, w, height*width*c)`."""
+def patches(x: jax.Array, height: int, width: int, stride: int = 1) -> jax.Array:
+    """Returns the zero-padded window around each pixel, or every `stride`-th one.
+
+    The shape is `(n, ceil(h / stride), ceil(w / stride), height * width * c)`.
+    """
     _, rows, columns, _ = x.shape
     up, left = height // 2, width // 2
     padded = jnp.pad(x, ((0, 0), (up, up), (left, left), (0, 0)))
     shifts = [
-        padded[:, i : i + rows, j : j + columns]
+        padded[:, i : i + rows : stride, j : j + columns : stride]
         for i in range(height)
         for j in range(width)
     ]

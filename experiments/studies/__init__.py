@@ -3,6 +3,8 @@
 from experiments.catalogue import Entry
 
 _QUICKSTART = "experiments.studies.quickstart"
+_BIP = "experiments.studies.bip_vs_imp"
+_REWINDING = "experiments.studies.rewinding"
 
 STUDIES = (
     Entry(
@@ -27,6 +29,31 @@ STUDIES = (
         "quickstart-cifar-10",
         "The same on CIFAR-10 (needs --data-dir)",
         _QUICKSTART,
+        "CIFAR_10",
+    ),
+    Entry(
+        "rewinding",
+        "Lottery tickets rewound to several steps, on Fashion-MNIST (needs --data-dir)",
+        _REWINDING,
+        "FASHION_MNIST",
+    ),
+    Entry(
+        "rewinding-cifar-10",
+        "The same with ResNet-20 on CIFAR-10 (needs --data-dir and a GPU)",
+        _REWINDING,
+        "CIFAR_10",
+    ),
+    Entry(
+        "bip_vs_imp",
+        "BiP against iterative pruning by cost, on Fashion-MNIST (needs --data-dir)",
+        _BIP,
+        "FASHION_MNIST",
+    ),
+    Entry("bip_vs_imp-digits", "The same on scikit-learn's digits", _BIP, "DIGITS"),
+    Entry(
+        "bip_vs_imp-cifar-10",
+        "The same on CIFAR-10 (needs --data-dir)",
+        _BIP,
         "CIFAR_10",
     ),
 )

@@ -1,22 +1,45 @@
-"""Published methods, each a pruner composed of links.
+"""Published methods, composed of the toolkit's parts.
 
-A recipe is a function that returns a pruner: give it to `jprune.sparsify` to
-prune during training, or to `jprune.prune` to prune once. Its docstring cites
-the paper and says where it deviates.
+Most recipes return a pruner: give it to `jprune.sparsify` to prune during
+training, or to `jprune.prune` to prune once. Those that take a loss, or a whole
+training, own their loop and return a `jprune.Algorithm`. Each docstring cites the
+paper and says where it deviates.
 """
 
 from jprune.recipes.at_initialization import random_erk as random_erk
 from jprune.recipes.at_initialization import snip as snip
+from jprune.recipes.bilevel import bip as bip
+from jprune.recipes.learned_gates import consensus as consensus
+from jprune.recipes.learned_gates import l0 as l0
+from jprune.recipes.learned_gates import movement as movement
+from jprune.recipes.learned_gates import soft_movement as soft_movement
+from jprune.recipes.learned_gates import soft_threshold as soft_threshold
 from jprune.recipes.magnitude import global_magnitude as global_magnitude
 from jprune.recipes.magnitude import gradual_magnitude as gradual_magnitude
 from jprune.recipes.magnitude import magnitude as magnitude
 from jprune.recipes.patterns import n_of_m as n_of_m
+from jprune.recipes.score_search import edge_popup as edge_popup
+from jprune.recipes.score_search import hydra as hydra
+from jprune.recipes.score_search import lottery_jackpots as lottery_jackpots
+from jprune.recipes.score_search import sign_supermask as sign_supermask
+from jprune.recipes.tickets import lottery_ticket as lottery_ticket
 
 __all__ = [
+    "bip",
+    "consensus",
+    "edge_popup",
     "global_magnitude",
     "gradual_magnitude",
+    "hydra",
+    "l0",
+    "lottery_jackpots",
+    "lottery_ticket",
     "magnitude",
+    "movement",
     "n_of_m",
     "random_erk",
+    "sign_supermask",
     "snip",
+    "soft_movement",
+    "soft_threshold",
 ]
