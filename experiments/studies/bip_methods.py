@@ -274,15 +274,15 @@ def accuracy(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
     return (found == labels).mean()
 
 
-def bip_variants(climb: float) -> dict[str, Callable[..., Any]]:
+def bip_variants() -> dict[str, Callable[..., Any]]:
     """Returns BiP in its forms: how the implicit term is computed, and the schedule."""
     true = functools.partial(bilevel.implicit_gradient, gamma=1.0)
     reference = functools.partial(bilevel.reference_gradient, gamma=1e4)
     return {
-        "BiP": functools.partial(bip, climb=climb, hypergradient=true),
-        "BiP without implicit term": functools.partial(bip, climb=climb),
+        "BiP": functools.partial(bip, hypergradient=true),
+        "BiP without implicit term": bip,
         "BiP as in its code": functools.partial(
-            bip, climb=climb, hypergradient=reference, tied=True
+            bip, hypergradient=reference, tied=True
         ),
-        "BiP at the target at once": functools.partial(bip, hypergradient=true),
+        "BiP, climbing": functools.partial(bip, climb=0.5, hypergradient=true),
     }
