@@ -16,6 +16,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jprune import base, checkpoint, tree
 from jprune import masks as masks_lib
 
+_AXIS_TYPES = (AxisType.Auto, AxisType.Explicit)
+
 StateOf = Callable[[base.Params, jax.Array], Any]
 """`(params, key) -> state`: how the method's `init` is called."""
 
@@ -28,6 +30,7 @@ def check_algorithm(
     *,
     sparsity: float | None = None,
     where: base.Predicate = tree.is_kernel,
+    axis_types: Sequence[AxisType] = _AXIS_TYPES,
 ) -> None:
     """Checks all that holds for every method that owns its loop.
 
@@ -47,6 +50,7 @@ def check_algorithm(
       sparsity: the fraction that `finish` removes of the entries of all masks that
         are not scalars: weights, or groups. None if it is an outcome.
       where: which leaves can be pruned.
+      axis_types: those of the meshes, see `check_meshes`.
 
     Raises:
       AssertionError: where the method breaks the contract.
@@ -64,7 +68,13 @@ def check_algorithm(
     check_finish(params, *algorithm.finish(last), sparsity=sparsity, where=where)
     check_transforms(algorithm, state_of, batches, params, last)
     check_meshes(
-        algorithm, state_of, batches[0], params, sparsity=sparsity, where=where
+        algorithm,
+        state_of,
+        batches[0],
+        params,
+        sparsity=sparsity,
+        where=where,
+        axis_types=axis_types,
     )
 
 
@@ -234,6 +244,7 @@ def check_meshes(
     *,
     sparsity: float | None = None,
     where: base.Predicate = tree.is_kernel,
+    axis_types: Sequence[AxisType] = _AXIS_TYPES,
 ) -> None:
     """Checks that on a mesh of all devices shardings stay, and counts are exact.
 
@@ -248,11 +259,12 @@ def check_meshes(
       params: what to prune.
       sparsity: as in `check_algorithm`.
       where: which leaves can be pruned.
+      axis_types: the meshes to try.
 
     Raises:
       AssertionError: where the method breaks the contract.
     """
-    for axis_type in (AxisType.Auto, AxisType.Explicit):
+    for axis_type in axis_types:
         mesh = jax.make_mesh((len(jax.devices()),), ("d",), axis_types=(axis_type,))
         with jax.set_mesh(mesh):
             sharded = jax.tree.map(functools.partial(shard, mesh), params)

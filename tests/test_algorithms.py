@@ -8,12 +8,15 @@ import numpy as np
 import optax
 import pytest
 from cases import ALGORITHMS, AlgorithmCase, small_loss, small_params
+from jax.sharding import AxisType
 
 import jprune as jp
 from jprune import testing, testing_algorithms
 
 pytestmark = pytest.mark.others_code
 SPARSITY = 0.7
+# Under automatic sharding the others are of the same parts, and all of them compile.
+ON_AUTOMATIC_MESHES = ("bip", "hydra", "soft_threshold", "l0 channels")
 
 
 def _name(case: AlgorithmCase) -> str:
@@ -34,7 +37,11 @@ def test_contract(case: AlgorithmCase):
     for batch in batches:
         state, _ = method.step(state, *batch)
     assert len(traces) == (2 if case.recipe == "bip" else 1), "one for each level"
-    testing.check_algorithm(method, init, batches, params, sparsity=SPARSITY)
+    types = [AxisType.Explicit]
+    types += [AxisType.Auto] if _name(case) in ON_AUTOMATIC_MESHES else []
+    testing.check_algorithm(
+        method, init, batches, params, sparsity=SPARSITY, axis_types=types
+    )
 
 
 @pytest.mark.parametrize(
