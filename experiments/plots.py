@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 # Okabe and Ito's colours, which people with colour blindness can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
@@ -168,6 +169,7 @@ def accuracy_by_cost(
                     capsize=3.5,
                 )
             axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter(NullFormatter())  # they would overlap
             axes.set_xlabel(label)
             axes.set_title(title)
             axes.grid(color="0.9", zorder=0)
