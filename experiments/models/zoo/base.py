@@ -1,0 +1,81 @@
+"""What an architecture is, and generic values for what it is made of."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+NOISE = 0.2  # standard deviation of biases, and of what scales differ from 1 by
+
+
+class Architecture(NamedTuple):
+    """A network as a pure function, with parameters and inputs to run it on.
+
+    Attributes:
+      fn: `fn(params, *inputs) -> outputs`.
+      params: Any pytree of arrays.
+      inputs: Example arrays.
+    """
+
+    fn: Callable[..., Any]
+    params: Any
+    inputs: tuple[Any, ...]
+
+
+Builder = Callable[[jax.Array], Architecture]
+
+
+def normal(key: jax.Array, *shape: int) -> jax.Array:
+    """Returns standard normal float32 values of this shape."""
+    return jax.random.normal(key, shape, jnp.float32)
+
+
+def tokens(key: jax.Array, vocabulary: int, *shape: int) -> jax.Array:
+    """Returns random int32 tokens below `vocabulary`."""
+    return jax.random.randint(key, shape, 0, vocabulary, jnp.int32)
+
+
+def draw(key: jax.Array, abstract: Any, outputs: int = -1) -> Any:
+    """Returns generic values for every leaf, whatever its usual initial one.
+
+    Biases, means and vectors have deviation `NOISE` about 0; vectors that scale have
+    it about 1; variances are log-normal; other leaves have variance 1 / fan-in. So
+    nothing is 0 or 1 by default: zero-initialized gates and adapters take part.
+
+    One draw for all leaves, cut by NumPy: XLA would compile each leaf's own for
+    longer than most of these networks take to compile.
+
+    Args:
+      key: PRNG key.
+      abstract: A tree of `jax.ShapeDtypeStruct`, all floating. The last name of a
+        leaf's path says what it is: `bias`, `mean`, `var`, `scale`, or for a vector
+        `weight`.
+      outputs: The axis of larger leaves that is not in their fan-in.
+    """
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(abstract)
+    ends = np.cumsum([math.prod(leaf.shape) for _, leaf in leaves])
+    noise = np.asarray(jax.random.normal(key, (int(ends[-1]),), jnp.float32))
+    values = [
+        _value(jax.tree_util.keystr(path[-1:], simple=True), leaf, piece, outputs)
+        for piece, (path, leaf) in zip(np.split(noise, ends[:-1]), leaves, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, values)
+
+
+def _value(
+    name: str, leaf: jax.ShapeDtypeStruct, noise: np.ndarray, outputs: int
+) -> jax.Array:
+    noise = noise.reshape(leaf.shape)
+    vector = leaf.ndim <= 1
+    if name == "var":
+        value = np.exp(NOISE * noise)
+    elif vector and name in ("scale", "weight"):
+        value = 1 + NOISE * noise
+    elif vector or name == "bias":
+        value = NOISE * noise
+    else:
+        value = noise * math.sqrt(leaf.shape[outputs] / leaf.size)
+    return jnp.asarray(value, leaf.dtype)

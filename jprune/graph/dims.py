@@ -1,0 +1,422 @@
+"""Dimensions as terms: a leaf, a product or a concatenation of dimensions.
+
+An axis of length 12 may be a leaf of its own, or 3 heads times 4 entries, or 8
+channels of one layer followed by 4 of another. Three operations relate the axes of a
+program:
+
+    factor(d, [3, 4])      d is a product, outermost first
+    split(d, [8, 4])       d is a concatenation
+    unify(a, b)            a and b are the same
+
+They refine leaves and merge them by union-find, until what must shrink together is
+one leaf. Where two views of an axis do not fit into each other, all that takes part is
+frozen: it is never pruned, which is always right.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+Form = Literal["leaf", "product", "concatenation"]
+
+
+class Dim:
+    """A term; compare by `resolve`, never change one by hand.
+
+    Attributes:
+      size: how many entries.
+      form: "leaf", "product" or "concatenation".
+      parts: of a product the factors, outermost first; of a concatenation the pieces.
+      parent: the term that this one has become, or None.
+      frozen: of a leaf: why it cannot shrink, or "".
+      marks: of a leaf: how the program uses it, such as "summed".
+    """
+
+    __slots__ = ("form", "frozen", "marks", "parent", "parts", "size")
+
+    def __init__(
+        self,
+        size: int,
+        form: Form = "leaf",
+        parts: tuple["Dim", ...] = (),
+        frozen: str = "",
+    ):
+        self.size = size
+        self.form: Form = form
+        self.parts = parts
+        self.parent: Dim | None = None
+        self.frozen = frozen
+        self.marks: set[str] = set()
+
+
+def leaf(size: int, frozen: str = "") -> Dim:
+    """Returns a new leaf.
+
+    Args:
+      size: how many entries.
+      frozen: why it cannot shrink, or "".
+    """
+    return Dim(size, frozen=frozen)
+
+
+def product(parts: Sequence[Dim]) -> Dim:
+    """Returns the product of dims, outermost first."""
+    factors = [f for p in parts for f in factors_of(p)]
+    if len(factors) == 1:
+        return factors[0]
+    size = 1
+    for f in factors:
+        size *= f.size
+    return Dim(size, "product", tuple(factors)) if factors else leaf(1)
+
+
+def concatenation(parts: Sequence[Dim]) -> Dim:
+    """Returns dims one after another."""
+    pieces = [q for p in parts for q in pieces_of(p)]
+    if len(pieces) == 1:
+        return pieces[0]
+    size = sum(p.size for p in pieces)
+    return Dim(size, "concatenation", tuple(pieces)) if pieces else leaf(0)
+
+
+def resolve(d: Dim) -> Dim:
+    """Returns the term that a dim has become."""
+    root = d
+    while root.parent is not None:
+        root = root.parent
+    while d.parent is not None and d.parent is not root:
+        d.parent, d = root, d.parent
+    return root
+
+
+def factors_of(d: Dim) -> list[Dim]:
+    """Returns the factors of a dim, outermost first; itself if it is no product."""
+    d = resolve(d)
+    if d.form == "product":
+        return [f for p in d.parts for f in factors_of(p)]
+    return [d] if d.size != 1 else []
+
+
+def pieces_of(d: Dim) -> list[Dim]:
+    """Returns the pieces of a dim; itself if it is no concatenation."""
+    d = resolve(d)
+    if d.form == "concatenation":
+        return [q for p in d.parts for q in pieces_of(p)]
+    return [d] if d.size else []
+
+
+def leaves_of(d: Dim) -> Iterator[Dim]:
+    """Yields the leaves under a term, in order, as often as they occur."""
+    d = resolve(d)
+    if d.form == "leaf":
+        yield d
+    for part in d.parts:
+        yield from leaves_of(part)
+
+
+def freeze(d: Dim, why: str) -> None:
+    """Freezes all leaves under a term; the first reason counts."""
+    for one in leaves_of(d):
+        one.frozen = one.frozen or why
+
+
+def mark(d: Dim, word: str) -> None:
+    """Notes on all leaves under a term how they are used."""
+    for one in leaves_of(d):
+        one.marks.add(word)
+
+
+def factor(d: Dim, sizes: Sequence[int]) -> list[Dim]:
+    """Returns a dim as a product, one dim for each size.
+
+    Args:
+      d: the dim.
+      sizes: outermost first; their product is the dim's size.
+    """
+    found = iter(_factor(resolve(d), [s for s in sizes if s != 1]))
+    return [leaf(1) if s == 1 else next(found) for s in sizes]
+
+
+def _factor(d: Dim, sizes: list[int]) -> list[Dim]:
+    if len(sizes) <= 1:
+        return [d] * len(sizes)
+    if d.size == 0:
+        return [leaf(s, "empty") for s in sizes]
+    if d.form == "leaf":
+        new = [leaf(s, d.frozen) for s in sizes]
+        _become(d, product(new))
+        return new
+    if d.form == "concatenation":
+        return _factor_pieces(d, sizes)
+    queue, found = factors_of(d), []
+    for i, size in enumerate(sizes):
+        taken: list[Dim] = []
+        rest = size
+        while rest > 1:
+            queue = _expanded(queue, factors_of)
+            first = queue.pop(0)
+            if rest % first.size == 0:
+                taken.append(first)
+            elif first.size % rest == 0:
+                outer, inner = factor(first, [rest, first.size // rest])
+                taken.append(outer)
+                queue.insert(0, inner)
+            else:
+                why = f"{d.size} is viewed both as {_shape(d)} and as {tuple(sizes)}"
+                for one in (*taken, first, *queue):
+                    freeze(one, why)
+                return found + [leaf(s, why) for s in sizes[i:]]
+            rest //= taken[-1].size
+        found.append(product(taken))
+    return found
+
+
+def _factor_pieces(d: Dim, sizes: list[int]) -> list[Dim]:
+    """A product whose outermost factor is a concatenation."""
+    inner = d.size // sizes[0]
+    pieces = pieces_of(d)
+    if any(p.size % inner for p in pieces):
+        why = f"{d.size} is viewed both as {_shape(d)} and as {tuple(sizes)}"
+        freeze(d, why)
+        return [leaf(s, why) for s in sizes]
+    views = [factor(p, [p.size // inner, *sizes[1:]]) for p in pieces]
+    for view in views[1:]:
+        for a, b in zip(views[0][1:], view[1:], strict=True):
+            unify(a, b)
+    return [concatenation([v[0] for v in views]), *views[0][1:]]
+
+
+def split(d: Dim, sizes: Sequence[int]) -> list[Dim]:
+    """Returns a dim as a concatenation, one dim for each size.
+
+    Args:
+      d: the dim.
+      sizes: their sum is the dim's size; they may be 0.
+    """
+    found = iter(_split(resolve(d), [s for s in sizes if s]))
+    return [next(found) if s else leaf(0) for s in sizes]
+
+
+def _split(d: Dim, sizes: list[int]) -> list[Dim]:
+    if len(sizes) <= 1:
+        return [d] * len(sizes)
+    if d.form == "leaf":
+        new = [leaf(s, d.frozen) for s in sizes]
+        _become(d, concatenation(new))
+        return new
+    if d.form == "product":
+        return _split_product(d, sizes)
+    queue, found = pieces_of(d), []
+    for size in sizes:
+        taken: list[Dim] = []
+        rest = size
+        while rest:
+            queue = _expanded(queue, pieces_of)
+            first = queue.pop(0)
+            if first.size > rest:
+                first, after = split(first, [rest, first.size - rest])
+                queue.insert(0, after)
+            taken.append(first)
+            rest -= first.size
+        found.append(concatenation(taken))
+    return found
+
+
+def _split_product(d: Dim, sizes: list[int]) -> list[Dim]:
+    """Pieces of the outermost factor, each times the rest."""
+    outer, rest = _outermost(factors_of(d), sizes)
+    inner = count_of(rest)
+    counts = [s // inner for s in sizes]
+    if len(outer) == 1:
+        return [product([piece, *rest]) for piece in split(outer[0], counts)]
+    why = f"{_shape(d)} is cut into pieces of {tuple(sizes)}"
+    for one in outer:
+        freeze(one, why)
+    return [product([leaf(n, why), *rest]) for n in counts]
+
+
+def _outermost(factors: list[Dim], sizes: list[int]) -> tuple[list[Dim], list[Dim]]:
+    """Cuts factors so that pieces of these sizes are pieces of the outer ones."""
+    for i in range(1, len(factors)):
+        if all(s % count_of(factors[i:]) == 0 for s in sizes):
+            return factors[:i], factors[i:]
+    return factors, []
+
+
+def unify(a: Dim, b: Dim) -> None:
+    """Makes two dims of the same size one.
+
+    Raises:
+      ValueError: if their sizes differ.
+    """
+    a, b = resolve(a), resolve(b)
+    if a.size != b.size:
+        raise ValueError(f"Dims of sizes {a.size} and {b.size} are not the same.")
+    if a is b or a.size <= 1:
+        return
+    if a.form == "leaf":
+        _become(a, b)
+    elif b.form == "leaf":
+        _become(b, a)
+    elif a.form == b.form == "product":
+        _align(a, b, factors_of, _halve)
+    elif a.form == b.form == "concatenation":
+        _align(a, b, pieces_of, _cut)
+    elif a.form == "product":
+        _unify_product_with_pieces(a, b)
+    else:
+        _unify_product_with_pieces(b, a)
+
+
+def _align(
+    a: Dim,
+    b: Dim,
+    parts_of: Callable[[Dim], list[Dim]],
+    cut: Callable[[Dim, int], tuple[Dim, Dim] | None],
+) -> None:
+    """Unifies the common refinement of two terms of one form."""
+    left, right = parts_of(a), parts_of(b)
+    while left or right:
+        left, right = _expanded(left, parts_of), _expanded(right, parts_of)
+        if not left and not right:
+            return
+        x, y = left.pop(0), right.pop(0)
+        if x.size != y.size:
+            longer, shorter = (x, y) if x.size > y.size else (y, x)
+            both = cut(longer, shorter.size)
+            if both is None:
+                why = f"{a.size} is viewed both as {_shape(a)} and as {_shape(b)}"
+                for one in (x, y, *left, *right):
+                    freeze(one, why)
+                return
+            (left if longer is x else right).insert(0, both[1])
+            x, y = both[0], shorter
+        unify(x, y)
+
+
+def _halve(d: Dim, size: int) -> tuple[Dim, Dim] | None:
+    if d.size % size:
+        return None
+    outer, inner = factor(d, [size, d.size // size])
+    return outer, inner
+
+
+def _cut(d: Dim, size: int) -> tuple[Dim, Dim]:
+    first, rest = split(d, [size, d.size - size])
+    return first, rest
+
+
+def _unify_product_with_pieces(a: Dim, b: Dim) -> None:
+    pieces = pieces_of(b)
+    outer, rest = _outermost(factors_of(a), [p.size for p in pieces])
+    inner, counts = count_of(rest), [f.size for f in rest]
+    first = []
+    for piece in pieces:
+        head, *tail = factor(piece, [piece.size // inner, *counts])
+        for x, y in zip(tail, rest, strict=True):
+            unify(x, y)
+        first.append(head)
+    if len(outer) == 1:
+        unify(outer[0], concatenation(first))
+        return
+    why = f"{a.size} is viewed both as {_shape(a)} and as {_shape(b)}"
+    for one in (*outer, *first):
+        freeze(one, why)
+
+
+def _become(d: Dim, term: Dim) -> None:
+    """A leaf is from now on another term."""
+    d.parent = term
+    for one in leaves_of(term):
+        one.frozen = one.frozen or d.frozen
+        one.marks |= d.marks
+
+
+def _expanded(queue: list[Dim], parts_of: Callable[[Dim], list[Dim]]) -> list[Dim]:
+    """The queue, with its first element in parts if it has become a term."""
+    while queue:
+        parts = parts_of(queue[0])
+        if len(parts) == 1 and parts[0] is queue[0]:
+            break
+        queue = parts + queue[1:]
+        if parts:
+            break
+    return queue
+
+
+def _shape(d: Dim) -> str:
+    """The term in words, as "(3 x 4) + 12"."""
+    d = resolve(d)
+    if d.form == "leaf":
+        return str(d.size)
+    sign = " x " if d.form == "product" else " + "
+    inside = [_shape(p) for p in d.parts]
+    return sign.join(f"({s})" if " " in s else s for s in inside)
+
+
+def count_of(axes: Sequence[Dim]) -> int:
+    """Returns how many entries an array with these dims has."""
+    found = 1
+    for d in axes:
+        found *= d.size
+    return found
+
+
+def evaluate(
+    d: Dim,
+    of_leaf: Callable[[Dim], Any],
+    times: Callable[[Any, Any], Any],
+    plus: Callable[[Any, Any], Any],
+) -> Any:
+    """Returns the value of a term from those of its leaves.
+
+    Args:
+      d: the term.
+      of_leaf: the value of a leaf.
+      times: of an outer and an inner factor's values, the product's.
+      plus: of two values, one after the other.
+    """
+    d = resolve(d)
+    if d.form == "leaf":
+        return of_leaf(d)
+    values = [evaluate(p, of_leaf, times, plus) for p in d.parts]
+    join = times if d.form == "product" else plus
+    found = values[0]
+    for value in values[1:]:
+        found = join(found, value)
+    return found
+
+
+def positions(d: Dim, one: Dim) -> list[np.ndarray]:
+    """Returns where a leaf's entries lie in a term.
+
+    Args:
+      d: the term.
+      one: the leaf.
+
+    Returns:
+      For each time that the leaf occurs an int array of the term's size: which
+      entry of the leaf a place belongs to, or -1.
+    """
+    one = resolve(one)
+    count = sum(x is one for x in leaves_of(d))
+    found = []
+    for which in range(count):
+        seen = iter(range(count))
+
+        def of_leaf(x: Dim, seen: Any = seen, which: int = which) -> np.ndarray:
+            if x is one and next(seen) == which:
+                return np.arange(x.size)
+            return np.full(x.size, -1)
+
+        found.append(
+            evaluate(
+                d,
+                of_leaf,
+                # Of an outer and an inner factor at most one has the entries.
+                lambda a, b: np.maximum(a[:, None], b[None, :]).reshape(-1),
+                lambda a, b: np.concatenate([a, b]),
+            )
+        )
+    return found

@@ -1,0 +1,287 @@
+"""A plan: which entries of which axes of which leaves are kept, as plain data."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jprune import base, tree
+from jprune.graph import dims as dims_lib
+from jprune.graph.dims import Dim
+from jprune.graph.trace import Graph
+
+Plan = dict[str, dict[int, np.ndarray]]
+"""Path of a leaf -> axis -> ascending numbers of the entries that are kept."""
+
+Keep = Mapping[str, Any]
+"""Name of a group -> the entries that are kept: numbers, or a bool for each."""
+
+
+def make_plan(graph: Graph, keep: Keep) -> Plan:
+    """Returns the plan that keeps some entries of some groups.
+
+    Args:
+      graph: the recorded function.
+      keep: group name -> the kept entries, as numbers or as a bool for each. Groups
+        that are left out are kept whole.
+
+    Returns:
+      A `Plan`, for all axes that change.
+
+    Raises:
+      PruningError: if there is no such group, an entry is out of range, or a group
+        would lose all its entries.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jprune import graph as jg
+      >>> mlp = lambda p, x: jnp.tanh(x @ p["in"]) @ p["out"]
+      >>> shapes = {"in": jnp.zeros((3, 4)), "out": jnp.zeros((4, 2))}
+      >>> make_plan(jg.trace(mlp, shapes, jnp.zeros((5, 3))), {"in[1]": [0, 2]})
+      {'in': {1: array([0, 2])}, 'out': {0: array([0, 2])}}
+    """
+    kept = {id(graph.groups[n].dim): m for n, m in masks_of(graph, keep).items()}
+    plan: Plan = {}
+    for path, axes in graph.axes.items():
+        for axis, d in enumerate(axes):
+            mask = mask_of(d, kept)
+            if mask is not None:
+                plan.setdefault(path, {})[axis] = np.flatnonzero(mask)
+    return plan
+
+
+def masks_of(graph: Graph, keep: Keep) -> dict[str, np.ndarray]:
+    """Returns the kept entries of groups as a bool for each, checked.
+
+    Raises:
+      PruningError: as in `make_plan`.
+    """
+    found = {}
+    for name, entries in keep.items():
+        if name not in graph.groups:
+            raise base.PruningError(
+                f"There is no group {name!r}; there are: {', '.join(graph.groups)}"
+            )
+        size, given = graph.groups[name].size, np.asarray(entries)
+        if given.dtype == bool and given.shape != (size,):
+            raise base.PruningError(
+                f"The group {name} has {size} entries; got {given.shape} bools."
+            )
+        mask = given
+        if given.dtype != bool:
+            if given.size and not (given.min() >= 0 and given.max() < size):
+                raise base.PruningError(
+                    f"The group {name} has {size} entries; got {given.tolist()}."
+                )
+            mask = np.zeros(size, bool)
+            mask[given.astype(int)] = True
+        if not mask.any():
+            raise base.PruningError(
+                f"The group {name} would lose all its {size} entries."
+            )
+        found[name] = mask
+    return found
+
+
+def mask_of(d: Dim, kept: Mapping[int, Any]) -> Any:
+    """Returns the kept entries of a dim as bools, or None if none is removed."""
+    if not any(id(x) in kept for x in dims_lib.leaves_of(d)):
+        return None
+    return dims_lib.evaluate(
+        d,
+        lambda x: kept[id(x)] if id(x) in kept else np.ones(x.size, bool),
+        lambda a, b: (a[:, None] & b[None, :]).reshape(-1),
+        lambda a, b: _concatenate(a, b),
+    )
+
+
+def _concatenate(a: Any, b: Any) -> Any:
+    both = isinstance(a, np.ndarray) and isinstance(b, np.ndarray)
+    return (np if both else jnp).concatenate([a, b])
+
+
+def keep_of(graph: Graph, plan: Plan) -> dict[str, np.ndarray]:
+    """Returns the kept entries of each group that a plan shrinks.
+
+    Args:
+      graph: of the same params, perhaps for other inputs.
+      plan: from `make_plan`, or from a file.
+
+    Returns:
+      Group name -> bools.
+
+    Raises:
+      PruningError: if the plan does not fit the graph: a path or an axis that does
+        not exist, entries out of range, or axes that must shrink together and do not.
+    """
+    for path, axes in plan.items():
+        if path not in graph.axes:
+            raise base.PruningError(f"The plan names {path!r}, which params lack.")
+        for axis, entries in axes.items():
+            if not 0 <= axis < len(graph.axes[path]):
+                raise base.PruningError(f"{path} has no axis {axis}.")
+            size = graph.axes[path][axis].size
+            if len(entries) == 0 or min(entries) < 0 or max(entries) >= size:
+                raise base.PruningError(
+                    f"{path}[{axis}] has {size} entries; the plan keeps {entries}."
+                )
+    found: dict[str, np.ndarray] = {}
+    for name, group in graph.groups.items():
+        for member in group.members:
+            kept = plan.get(member.path, {}).get(member.axis)
+            if kept is None:
+                continue
+            mask = np.zeros(group.size, bool)
+            for place in dims_lib.positions(member.dim, group.dim):
+                entries = place[np.asarray(kept)]
+                mask[entries[entries >= 0]] = True
+            if not mask.all():
+                found[name] = mask & found.get(name, True)
+    again = make_plan(graph, found)
+    _check_same(plan, again, graph)
+    return found
+
+
+def _check_same(plan: Plan, again: Plan, graph: Graph) -> None:
+    for path, axes in graph.axes.items():
+        for axis, d in enumerate(axes):
+            full = np.arange(d.size)
+            given = plan.get(path, {}).get(axis, full)
+            needed = again.get(path, {}).get(axis, full)
+            if not np.array_equal(np.asarray(given), needed):
+                why = {x.frozen for x in dims_lib.leaves_of(d) if x.frozen}
+                raise base.PruningError(
+                    f"The plan keeps {len(given)} entries of {path}[{axis}] that do "
+                    f"not go together with the rest: {len(needed)} others of {d.size} "
+                    f"would. {'Frozen: ' + '; '.join(why) if why else ''}"
+                )
+
+
+def slice_tree(plan: Plan, full: Any) -> Any:
+    """Returns a tree with the entries that a plan keeps.
+
+    Args:
+      plan: which.
+      full: params, or another tree whose paths are those of params or end in them:
+        optimizer states, masks, gradients. Leaves of other names stay.
+
+    Returns:
+      The same tree with smaller arrays.
+
+    Raises:
+      PruningError: if a leaf at a path of the plan is too small for it.
+    """
+
+    def leaf(path: str, x: Any) -> Any:
+        for axis, kept in _axes_for(plan, path).items():
+            if np.ndim(x) <= axis or np.shape(x)[axis] <= kept[-1]:
+                if np.size(x) == 1 or (np.ndim(x) > axis and np.shape(x)[axis] == 1):
+                    continue  # a mask that broadcasts, a placeholder
+                raise base.PruningError(
+                    f"{path} has shape {np.shape(x)}; the plan keeps entry "
+                    f"{kept[-1]} of axis {axis}."
+                )
+            elif np.shape(x)[axis] != 1:
+                x = (np if isinstance(x, np.ndarray) else jnp).take(x, kept, axis=axis)
+        return x
+
+    return tree.map_with_path(leaf, full)
+
+
+def expand(plan: Plan, small: Any, full: Any) -> Any:
+    """Puts small arrays back where they were cut from.
+
+    Args:
+      plan: which entries they are.
+      small: from `slice_tree`.
+      full: the tree to put them into, such as zeros or the params before.
+
+    Returns:
+      The full tree with the small one's entries.
+    """
+
+    def leaf(path: str, x: Any, y: Any) -> Any:
+        axes = _axes_for(plan, path)
+        if not axes or np.shape(x) == np.shape(y):
+            return x
+        places = [axes.get(i, np.arange(n)) for i, n in enumerate(np.shape(y))]
+        return jnp.asarray(y).at[np.ix_(*places)].set(x)
+
+    return tree.map_with_path(leaf, small, full)
+
+
+def _axes_for(plan: Plan, path: str) -> dict[int, np.ndarray]:
+    """What a plan says of a path, or of the longest of its paths that ends it."""
+    if path in plan:
+        return plan[path]
+    parts = path.split("/")
+    for i in range(1, len(parts)):
+        rest = "/".join(parts[i:])
+        if rest in plan:
+            return plan[rest]
+    return {}
+
+
+def compose(first: Plan, then: Plan) -> Plan:
+    """Returns one plan for two, the second made for what the first leaves.
+
+    Args:
+      first: of the full params.
+      then: of the small ones.
+
+    Returns:
+      A plan of the full params.
+    """
+    found: Plan = {path: dict(axes) for path, axes in first.items()}
+    for path, axes in then.items():
+        for axis, kept in axes.items():
+            before = first.get(path, {}).get(axis)
+            new = kept if before is None else np.asarray(before)[kept]
+            found.setdefault(path, {})[axis] = new
+    return found
+
+
+def dumps(plan: Plan) -> str:
+    """Returns a plan as JSON."""
+    return json.dumps(
+        {
+            path: {str(axis): np.asarray(kept).tolist() for axis, kept in axes.items()}
+            for path, axes in plan.items()
+        }
+    )
+
+
+def loads(text: str) -> Plan:
+    """Returns the plan of a JSON text from `dumps`.
+
+    Raises:
+      PruningError: if the text is no plan.
+    """
+    try:
+        return {
+            path: {int(a): _ascending(kept) for a, kept in axes.items()}
+            for path, axes in json.loads(text).items()
+        }
+    except (AttributeError, TypeError, ValueError) as e:
+        raise base.PruningError(f"This is no plan: {e}") from e
+
+
+def _ascending(kept: Sequence[int]) -> np.ndarray:
+    found = np.asarray(kept, dtype=np.int64)
+    if found.ndim != 1 or np.any(np.diff(found) <= 0) or (found < 0).any():
+        raise ValueError(f"entries have to ascend; got {kept}")
+    return found
+
+
+def shapes(plan: Plan, params: Any) -> Any:
+    """Returns the shapes of params after a plan, as `jax.ShapeDtypeStruct`s."""
+
+    def leaf(path: str, x: Any) -> jax.ShapeDtypeStruct:
+        axes = plan.get(path, {})
+        shape = [len(axes.get(i, range(n))) for i, n in enumerate(np.shape(x))]
+        return jax.ShapeDtypeStruct(tuple(shape), x.dtype)
+
+    return tree.map_with_path(leaf, params)

@@ -1,0 +1,221 @@
+"""Rules of primitives that work entry by entry, and of numbers that mean a size.
+
+The mean of n entries is their sum times a literal 1 / n. When the n entries become
+fewer, so must the literal. It is found by where it stands: it multiplies or divides a
+sum over dims whose sizes it is the product of.
+"""
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jprune.graph import dims as dims_lib
+from jprune.graph.dims import Dim
+from jprune.graph.program import Axes, Node, Outcome, Recorder, Scalar, Sum, Value, View
+
+NAMES = tuple(
+    """
+    abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
+    bitcast_convert_type cbrt ceil clamp clz complex conj convert_element_type copy
+    copy_p cos cosh device_put digamma div eq erf erf_inv erfc exp exp2 expm1 floor
+    ge gt igamma igamma_grad_a igammac imag integer_pow is_finite le lgamma log
+    log1p logistic lt max min mul name ne neg nextafter not optimization_barrier or
+    polygamma population_count pow pvary real reduce_precision
+    regularized_incomplete_beta rem round rsqrt select_n shift_left
+    shift_right_arithmetic shift_right_logical sign sin sinh sqrt square
+    stop_gradient sub tan tanh xor zeta
+    """.split()  # noqa: SIM905 (eighty strings in quotes read no better)
+)
+
+_POWERS = {"sqrt": 0.5, "rsqrt": -0.5, "square": 2.0, "cbrt": 1 / 3}
+_PRODUCTS = ("mul", "div")
+_KEEP_SUMS = {"neg", "abs", "copy", "convert_element_type", "name", "reduce_precision"}
+_KEEP_SUMS |= {"add", "sub", "add_any", "max", "min", "stop_gradient", *_PRODUCTS}
+
+
+def elementwise(node: Node, recorder: Recorder) -> Outcome:
+    """Relates axes of one size; axes of size 1 are broadcast."""
+    if node.name == "bitcast_convert_type" and _width_changes(node):
+        return _reinterpreted(node, recorder)
+    results = []
+    for i, shape in enumerate(node.shapes):
+        # With several results each belongs to the operand of its place.
+        given = node.inputs if len(node.shapes) == 1 else [node.inputs[i]]
+        results.append(joined(given, shape))
+    if len(node.shapes) > 1:
+        return Outcome(results)
+    follow(node, recorder)
+    sized = _sized_operand(node, recorder, results[0])
+    return Outcome(results, run=sized)
+
+
+def joined(values: Sequence[Value], shape: Sequence[int]) -> Axes:
+    """Returns the dims of a result, after making those of its operands one."""
+    axes: list[Dim | None] = [None] * len(shape)
+    for value in values:
+        if len(value.axes) != len(shape):
+            continue  # a scalar
+        for i, d in enumerate(value.axes):
+            if d.size != shape[i] or d.size == 1:
+                continue
+            before = axes[i]
+            if before is None:
+                axes[i] = d
+            else:
+                dims_lib.unify(before, d)
+    return tuple(
+        dims_lib.leaf(n) if d is None else d for d, n in zip(axes, shape, strict=True)
+    )
+
+
+def follow(node: Node, recorder: Recorder) -> None:
+    """Has the facts about sums and constants follow from operands to the result."""
+    recorder.facts(node, _scalar(node), _sum(node))
+
+
+def _scalar(node: Node) -> Scalar | None:
+    if not all(v.scalar is not None for v in node.inputs):
+        return None
+    operands = tuple(v.scalar for v in node.inputs if v.scalar is not None)
+    return Scalar(None, node.equation.primitive, node.params, operands)
+
+
+def _sum(node: Node) -> Sum | None:
+    """The sum that the result is, from that of its operands."""
+    found = next((v.sum for v in node.inputs if v.sum is not None), None)
+    if found is None:
+        return None
+    if node.name in _POWERS:
+        return found._replace(power=found.power * _POWERS[node.name])
+    if node.name == "integer_pow":
+        return found._replace(power=found.power * node.params["y"])
+    return found if node.name in _KEEP_SUMS else None
+
+
+def _sized_operand(node: Node, recorder: Recorder, axes: Axes) -> Any:
+    """How to run a product with a constant that may mean a size; else None."""
+    if node.name not in _PRODUCTS:
+        return None
+    for place, value in enumerate(node.inputs):
+        other = node.inputs[1 - place]
+        if value.scalar is None or other.scalar is not None:
+            continue
+        if place == 0 and node.name == "div":
+            continue  # constant / x
+        numbers = {_number(s) for s in _literals(value.scalar)}
+        if other.sum is not None and _matches(numbers, other.sum.over):
+            products = other.sum.of_products
+            kind = "attention_scale" if products else "divisors"
+            what = f"a number is {dims_lib.count_of(other.sum.over)}, a sum's size"
+            recorder.note("rescaled", node, what, other.sum.over)
+            if not products:
+                recorder.facts(node, None, None)
+            return functools.partial(
+                _run_sized, node, place, kind, other.sum.over, None
+            )
+        if numbers and other.active:
+            own = [d for d in axes if d.size > 1 and _is_root(numbers, d.size)]
+            if own:
+                return functools.partial(
+                    _run_sized, node, place, "attention_scale", tuple(own[-1:]), "head"
+                )
+    return None
+
+
+def _run_sized(
+    node: Node,
+    place: int,
+    kind: str,
+    over: Axes,
+    mark: str | None,
+    view: View,
+    *operands: Any,
+) -> list[Any]:
+    """Runs a product whose constant follows the number of entries of some dims."""
+    wanted = getattr(view.options, kind) == "rescale"
+    if mark and not any(mark in x.marks for d in over for x in dims_lib.leaves_of(d)):
+        wanted = False
+    bind = functools.partial(node.equation.primitive.bind, **node.params)
+    before = math.prod(d.size for d in over)
+    after = math.prod(view.count(d) for d in over)
+    if not wanted or (isinstance(after, int) and after == before):
+        return [bind(*operands)]
+    changed = list(operands)
+    scalar = node.inputs[place].scalar
+    number = _evaluate(scalar, before, after)
+    old = operands[place]
+    dtype = getattr(old, "dtype", None) or node.inputs[place].dtype
+    changed[place] = jnp.broadcast_to(jnp.asarray(number).astype(dtype), np.shape(old))
+    return [bind(*changed)]
+
+
+def _literals(scalar: Scalar) -> Iterator[Any]:
+    if scalar.primitive is None:
+        yield scalar.value
+    for one in scalar.operands:
+        yield from _literals(one)
+
+
+def _number(literal: Any) -> tuple[float, float]:
+    """A literal as a float, and its precision."""
+    try:
+        dtype = getattr(literal, "dtype", np.dtype(np.float32))
+        floating = jnp.issubdtype(dtype, jnp.floating)
+        precision = float(jnp.finfo(dtype).eps) if floating else 0.0
+        return float(literal), max(precision, 1e-6)
+    except (TypeError, ValueError):
+        return math.nan, 0.0
+
+
+def _matches(numbers: set[tuple[float, float]], over: Axes) -> bool:
+    n = math.prod(d.size for d in over)
+    return n > 1 and any(_power_of(x, n, p) is not None for x, p in numbers)
+
+
+def _is_root(numbers: set[tuple[float, float]], n: int) -> bool:
+    return any(_power_of(x, n, p) in (0.5, -0.5) for x, p in numbers)
+
+
+def _power_of(x: float, n: int, precision: float = 1e-6) -> float | None:
+    """The power of a size that a number is, of those that stand for one."""
+    for power in (1.0, -1.0, 0.5, -0.5):
+        if math.isclose(x, float(n) ** power, rel_tol=precision):
+            return power
+    return None
+
+
+def _evaluate(scalar: Scalar | None, before: int, after: Any) -> Any:
+    """The value of a constant after a size in it has changed."""
+    assert scalar is not None
+    if scalar.primitive is None:
+        number, precision = _number(scalar.value)
+        power = _power_of(number, before, precision)
+        if power is None:
+            return scalar.value
+        dtype = getattr(scalar.value, "dtype", np.result_type(type(scalar.value)))
+        return (jnp.asarray(after, jnp.float32) ** power).astype(dtype)
+    operands = [_evaluate(s, before, after) for s in scalar.operands]
+    operands = [jnp.asarray(x) for x in operands]
+    if scalar.primitive.name == "broadcast_in_dim":
+        return operands[0]
+    return scalar.primitive.bind(*operands, **scalar.params)
+
+
+def _width_changes(node: Node) -> bool:
+    return node.shapes[0] != node.inputs[0].shape
+
+
+def _reinterpreted(node: Node, recorder: Recorder) -> Outcome:
+    """A bitcast to a narrower or wider type adds or takes a last axis."""
+    axes, rank = node.inputs[0].axes, len(node.shapes[0])
+    if len(axes) > rank:
+        recorder.freeze(node, axes[-1:], "its bits are joined into one number")
+    extra = [dims_lib.leaf(n, "bits") for n in node.shapes[0][len(axes) :]]
+    return Outcome([(*axes[:rank], *extra)])
+
+
+RULES = dict.fromkeys(NAMES, elementwise)

@@ -1,0 +1,171 @@
+"""From a function to its graph: one trace, all axes related, groups found."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jprune import base, tree
+from jprune.graph import dims as dims_lib
+from jprune.graph.dims import Dim
+from jprune.graph.groups import Group, find_groups
+from jprune.graph.program import Note, Options, Program, Recorder, Value
+from jprune.graph.rules import RULES
+
+DEFAULT = Options()
+
+
+class Graph(NamedTuple):
+    """A recorded function, and what of its params must shrink together.
+
+    Attributes:
+      groups: by name; a name is the path of a leaf and one of its axes.
+      notes: what is frozen and why, and which numbers follow a size.
+      fn: the function.
+      params: shapes and types of its params.
+      inputs: shapes and types of its inputs.
+      axes: path of a leaf of params -> a dim for each axis.
+      program: the equations.
+      structure: of the function's result.
+      options: how ambiguous numbers are read.
+      shrinking: which results may shrink.
+    """
+
+    groups: dict[str, Group]
+    notes: tuple[Note, ...]
+    fn: Callable[..., Any]
+    params: Any
+    inputs: tuple[Any, ...]
+    axes: dict[str, tuple[Dim, ...]]
+    program: Program
+    structure: Any
+    options: Options
+    shrinking: base.Predicate | None
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.groups.values()))
+
+
+def trace(
+    fn: Callable[..., Any],
+    params: base.Params,
+    *inputs: Any,
+    shrinking: base.Predicate | None = None,
+    options: Options = DEFAULT,
+    rules: dict[str, Callable[..., Any]] | None = None,
+) -> Graph:
+    """Records a function and finds which axes of its params must shrink together.
+
+    Nothing is computed: shapes suffice. Axes of the inputs and of the results are
+    protected. A primitive without a rule is no error: the axes that meet it are
+    frozen, and a note names it and the line of your code.
+
+    Args:
+      fn: `(params, *inputs) -> results`, a pure function of any framework. Bind flags
+        and fixed keys beforehand, as with `functools.partial`.
+      params: any pytree of arrays, or of `jax.ShapeDtypeStruct`s. All collections
+        that shrink belong here: batch statistics too.
+      *inputs: pytrees of arrays or of shapes.
+      shrinking: which leaves of the results may become smaller: new batch
+        statistics, features. None protects them all.
+      options: how numbers that come from a size are read.
+      rules: for primitives that jprune has no rule for, by name.
+
+    Returns:
+      A `Graph`.
+
+    Raises:
+      PruningError: if two leaves of params have the same path.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> def mlp(params, x):
+      ...   return jax.nn.relu(x @ params["in"]) @ params["out"]
+      >>> shapes = {"in": jnp.zeros((3, 8)), "out": jnp.zeros((8, 2))}
+      >>> graph = trace(mlp, shapes, jnp.zeros((5, 3)))
+      >>> print(graph)
+      in[1]: hidden, 8 entries, in[1], out[0]
+    """
+    structs = jax.tree.map(_struct, params)
+    shapes = jax.tree.map(_struct, inputs)
+    closed, results = jax.make_jaxpr(fn, return_shape=True)(structs, *shapes)
+    recorder = Recorder(RULES | (rules or {}))
+    paths = tree.leaf_paths(structs)
+    leaves, given = jax.tree.leaves(structs), jax.tree.leaves(shapes)
+    of_params = [_value(x, False) for x in leaves]
+    of_inputs = [_value(x, True) for x in given]
+    for path, value in zip(paths, of_params, strict=True):
+        if jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended):
+            for d in value.axes:
+                dims_lib.freeze(d, f"{path} holds keys")
+    for value in of_inputs:
+        for d in value.axes:
+            dims_lib.freeze(d, "it is an axis of an input")
+    program = recorder.instantiate(closed.jaxpr, closed.consts, of_params + of_inputs)
+    names = _paths_of_results(results)
+    for name, value, struct in zip(
+        names, program.outputs, jax.tree.leaves(results), strict=True
+    ):
+        if shrinking is None or not shrinking(name, struct):
+            for d in value.axes:
+                dims_lib.freeze(d, f"it is an axis of the result {name!r}")
+    axes = {p: v.axes for p, v in zip(paths, of_params, strict=True)}
+    return Graph(
+        groups=find_groups(axes),
+        notes=tuple(recorder.notes),
+        fn=fn,
+        params=structs,
+        inputs=shapes,
+        axes=axes,
+        program=program,
+        structure=jax.tree.structure(results),
+        options=options,
+        shrinking=shrinking,
+    )
+
+
+def retrace(graph: Graph, params: Any, inputs: tuple[Any, ...]) -> Graph:
+    """Returns the graph of the same function for inputs of other shapes."""
+    return trace(
+        graph.fn, params, *inputs, shrinking=graph.shrinking, options=graph.options
+    )
+
+
+def explain(graph: Graph) -> str:
+    """Returns in words what is frozen and why, and which numbers follow a size."""
+    frozen = []
+    for path, axes in graph.axes.items():
+        for i, d in enumerate(axes):
+            why = {x.frozen for x in dims_lib.leaves_of(d) if x.frozen}
+            if why:
+                frozen.append(f"{path}[{i}] is frozen: {'; '.join(sorted(why))}")
+    live = [str(n) for n in graph.notes if n.kind != "frozen" and _matters(n)]
+    return "\n".join(frozen + live)
+
+
+def _matters(note: Note) -> bool:
+    leaves = [x for d in note.about for x in dims_lib.leaves_of(d)]
+    return any(not x.frozen and x.size > 1 for x in leaves)
+
+
+def _struct(x: Any) -> jax.ShapeDtypeStruct:
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return x
+    dtype = getattr(x, "dtype", None)
+    return jax.ShapeDtypeStruct(
+        np.shape(x), jax.dtypes.result_type(x) if dtype is None else dtype
+    )
+
+
+def _value(x: Any, active: bool) -> Value:
+    value = Value(tuple(map(dims_lib.leaf, x.shape)), x.dtype)
+    value.active = active
+    return value
+
+
+def _paths_of_results(results: Any) -> list[str]:
+    """Paths of results, unlike those of params not necessarily distinct."""
+    found: list[str] = []
+    tree.map_with_path(lambda path, leaf: found.append(path), results)
+    return found
