@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune import base
+from jprune import base, tree
 from jprune.graph import dims as dims_lib
+from jprune.graph import layout
 from jprune.graph import plan as plan_lib
 from jprune.graph.dims import Dim
 from jprune.graph.plan import Keep, Plan
 from jprune.graph.program import View
 from jprune.graph.running import run
-from jprune.graph.trace import Graph, retrace
+from jprune.graph.trace import Graph, is_weak, retrace
 
 
 def shrink(
@@ -51,19 +52,19 @@ def shrink(
       (7, 2)
     """
     keep = plan_lib.keep_of(graph, plan)
-    views = {_signature(graph.inputs): (graph, small_view(graph, keep))}
-    template = jax.tree.structure(graph.params)
+    types = _types(graph.params)
+    views = {(types, signature(graph.inputs)): (graph, small_view(graph, keep))}
+    expected = plan_lib.shapes(plan, graph.params)
 
     def small_fn(small_params: Any, *inputs: Any) -> Any:
-        structure = jax.tree.structure(small_params)
-        if structure != template:
-            raise base.PruningError(f"Expected params {template}; got {structure}.")
-        key = _signature(inputs)
+        _check(small_params, expected)
+        key = _types(small_params), signature(inputs)
         if key not in views:
-            other = retrace(graph, graph.params, inputs)
+            params = jax.tree.map(_retyped, graph.params, small_params)
+            other = retrace(graph, params, inputs)
             views[key] = other, small_view(other, plan_lib.keep_of(other, plan))
         recorded, view = views[key]
-        return _call(recorded, view, small_params, inputs)
+        return call(recorded, view, small_params, inputs)
 
     return small_fn, plan_lib.slice_tree(plan, params)
 
@@ -84,7 +85,7 @@ def removed(graph: Graph, keep: Keep) -> Callable[..., Any]:
       numbers as the shrunk function gives.
 
     Raises:
-      PruningError: if there is no such group, or inputs have other shapes.
+      PruningError: if there is no such group, or bools or inputs have other shapes.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -99,6 +100,11 @@ def removed(graph: Graph, keep: Keep) -> Callable[..., Any]:
         if name not in graph.groups:
             raise base.PruningError(
                 f"There is no group {name!r}; there are: {', '.join(graph.groups)}"
+            )
+        size, shape = graph.groups[name].size, np.shape(keep[name])
+        if shape != (size,):
+            raise base.PruningError(
+                f"The group {name} has {size} entries; got bools of shape {shape}."
             )
     masks = {
         id(graph.groups[name].dim): jnp.asarray(m, bool) for name, m in keep.items()
@@ -119,12 +125,12 @@ def removed(graph: Graph, keep: Keep) -> Callable[..., Any]:
     )
 
     def full_fn(params: Any, *inputs: Any) -> Any:
-        if _signature(inputs) != _signature(graph.inputs):
+        if signature(inputs) != signature(graph.inputs):
             raise base.PruningError(
                 f"The function was recorded for inputs {graph.inputs}; got "
                 f"{jax.tree.map(jnp.shape, inputs)}. Trace it for these."
             )
-        return _call(graph, view, params, inputs)
+        return call(graph, view, params, inputs)
 
     return full_fn
 
@@ -153,15 +159,40 @@ def small_view(graph: Graph, keep: dict[str, np.ndarray]) -> View:
 
 
 def _counted(d: Dim, of_leaf: Callable[[Dim], Any]) -> Any:
-    return dims_lib.evaluate(d, of_leaf, lambda a, b: a * b, lambda a, b: a + b)
+    return layout.evaluate(d, of_leaf, lambda a, b: a * b, lambda a, b: a + b)
 
 
-def _call(graph: Graph, view: View, params: Any, inputs: tuple[Any, ...]) -> Any:
+def call(graph: Graph, view: View, params: Any, inputs: tuple[Any, ...]) -> Any:
+    """Returns the results of a recorded function at the sizes of a view."""
     args = [jnp.asarray(x) for x in jax.tree.leaves((params, inputs))]
     return jax.tree.unflatten(graph.structure, run(graph.program, view, *args))
 
 
-def _signature(inputs: tuple[Any, ...]) -> Any:
+def _check(params: Any, expected: Any) -> None:
+    structure, wanted = jax.tree.structure(params), jax.tree.structure(expected)
+    if structure != wanted:
+        raise base.PruningError(f"Expected params {wanted}; got {structure}.")
+    paths = tree.leaf_paths(expected)
+    leaves = jax.tree.leaves(params), jax.tree.leaves(expected)
+    for path, x, struct in zip(paths, *leaves, strict=True):
+        if np.shape(x) != struct.shape:
+            raise base.PruningError(
+                f"After the plan {path} has shape {struct.shape}; got {np.shape(x)}."
+            )
+
+
+def _types(params: Any) -> tuple[Any, ...]:
+    leaves = jax.tree.leaves(params)
+    return tuple((jax.dtypes.result_type(x), is_weak(x)) for x in leaves)
+
+
+def _retyped(struct: Any, x: Any) -> jax.ShapeDtypeStruct:
+    dtype = jax.dtypes.result_type(x)
+    return jax.ShapeDtypeStruct(struct.shape, dtype, weak_type=is_weak(x))
+
+
+def signature(inputs: tuple[Any, ...]) -> Any:
+    """Returns what tells inputs apart for which a function is recorded anew."""
     leaves, structure = jax.tree.flatten(inputs)
-    shapes = [(np.shape(x), jax.dtypes.result_type(x)) for x in leaves]
+    shapes = [(np.shape(x), jax.dtypes.result_type(x), is_weak(x)) for x in leaves]
     return structure, tuple(shapes)

@@ -25,9 +25,12 @@ def _alone(node: Node) -> Any:
     equation = node.equation
     invars = [a for a in equation.invars if not isinstance(a, core.Literal)]
     distinct = list(dict.fromkeys(invars))
-    nameless: dict[str, Any] = {"debug_info": None}
+    closed = node.params.get("call_jaxpr", node.params.get("fun_jaxpr"))
+    names = closed.jaxpr.debug_info._replace(
+        arg_names=("",) * len(distinct), result_paths=("",) * len(equation.outvars)
+    )
     jaxpr = core.Jaxpr(
-        (), distinct, equation.outvars, [equation], equation.effects, **nameless
+        (), distinct, equation.outvars, [equation], equation.effects, debug_info=names
     )
     inner = core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, ()))
     places = [invars.index(v) for v in distinct]
@@ -42,15 +45,6 @@ def _alone(node: Node) -> Any:
 
 def _structs(node: Node) -> list[jax.ShapeDtypeStruct]:
     return [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in node.inputs]
-
-
-def _tangents(structs: list[Any]) -> list[Any]:
-    return [jax.ShapeDtypeStruct(s.shape, _tangent_type(s.dtype)) for s in structs]
-
-
-def _tangent_type(dtype: Any) -> Any:
-    inexact = jax.numpy.issubdtype(dtype, jax.numpy.inexact)
-    return dtype if inexact else jax.dtypes.float0
 
 
 def _primal(node: Node, recorder: Recorder) -> Program:

@@ -1,0 +1,197 @@
+"""From a score for each weight to a score for each entry of a group, and back.
+
+An entry of a group - a channel, a head - is what it takes to remove it: a row of one
+kernel, a column of the next, a scale and a bias. Its score combines those of all its
+weights, whatever the criterion.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jprune import base, tree
+from jprune.graph.groups import Group, Member, places
+from jprune.graph.trace import Graph
+
+Combine = Callable[[jax.Array], jax.Array]
+
+
+def by_mean(scores: jax.Array) -> jax.Array:
+    """Returns scores of a group over their mean, so that groups can compete."""
+    return scores / jnp.maximum(scores.mean(), jnp.finfo(scores.dtype).tiny)
+
+
+def by_max(scores: jax.Array) -> jax.Array:
+    """Returns scores of a group over the greatest of them."""
+    return scores / jnp.maximum(scores.max(), jnp.finfo(scores.dtype).tiny)
+
+
+def group_scores(
+    graph: Graph,
+    scores: base.Scores,
+    *,
+    combine: Callable[..., jax.Array] = jnp.mean,
+    normalize: Callable[[jax.Array], jax.Array] | None = by_mean,
+    where: base.Predicate = tree.is_float,
+) -> dict[str, jax.Array]:
+    """Returns a score for each entry of each group.
+
+    With S the scores of single weights, entry k of a group scores
+
+        I_k = combine over members of (sum of S over the member's slice k)
+
+    normalized within the group.
+
+    Args:
+      graph: the recorded function.
+      scores: the params' tree, a score for each weight, such as |w|, w^2 or |w g|;
+        leaves that are hidden (`optax.MaskedNode`) do not count.
+        Leaves of NumPy are summed on the host, where no shape has to be compiled.
+      combine: over an array `(members, size)`, with `axis=0`: `jnp.mean`, `jnp.sum`,
+        `jnp.max`, or `first` for the first member alone.
+      normalize: `(size,) -> (size,)` within a group, or None. Without it groups with
+        large weights outdo others in a global ranking.
+      where: which leaves count. Leaves of other types never do.
+
+    Returns:
+      Group name -> float32 array `(size,)`. A group without any such leaf scores 0.
+
+    Raises:
+      PruningError: if a leaf is not one of the params, or of another shape.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from jprune import graph as jg
+      >>> mlp = lambda p, x: jax.nn.relu(x @ p["in"]) @ p["out"]
+      >>> params = {"in": jnp.array([[1.0, 2.0]]), "out": jnp.array([[1.0], [4.0]])}
+      >>> graph = jg.trace(mlp, params, jnp.ones((5, 1)))
+      >>> group_scores(graph, params, normalize=None)
+      {'in[1]': Array([1., 3.], dtype=float32)}
+
+    References:
+      Fang et al., DepGraph: Towards Any Structural Pruning, 2023, arXiv:2301.12900,
+      section 3.3, with p = 2, the mean over members and the mean of the group.
+    """
+    by_path = _leaves(graph, scores)
+    shapes = _leaves(graph, graph.params)
+    found = {}
+    for name, group in graph.groups.items():
+        each = [
+            entry_sums(group, m, by_path[m.path])
+            for m in group.members
+            if m.path in by_path and where(m.path, shapes[m.path])
+        ]
+        total = combine(jnp.stack(each), axis=0) if each else jnp.zeros(group.size)
+        found[name] = total if normalize is None or not each else normalize(total)
+    return found
+
+
+def first(scores: jax.Array, axis: int = 0) -> jax.Array:
+    """Returns the scores of a group's first member: what a single layer would say."""
+    del axis
+    return scores[0]
+
+
+def entry_sums(group: Group, member: Member, leaf: Any) -> jax.Array:
+    """Returns the sum of a leaf over the slices of a group's entries.
+
+    Args:
+      group: the group.
+      member: one of its members.
+      leaf: an array of the member's shape.
+
+    Returns:
+      `(size,)`, float32 or wider; of NumPy if the leaf is.
+    """
+    if isinstance(leaf, np.ndarray):
+        return _host_sums(group, member, leaf)
+    x = jnp.asarray(leaf)
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    others = tuple(i for i in range(x.ndim) if i != member.axis)
+    sums = x.sum(axis=others)
+    total = jnp.zeros(group.size, sums.dtype)
+    for place in places(group, member):
+        inside = place >= 0
+        if inside.all() and np.array_equal(place, np.arange(group.size)):
+            total = total + sums
+        else:
+            total = total.at[place[inside]].add(sums[np.flatnonzero(inside)])
+    return total
+
+
+def _host_sums(group: Group, member: Member, x: np.ndarray) -> Any:
+    """The same without a compilation for each shape."""
+    others = tuple(i for i in range(x.ndim) if i != member.axis)
+    sums = x.sum(axis=others, dtype=np.promote_types(x.dtype, np.float32))
+    total = np.zeros(group.size, sums.dtype)
+    for place in places(group, member):
+        inside = place >= 0
+        np.add.at(total, place[inside], sums[inside])
+    return total
+
+
+def spread(graph: Graph, values: Mapping[str, Any]) -> base.Params:
+    """Returns for each weight the sum of the values of the entries that it is in.
+
+    Args:
+      graph: the recorded function.
+      values: group name -> `(size,)`; groups may be missing.
+
+    Returns:
+      The params' tree; leaves broadcast to the params.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jprune import graph as jg
+      >>> mlp = lambda p, x: jnp.tanh(x @ p["in"]) @ p["out"]
+      >>> params = {"in": jnp.ones((1, 2)), "out": jnp.ones((2, 1))}
+      >>> graph = jg.trace(mlp, params, jnp.ones((5, 1)))
+      >>> spread(graph, {"in[1]": jnp.array([1.0, 2.0])})["in"]
+      Array([[1., 2.]], dtype=float32)
+    """
+    return _onto(graph, values, jnp.zeros((), jnp.float32), jnp.add)
+
+
+def masks(graph: Graph, keep: Mapping[str, Any]) -> base.Masks:
+    """Returns masks of the params: a weight is kept if all its entries are.
+
+    Args:
+      graph: the recorded function.
+      keep: group name -> bools `(size,)`; may be traced. Groups may be missing.
+
+    Returns:
+      The params' tree of bool arrays that broadcast to the params.
+    """
+    return _onto(graph, keep, jnp.ones((), bool), jnp.logical_and)
+
+
+def _onto(graph: Graph, values: Mapping[str, Any], begin: Any, join: Any) -> Any:
+    ranks = {path: len(axes) for path, axes in graph.axes.items()}
+    found = {path: begin.reshape((1,) * n) for path, n in ranks.items()}
+    for name, given in values.items():
+        for member in graph.groups[name].members:
+            shape = [1] * ranks[member.path]
+            shape[member.axis] = -1
+            for place in places(graph.groups[name], member):
+                each = jnp.asarray(given)[np.maximum(place, 0)]
+                each = jnp.where(place >= 0, each, begin.astype(each.dtype))
+                found[member.path] = join(found[member.path], each.reshape(shape))
+    return jax.tree.unflatten(
+        jax.tree.structure(graph.params), [found[path] for path in graph.axes]
+    )
+
+
+def _leaves(graph: Graph, like_params: Any) -> dict[str, Any]:
+    """Leaves by path, of a tree that has to be the params' or a part of it."""
+    found: dict[str, Any] = {}
+    tree.map_with_path(found.__setitem__, like_params)
+    for path, leaf in found.items():
+        if path not in graph.axes:
+            raise base.PruningError(f"The params that were traced have no leaf {path}.")
+        shape = tuple(d.size for d in graph.axes[path])
+        if np.shape(leaf) != shape:
+            raise base.PruningError(f"{path} has shape {shape}; got {np.shape(leaf)}.")
+    return found
