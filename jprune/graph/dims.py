@@ -14,11 +14,13 @@ frozen: it is never pruned, which is always right.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
-
-import numpy as np
+from typing import Literal
 
 Form = Literal["leaf", "product", "concatenation"]
+
+MOST_CUTS = 128
+"""How often two terms are refined to fit: an axis added to itself rolled by one would
+fall into single entries. What needs more is frozen."""
 
 
 class Dim:
@@ -92,27 +94,38 @@ def resolve(d: Dim) -> Dim:
 
 def factors_of(d: Dim) -> list[Dim]:
     """Returns the factors of a dim, outermost first; itself if it is no product."""
-    d = resolve(d)
-    if d.form == "product":
-        return [f for p in d.parts for f in factors_of(p)]
-    return [d] if d.size != 1 else []
+    return [f for f in _within(d, ("product",)) if f.size != 1]
 
 
 def pieces_of(d: Dim) -> list[Dim]:
     """Returns the pieces of a dim; itself if it is no concatenation."""
-    d = resolve(d)
-    if d.form == "concatenation":
-        return [q for p in d.parts for q in pieces_of(p)]
-    return [d] if d.size else []
+    return [p for p in _within(d, ("concatenation",)) if p.size]
 
 
 def leaves_of(d: Dim) -> Iterator[Dim]:
     """Yields the leaves under a term, in order, as often as they occur."""
-    d = resolve(d)
-    if d.form == "leaf":
-        yield d
-    for part in d.parts:
-        yield from leaves_of(part)
+    return _within(d, ("product", "concatenation"))
+
+
+def _within(d: Dim, forms: tuple[str, ...]) -> Iterator[Dim]:
+    """What lies under terms of some forms; not recursive, a term may be deep."""
+    waiting = [d]
+    while waiting:
+        d = resolve(waiting.pop())
+        if d.form in forms:
+            waiting.extend(reversed(d.parts))
+        else:
+            yield d
+
+
+def why_fixed(d: Dim) -> str:
+    """Returns why no entry of a dim can go, or "" if one can."""
+    why = ""
+    for one in leaves_of(d):
+        if not one.frozen and one.size > 1:
+            return ""
+        why = why or one.frozen
+    return why or "its entries are used one by one"
 
 
 def freeze(d: Dim, why: str) -> None:
@@ -141,10 +154,11 @@ def factor(d: Dim, sizes: Sequence[int]) -> list[Dim]:
 def _factor(d: Dim, sizes: list[int]) -> list[Dim]:
     if len(sizes) <= 1:
         return [d] * len(sizes)
-    if d.size == 0:
-        return [leaf(s, "empty") for s in sizes]
+    why = "empty" if d.size == 0 else why_fixed(d)
+    if why:
+        return [leaf(s, why) for s in sizes]
     if d.form == "leaf":
-        new = [leaf(s, d.frozen) for s in sizes]
+        new = [leaf(s) for s in sizes]
         _become(d, product(new))
         return new
     if d.form == "concatenation":
@@ -201,8 +215,11 @@ def split(d: Dim, sizes: Sequence[int]) -> list[Dim]:
 def _split(d: Dim, sizes: list[int]) -> list[Dim]:
     if len(sizes) <= 1:
         return [d] * len(sizes)
+    why = why_fixed(d)
+    if why:
+        return [leaf(s, why) for s in sizes]
     if d.form == "leaf":
-        new = [leaf(s, d.frozen) for s in sizes]
+        new = [leaf(s) for s in sizes]
         _become(d, concatenation(new))
         return new
     if d.form == "product":
@@ -247,6 +264,10 @@ def _outermost(factors: list[Dim], sizes: list[int]) -> tuple[list[Dim], list[Di
 def unify(a: Dim, b: Dim) -> None:
     """Makes two dims of the same size one.
 
+    Args:
+      a: a dim.
+      b: another. If no entry of one can go, none of the other can.
+
     Raises:
       ValueError: if their sizes differ.
     """
@@ -255,7 +276,11 @@ def unify(a: Dim, b: Dim) -> None:
         raise ValueError(f"Dims of sizes {a.size} and {b.size} are not the same.")
     if a is b or a.size <= 1:
         return
-    if a.form == "leaf":
+    why = why_fixed(a) or why_fixed(b)
+    if why:
+        freeze(a, why)
+        freeze(b, why)
+    elif a.form == "leaf":
         _become(a, b)
     elif b.form == "leaf":
         _become(b, a)
@@ -277,22 +302,21 @@ def _align(
 ) -> None:
     """Unifies the common refinement of two terms of one form."""
     left, right = parts_of(a), parts_of(b)
-    while left or right:
+    for _ in range(len(left) + len(right) + MOST_CUTS):
         left, right = _expanded(left, parts_of), _expanded(right, parts_of)
         if not left and not right:
             return
-        x, y = left.pop(0), right.pop(0)
-        if x.size != y.size:
-            longer, shorter = (x, y) if x.size > y.size else (y, x)
-            both = cut(longer, shorter.size)
-            if both is None:
-                why = f"{a.size} is viewed both as {_shape(a)} and as {_shape(b)}"
-                for one in (x, y, *left, *right):
-                    freeze(one, why)
-                return
-            (left if longer is x else right).insert(0, both[1])
-            x, y = both[0], shorter
-        unify(x, y)
+        x, y = left[0], right[0]
+        if x.size == y.size:
+            unify(left.pop(0), right.pop(0))
+            continue
+        both = cut(x, y.size) if x.size > y.size else cut(y, x.size)
+        if both is None:
+            break
+        (left if x.size > y.size else right)[:1] = both
+    why = f"{a.size} is viewed both as {_shape(a)} and as {_shape(b)}"
+    for one in (*left, *right):
+        freeze(one, why)
 
 
 def _halve(d: Dim, size: int) -> tuple[Dim, Dim] | None:
@@ -363,60 +387,6 @@ def count_of(axes: Sequence[Dim]) -> int:
     return found
 
 
-def evaluate(
-    d: Dim,
-    of_leaf: Callable[[Dim], Any],
-    times: Callable[[Any, Any], Any],
-    plus: Callable[[Any, Any], Any],
-) -> Any:
-    """Returns the value of a term from those of its leaves.
-
-    Args:
-      d: the term.
-      of_leaf: the value of a leaf.
-      times: of an outer and an inner factor's values, the product's.
-      plus: of two values, one after the other.
-    """
-    d = resolve(d)
-    if d.form == "leaf":
-        return of_leaf(d)
-    values = [evaluate(p, of_leaf, times, plus) for p in d.parts]
-    join = times if d.form == "product" else plus
-    found = values[0]
-    for value in values[1:]:
-        found = join(found, value)
-    return found
-
-
-def positions(d: Dim, one: Dim) -> list[np.ndarray]:
-    """Returns where a leaf's entries lie in a term.
-
-    Args:
-      d: the term.
-      one: the leaf.
-
-    Returns:
-      For each time that the leaf occurs an int array of the term's size: which
-      entry of the leaf a place belongs to, or -1.
-    """
-    one = resolve(one)
-    count = sum(x is one for x in leaves_of(d))
-    found = []
-    for which in range(count):
-        seen = iter(range(count))
-
-        def of_leaf(x: Dim, seen: Any = seen, which: int = which) -> np.ndarray:
-            if x is one and next(seen) == which:
-                return np.arange(x.size)
-            return np.full(x.size, -1)
-
-        found.append(
-            evaluate(
-                d,
-                of_leaf,
-                # Of an outer and an inner factor at most one has the entries.
-                lambda a, b: np.maximum(a[:, None], b[None, :]).reshape(-1),
-                lambda a, b: np.concatenate([a, b]),
-            )
-        )
-    return found
+# For files that have not followed the move yet.
+from jprune.graph.layout import evaluate as evaluate  # noqa: E402
+from jprune.graph.layout import positions as positions  # noqa: E402

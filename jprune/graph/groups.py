@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jprune.graph import dims as dims_lib
+from jprune.graph import layout
 from jprune.graph.dims import Dim
 
 
@@ -89,7 +90,7 @@ def places(group: Group, member: Member) -> list[np.ndarray]:
       For each time that the group occurs in the axis an int array of the axis' size,
       -1 where a place does not belong to the group.
     """
-    return dims_lib.positions(member.dim, group.dim)
+    return layout.positions(member.dim, group.dim)
 
 
 def _kind(d: Dim) -> str:

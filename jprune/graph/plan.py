@@ -10,11 +10,16 @@ import numpy as np
 
 from jprune import base, tree
 from jprune.graph import dims as dims_lib
+from jprune.graph import layout
 from jprune.graph.dims import Dim
 from jprune.graph.trace import Graph
 
 Plan = dict[str, dict[int, np.ndarray]]
-"""Path of a leaf -> axis -> ascending numbers of the entries that are kept."""
+"""Path of a leaf -> axis -> ascending numbers of the entries that are kept.
+
+All leaves are named, those that stay whole with no axes: of two leaves `w` and
+`block/w` the one is not taken for the other in an optimizer's state.
+"""
 
 Keep = Mapping[str, Any]
 """Name of a group -> the entries that are kept: numbers, or a bool for each."""
@@ -29,7 +34,7 @@ def make_plan(graph: Graph, keep: Keep) -> Plan:
         that are left out are kept whole.
 
     Returns:
-      A `Plan`, for all axes that change.
+      A `Plan`: for each leaf the axes that change.
 
     Raises:
       PruningError: if there is no such group, an entry is out of range, or a group
@@ -44,12 +49,12 @@ def make_plan(graph: Graph, keep: Keep) -> Plan:
       {'in': {1: array([0, 2])}, 'out': {0: array([0, 2])}}
     """
     kept = {id(graph.groups[n].dim): m for n, m in masks_of(graph, keep).items()}
-    plan: Plan = {}
+    plan: Plan = {path: {} for path in graph.axes}
     for path, axes in graph.axes.items():
         for axis, d in enumerate(axes):
             mask = mask_of(d, kept)
             if mask is not None:
-                plan.setdefault(path, {})[axis] = np.flatnonzero(mask)
+                plan[path][axis] = np.flatnonzero(mask)
     return plan
 
 
@@ -90,7 +95,7 @@ def mask_of(d: Dim, kept: Mapping[int, Any]) -> Any:
     """Returns the kept entries of a dim as bools, or None if none is removed."""
     if not any(id(x) in kept for x in dims_lib.leaves_of(d)):
         return None
-    return dims_lib.evaluate(
+    return layout.evaluate(
         d,
         lambda x: kept[id(x)] if id(x) in kept else np.ones(x.size, bool),
         lambda a, b: (a[:, None] & b[None, :]).reshape(-1),
@@ -135,7 +140,7 @@ def keep_of(graph: Graph, plan: Plan) -> dict[str, np.ndarray]:
             if kept is None:
                 continue
             mask = np.zeros(group.size, bool)
-            for place in dims_lib.positions(member.dim, group.dim):
+            for place in layout.positions(member.dim, group.dim):
                 entries = place[np.asarray(kept)]
                 mask[entries[entries >= 0]] = True
             if not mask.all():
@@ -270,10 +275,11 @@ def loads(text: str) -> Plan:
 
 
 def _ascending(kept: Sequence[int]) -> np.ndarray:
-    found = np.asarray(kept, dtype=np.int64)
-    if found.ndim != 1 or np.any(np.diff(found) <= 0) or (found < 0).any():
-        raise ValueError(f"entries have to ascend; got {kept}")
-    return found
+    found = np.asarray(kept)
+    integers = found.dtype.kind == "i" and found.ndim == 1
+    if not integers or found[0] < 0 or np.any(np.diff(found) <= 0):
+        raise ValueError(f"entries have to be integers that ascend; got {kept}")
+    return found.astype(np.int64)
 
 
 def shapes(plan: Plan, params: Any) -> Any:

@@ -221,7 +221,7 @@ class Recorder:
 
     def freeze(self, node: Node, about: Sequence[Dim], what: str) -> None:
         """Freezes dims because of an equation."""
-        loose = [d for d in about if any(not x.frozen for x in dims_lib.leaves_of(d))]
+        loose = [d for d in about if d.size > 1 and not dims_lib.why_fixed(d)]
         if not loose:
             return
         self.note("frozen", node, what, loose)

@@ -30,6 +30,7 @@ class Graph(NamedTuple):
       structure: of the function's result.
       options: how ambiguous numbers are read.
       shrinking: which results may shrink.
+      rules: of the caller, for primitives that jprune has no rule for.
     """
 
     groups: dict[str, Group]
@@ -42,6 +43,7 @@ class Graph(NamedTuple):
     structure: Any
     options: Options
     shrinking: base.Predicate | None
+    rules: dict[str, Callable[..., Any]]
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.groups.values()))
@@ -122,13 +124,19 @@ def trace(
         structure=jax.tree.structure(results),
         options=options,
         shrinking=shrinking,
+        rules=dict(rules or {}),
     )
 
 
 def retrace(graph: Graph, params: Any, inputs: tuple[Any, ...]) -> Graph:
     """Returns the graph of the same function for inputs of other shapes."""
     return trace(
-        graph.fn, params, *inputs, shrinking=graph.shrinking, options=graph.options
+        graph.fn,
+        params,
+        *inputs,
+        shrinking=graph.shrinking,
+        options=graph.options,
+        rules=graph.rules,
     )
 
 
@@ -152,10 +160,14 @@ def _matters(note: Note) -> bool:
 def _struct(x: Any) -> jax.ShapeDtypeStruct:
     if isinstance(x, jax.ShapeDtypeStruct):
         return x
-    dtype = getattr(x, "dtype", None)
-    return jax.ShapeDtypeStruct(
-        np.shape(x), jax.dtypes.result_type(x) if dtype is None else dtype
-    )
+    # Not the array's own type: JAX reads a float64 of NumPy as a float32.
+    dtype, weak = jax.dtypes.result_type(x), is_weak(x)
+    return jax.ShapeDtypeStruct(np.shape(x), dtype, weak_type=weak)
+
+
+def is_weak(x: Any) -> bool:
+    """True for Python's numbers and what JAX treats like them in promotions."""
+    return bool(getattr(x, "weak_type", isinstance(x, int | float | complex)))
 
 
 def _value(x: Any, active: bool) -> Value:

@@ -38,7 +38,9 @@ def dot_general(node: Node, recorder: Recorder) -> Outcome:
     elif left.active or right.active:
         for d in batch:
             dims_lib.mark(d, "parallel")
-    recorder.facts(node, None, Sum(tuple(contracted), of_products=True))
+    # Of a value with itself it is a sum of squares, as under a root mean square.
+    products = left is not right
+    recorder.facts(node, None, Sum(tuple(contracted), of_products=products))
     return Outcome([(*batch, *free)], fill=zero)
 
 

@@ -84,9 +84,13 @@ def scatter(node: Node, recorder: Recorder) -> Outcome:
     kept = [i for i in range(len(operand.axes)) if i not in removed]
     windows = dict(zip(spec.update_window_dims, kept, strict=True))
     places = iter(indices.axes[:-1])
+    adds = node.name in ("scatter-add", "scatter-sub")
     for i, d in enumerate(updates.axes):
         if i not in windows:
-            dims_lib.unify(d, next(places))
+            place = next(places)
+            dims_lib.unify(d, place)
+            if not adds:  # a removed update would still overwrite
+                recorder.freeze(node, [place], "it numbers what is written")
         elif operand.axes[windows[i]].size == d.size:
             dims_lib.unify(d, operand.axes[windows[i]])
         else:
@@ -98,7 +102,6 @@ def scatter(node: Node, recorder: Recorder) -> Outcome:
     for i, j in zip(*batching, strict=True):
         dims_lib.unify(operand.axes[i], indices.axes[j])
     # Updates that are removed must not be added to what is left.
-    adds = node.name == "scatter-add"
     return Outcome([operand.axes], fill=zero if adds else None)
 
 
@@ -107,6 +110,14 @@ RULES = {
     "dynamic_update_slice": dynamic_update_slice,
     "gather": gather,
     **dict.fromkeys(
-        ("scatter", "scatter-add", "scatter-mul", "scatter-min", "scatter-max"), scatter
+        (
+            "scatter",
+            "scatter-add",
+            "scatter-sub",
+            "scatter-mul",
+            "scatter-min",
+            "scatter-max",
+        ),
+        scatter,
     ),
 }

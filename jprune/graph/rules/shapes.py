@@ -1,6 +1,5 @@
 """Rules of primitives that only move entries: reshapes, slices, concatenations."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -91,6 +90,24 @@ def concatenate(node: Node, recorder: Recorder) -> Outcome:
     axes = list(joined(node.inputs, shape))
     axes[axis] = dims_lib.concatenation([v.axes[axis] for v in node.inputs])
     return Outcome([tuple(axes)])
+
+
+def stack(node: Node, recorder: Recorder) -> Outcome:
+    """Lays arrays beside each other, along a new axis of pieces of size 1."""
+    del recorder
+    shape = node.inputs[0].shape
+    axes = list(joined(node.inputs, shape))
+    new = dims_lib.concatenation([dims_lib.leaf(1) for _ in node.inputs])
+    axes.insert(node.params["axis"] % len(node.shapes[0]), new)
+    return Outcome([tuple(axes)])
+
+
+def unstack(node: Node, recorder: Recorder) -> Outcome:
+    """Takes an axis apart into its entries."""
+    del recorder
+    value, axis = node.inputs[0], node.params["axis"] % len(node.inputs[0].axes)
+    dims_lib.split(value.axes[axis], [1] * len(node.shapes))
+    return Outcome([_without(value, {axis}) for _ in node.shapes])
 
 
 def split(node: Node, recorder: Recorder) -> Outcome:
@@ -204,9 +221,26 @@ def random_bits(node: Node, recorder: Recorder) -> Outcome:
     return Outcome([(*keys, *new)], params=lambda view: {"shape": sizes(view, new)})
 
 
-def entries(axes: Sequence[Dim]) -> int:
-    """Returns how many entries an array with these dims has."""
-    return math.prod(d.size for d in axes)
+def constrain(node: Node, recorder: Recorder) -> Outcome:
+    """Says how an array lies on devices, as far as its smaller axes divide."""
+    del recorder
+    bind = node.equation.primitive.bind
+
+    def run(view: View, x: Any) -> list[Any]:
+        del view
+        try:
+            node.params["sharding"].shard_shape(x.shape)
+        except ValueError:
+            return [x]
+        return [bind(x, **node.params)]
+
+    return Outcome([node.inputs[0].axes], run=run)
+
+
+def observe(node: Node, recorder: Recorder) -> Outcome:
+    """Shows arrays, and gives nothing back."""
+    del node, recorder
+    return Outcome(())
 
 
 RULES = {
@@ -216,9 +250,13 @@ RULES = {
     "transpose": transpose,
     "concatenate": concatenate,
     "split": split,
+    "stack": stack,
+    "unstack": unstack,
     "slice": slice_,
     "pad": pad,
     "iota": iota,
     "tile": tile,
     "random_bits": random_bits,
+    "sharding_constraint": constrain,
+    **dict.fromkeys(("debug_callback", "debug_print"), observe),
 }
