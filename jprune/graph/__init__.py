@@ -53,6 +53,9 @@ from jprune.graph.scores import masks as masks
 from jprune.graph.scores import spread as spread
 from jprune.graph.shrink import removed as removed
 from jprune.graph.shrink import shrink as shrink
+from jprune.graph.summary import draw_widths as draw_widths
+from jprune.graph.summary import print_summary as print_summary
+from jprune.graph.summary import summary as summary
 from jprune.graph.trace import Graph as Graph
 from jprune.graph.trace import explain as explain
 from jprune.graph.trace import trace as trace
