@@ -33,8 +33,18 @@ NAMES = tuple(
 
 _POWERS = {"sqrt": 0.5, "rsqrt": -0.5, "square": 2.0, "cbrt": 1 / 3}
 _PRODUCTS = ("mul", "div")
+_MOVES = {"broadcast_in_dim", "reshape", "squeeze", "transpose"}
 _KEEP_SUMS = {"neg", "abs", "copy", "convert_element_type", "name", "reduce_precision"}
-_KEEP_SUMS |= {"add", "sub", "add_any", "max", "min", "stop_gradient", *_PRODUCTS}
+_KEEP_SUMS |= {
+    "add",
+    "sub",
+    "add_any",
+    "max",
+    "min",
+    "stop_gradient",
+    *_PRODUCTS,
+    *_MOVES,
+}
 
 
 def elementwise(node: Node, recorder: Recorder) -> Outcome:
@@ -200,7 +210,7 @@ def _evaluate(scalar: Scalar | None, before: int, after: Any) -> Any:
         return (jnp.asarray(after, jnp.float32) ** power).astype(dtype)
     operands = [_evaluate(s, before, after) for s in scalar.operands]
     operands = [jnp.asarray(x) for x in operands]
-    if scalar.primitive.name == "broadcast_in_dim":
+    if scalar.primitive.name in _MOVES:
         return operands[0]
     return scalar.primitive.bind(*operands, **scalar.params)
 
