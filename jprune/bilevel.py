@@ -39,6 +39,9 @@ def implicit_gradient(
     Its second term is what the weights' answer to the mask changes: a bonus for
     weights that are kept and have a gradient. It is zero where a weight is pruned;
     and where the lower level is solved, m g = -gamma w, so that the whole is 2 w g.
+    Far from there, and on small batches, g is mostly noise, and m g^2 / gamma favours
+    what is kept already: with gamma 1 and batches of 128 it cost a short run two
+    points of accuracy. A gamma of 1e4 all but leaves it out.
 
     Args:
       params: the weights w.
@@ -226,7 +229,7 @@ def bip(
     def project(
         params: base.Params, scores: Any, memory: Any, count: base.Scalar
     ) -> tuple[base.Masks, Any]:
-        ranked = _or_else(scores, params)
+        ranked = tree.merged(scores, params)
         return chosen.update(ranked, memory, ranked, step=count)
 
     def init(params: base.Params, model: Any = None, scores: Any = None) -> BipState:
@@ -281,7 +284,7 @@ def bip(
         if tied:
             along = jax.tree.map(_along_sign, total, hidden(params))
             updates, above = upper_tx.update(along, state.upper, hidden(params))
-            params = _or_else(optax.apply_updates(hidden(params), updates), params)
+            params = tree.merged(optax.apply_updates(hidden(params), updates), params)
             scores, ranked = None, _magnitudes(meant, params)
         else:
             updates, above = upper_tx.update(total, state.upper, state.scores)
@@ -310,14 +313,6 @@ def _magnitudes(meant: Any, params: base.Params) -> base.Scores:
 def _along_sign(gradient: jax.Array, w: jax.Array) -> jax.Array:
     """The gradient of |w| as one of w."""
     return (gradient * jnp.sign(w).astype(gradient.dtype)).astype(w.dtype)
-
-
-def _or_else(visible: Any, params: base.Params) -> Any:
-    """The visible leaves, and the params' where there is none."""
-    hidden = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
-    return jax.tree.map(
-        lambda x, w: w if hidden(x) else x, visible, params, is_leaf=hidden
-    )
 
 
 def _info(

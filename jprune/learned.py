@@ -166,7 +166,7 @@ def learn_masks(
 
         def reparameterize(params: base.Params, aux: Any) -> base.Params:
             z = method.effective(hidden(params), aux, masks, now)
-            return _merged(meant, z, params)
+            return tree.merged(z, params)
 
         args = (batch,) if state.model is None else (state.model, batch)
         found = effective.gradient_at_effective(
@@ -201,7 +201,7 @@ def learn_masks(
             hidden(state.params), state.aux, hidden(state.masks), state.count
         )
         masks = _everywhere(meant, masks)
-        return masks_lib.apply(_merged(meant, z, state.params), masks), masks
+        return masks_lib.apply(tree.merged(z, state.params), masks), masks
 
     return base.Algorithm(init, step, finish)
 
@@ -211,6 +211,21 @@ def _everywhere(meant: Any, masks: Any) -> base.Masks:
     return jax.tree.map(lambda c, m: m if c else jnp.ones((), bool), meant, masks)
 
 
-def _merged(meant: Any, visible: Any, params: base.Params) -> base.Params:
-    """The visible leaves, and the params' for the others."""
-    return jax.tree.map(lambda c, z, w: z if c else w, meant, visible, params)
+def score_masked(
+    params: base.Params, aux: base.Scores, masks: base.Masks, key: jax.Array
+) -> base.Params:
+    """Returns masked weights whose gradient reaches the scores straight through.
+
+    The `effective` of a `Reparameterization` with a score for each weight.
+
+    Args:
+      params: the weights.
+      aux: their scores.
+      masks: their masks.
+      key: not used.
+
+    Returns:
+      The params' tree; see `jprune.effective.score_masked`.
+    """
+    del key
+    return jax.tree.map(effective.score_masked, params, masks, aux)

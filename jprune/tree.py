@@ -287,6 +287,22 @@ def only(chosen: Any, tree: Any) -> Any:
     return jax.tree.map(lambda c, x: x if c else optax.MaskedNode(), chosen, tree)
 
 
+def merged(visible: Any, tree: Any) -> Any:
+    """Returns a tree with its leaves replaced by those that are visible elsewhere.
+
+    Args:
+      visible: a tree as from `only`, with `optax.MaskedNode` for some leaves.
+      tree: a tree of all leaves.
+
+    Returns:
+      The visible leaves, and the tree's where there is none.
+    """
+    hidden = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
+    return jax.tree.map(
+        lambda x, w: w if hidden(x) else x, visible, tree, is_leaf=hidden
+    )
+
+
 class KernelAxes(NamedTuple):
     """The roles of a kernel's axes; what is in neither is spatial.
 

@@ -71,7 +71,7 @@ def movement(
 
     return learned.learn_masks(
         loss,
-        learned.Reparameterization(_zeros, masks, _score_masked, finish),
+        learned.Reparameterization(_zeros, masks, learned.score_masked, finish),
         weights=weights,
         scores=optax.sgd(learning_rate),
         where=where,
@@ -130,7 +130,7 @@ def soft_movement(
     return learned.learn_masks(
         loss,
         learned.Reparameterization(
-            _zeros, masks, _score_masked, _best(sparsity), penalty=charge
+            _zeros, masks, learned.score_masked, _best(sparsity), penalty=charge
         ),
         weights=weights,
         scores=optax.sgd(1e-2),
@@ -371,11 +371,6 @@ def _best(sparsity: base.Scalar) -> Callable[..., tuple[base.Params, base.Masks]
 def _zeros(params: base.Params, key: jax.Array) -> base.Scores:
     del key
     return jax.tree.map(lambda w: jnp.zeros_like(effective.wide(w)), params)
-
-
-def _score_masked(params: base.Params, s: base.Scores, m: base.Masks, key: Any):
-    del key
-    return jax.tree.map(effective.score_masked, params, m, s)
 
 
 def _gate_logits(params: base.Params, role: str | None, logit: float) -> Any:

@@ -191,7 +191,7 @@ def lottery_jackpots(
 
     return learned.learn_masks(
         loss,
-        learned.Reparameterization(first, masks, _score_masked, _frozen_finish),
+        learned.Reparameterization(first, masks, learned.score_masked, _frozen_finish),
         weights=optax.set_to_zero(),
         scores=_sgd(learning_rate, steps, 5e-4),
         where=where,
@@ -262,11 +262,6 @@ def _search(
         scores=_sgd(learning_rate, steps, weight_decay),
         where=where,
     )
-
-
-def _score_masked(params: base.Params, s: base.Scores, m: base.Masks, key: Any):
-    del key
-    return jax.tree.map(effective.score_masked, params, m, s)
 
 
 def _frozen_finish(params: base.Params, s: Any, m: base.Masks, step: base.Scalar):
