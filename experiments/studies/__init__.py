@@ -5,6 +5,7 @@ from experiments.catalogue import Entry
 _QUICKSTART = "experiments.studies.quickstart"
 _BIP = "experiments.studies.bip_vs_imp"
 _REWINDING = "experiments.studies.rewinding"
+_ARCHITECTURES = "experiments.studies.architectures"
 
 STUDIES = (
     Entry(
@@ -55,5 +56,10 @@ STUDIES = (
         "The same on CIFAR-10 (needs --data-dir)",
         _BIP,
         "CIFAR_10",
+    ),
+    Entry(
+        "architectures",
+        "Half of every group removed from each toy architecture: do results agree?",
+        _ARCHITECTURES,
     ),
 )
