@@ -33,4 +33,14 @@ BENCHMARKS = (
         "What a step of bi-level pruning costs over a dense training step",
         "experiments.benchmarks.bip_step",
     ),
+    Entry(
+        "graph",
+        "Finding groups and removing half, against Torch-Pruning where installed",
+        "experiments.benchmarks.graph",
+    ),
+    Entry(
+        "shrink",
+        "What half the FLOPs are worth: inference of the smaller networks",
+        "experiments.benchmarks.shrink",
+    ),
 )
