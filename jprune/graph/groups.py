@@ -69,7 +69,7 @@ def find_groups(axes: dict[str, tuple[Dim, ...]]) -> dict[str, Group]:
                 if one.size > 1 and not one.frozen and "summed" in one.marks:
                     found[id(one)] = one
                     members.setdefault(id(one), []).append(Member(path, axis, d))
-    ranks = {path: len(dims) for path, dims in axes.items()}
+    ranks = {path: sum(d.size > 1 for d in dims) for path, dims in axes.items()}
     groups: dict[str, Group] = {}
     for key, one in found.items():
         each = tuple(members[key])

@@ -44,11 +44,13 @@ class Sum(NamedTuple):
       over: the dims that were summed.
       power: of the sum.
       of_products: whether a contraction summed, and not a plain sum.
+      attends: whether both its operands depend on the function's inputs.
     """
 
     over: Axes
     power: float = 1.0
     of_products: bool = False
+    attends: bool = False
 
 
 class Value:
@@ -121,12 +123,14 @@ class Outcome(NamedTuple):
       fill: what removed entries of operands must be so that they do not count: None
         where an entry of a result depends on the same entry of operands only; else
         `dtype -> number`.
+      along: which axes of the operands are filled, or None for all.
     """
 
     axes: Sequence[Axes]
     params: Callable[[View], dict[str, Any]] | None = None
     run: Callable[..., Any] | None = None
     fill: Callable[[Any], Any] | None = None
+    along: frozenset[int] | None = None
 
 
 class Node:
@@ -205,19 +209,28 @@ class Recorder:
       rules: primitive name -> `(node, recorder) -> Outcome`.
       notes: found so far.
       order: of the derivative that is being recorded, 0 for the function itself.
+      calls: the equations that the one being recorded lies in, outermost first.
     """
 
     def __init__(self, rules: dict[str, Callable[..., Outcome]]):
         self.rules = rules
         self.notes: list[Note] = []
         self.order = 0
+        self.calls: list[Any] = []
         self._derived: dict[Any, Any] = {}
         self._facts: tuple[Scalar | None, Sum | None] = (None, None)
 
     def note(self, kind: str, node: Node, what: str, about: Sequence[Dim]) -> None:
         """Adds a note on an equation."""
-        where = source_info_util.summarize(node.equation.source_info)
-        self.notes.append(Note(kind, what, where, tuple(about)))
+        self.notes.append(Note(kind, what, self._where(node), tuple(about)))
+
+    def _where(self, node: Node) -> str:
+        """The user's line; inside JAX's own functions that of their call."""
+        for equation in (node.equation, *reversed(self.calls)):
+            where = source_info_util.summarize(equation.source_info)
+            if where:
+                return where
+        return "in JAX"
 
     def freeze(self, node: Node, about: Sequence[Dim], what: str) -> None:
         """Freezes dims because of an equation."""
@@ -271,7 +284,9 @@ class Recorder:
             given = [read(a) for a in equation.invars]
             if equation.primitive.name in INLINED:
                 closed = _inner(equation)
+                self.calls.append(equation)
                 inside = self.instantiate(closed.jaxpr, closed.consts, given, wanted)
+                self.calls.pop()
                 nodes += inside.nodes
                 results = inside.outputs
             else:
@@ -289,7 +304,9 @@ class Recorder:
     def _relate(self, node: Node) -> None:
         rule = self.rules.get(node.name)
         self._facts = (None, None)
+        self.calls.append(node.equation)
         node.outcome = unknown(node, self) if rule is None else rule(node, self)
+        self.calls.pop()
         scalar, total = (None, None) if node.inner else self._facts
         active = any(v.active for v in node.inputs)
         for var, axes in zip(node.equation.outvars, node.outcome.axes, strict=True):

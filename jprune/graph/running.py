@@ -30,7 +30,7 @@ def run(program: Program, view: View, *args: Any) -> list[Any]:
         operands = [read(v) for v in node.inputs]
         if node.outcome.fill is not None:
             operands = [
-                filled(x, v.axes, view, node.outcome.fill)
+                filled(x, v.axes, view, node.outcome.fill, node.outcome.along)
                 for x, v in zip(operands, node.inputs, strict=True)
             ]
         if node.outcome.run is not None:
@@ -54,10 +54,24 @@ def shrunk(array: Any, axes: Axes, view: View) -> Any:
     return array
 
 
-def filled(array: Any, axes: Axes, view: View, fill: Callable[[Any], Any]) -> Any:
-    """Returns an array whose removed entries do not count."""
+def filled(
+    array: Any,
+    axes: Axes,
+    view: View,
+    fill: Callable[[Any], Any],
+    along: frozenset[int] | None = None,
+) -> Any:
+    """Returns an array whose removed entries do not count.
+
+    Args:
+      array: of full size.
+      axes: its dims.
+      view: which entries are removed.
+      fill: what does not count, for a type.
+      along: only entries that are removed from these axes; None for all.
+    """
     for axis, d in enumerate(axes):
-        mask = view.mask(d)
+        mask = None if along is not None and axis not in along else view.mask(d)
         if mask is not None:
             mask = mask.reshape((-1,) + (1,) * (len(axes) - axis - 1))
             array = jax.numpy.where(mask, array, fill(array.dtype))

@@ -40,7 +40,9 @@ def dot_general(node: Node, recorder: Recorder) -> Outcome:
             dims_lib.mark(d, "parallel")
     # Of a value with itself it is a sum of squares, as under a root mean square.
     products = left is not right
-    recorder.facts(node, None, Sum(tuple(contracted), of_products=products))
+    attends = left.active and right.active
+    total = Sum(tuple(contracted), of_products=products, attends=attends)
+    recorder.facts(node, None, total)
     return Outcome([(*batch, *free)], fill=zero)
 
 

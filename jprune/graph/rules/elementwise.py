@@ -117,22 +117,22 @@ def _sized_operand(node: Node, recorder: Recorder, axes: Axes) -> Any:
         if place == 0 and node.name == "div":
             continue  # constant / x
         numbers = {_number(s) for s in _literals(value.scalar)}
-        if other.sum is not None and _matches(numbers, other.sum.over):
-            products = other.sum.of_products
+        own = [d for d in axes if d.size > 1 and _is_root(numbers, d.size)]
+        total = other.sum
+        if total is not None and total.of_products and not total.attends and own:
+            total = None  # of queries, which have as many entries as what they are of
+        if total is not None and _matches(numbers, total.over):
+            products = total.of_products
             kind = "attention_scale" if products else "divisors"
-            what = f"a number is {dims_lib.count_of(other.sum.over)}, a sum's size"
-            recorder.note("rescaled", node, what, other.sum.over)
+            what = f"a number is {dims_lib.count_of(total.over)}, a sum's size"
+            recorder.note("rescaled", node, what, total.over)
             if not products:
                 recorder.facts(node, None, None)
+            return functools.partial(_run_sized, node, place, kind, total.over, None)
+        if own and other.active:
             return functools.partial(
-                _run_sized, node, place, kind, other.sum.over, None
+                _run_sized, node, place, "attention_scale", tuple(own[-1:]), "head"
             )
-        if numbers and other.active:
-            own = [d for d in axes if d.size > 1 and _is_root(numbers, d.size)]
-            if own:
-                return functools.partial(
-                    _run_sized, node, place, "attention_scale", tuple(own[-1:]), "head"
-                )
     return None
 
 
@@ -207,7 +207,9 @@ def _evaluate(scalar: Scalar | None, before: int, after: Any) -> Any:
         if power is None:
             return scalar.value
         dtype = getattr(scalar.value, "dtype", np.result_type(type(scalar.value)))
-        return (jnp.asarray(after, jnp.float32) ** power).astype(dtype)
+        if isinstance(after, int):
+            return np.asarray(float(after) ** power, dtype)
+        return (jnp.asarray(after, jnp.result_type(float)) ** power).astype(dtype)
     operands = [_evaluate(s, before, after) for s in scalar.operands]
     operands = [jnp.asarray(x) for x in operands]
     if scalar.primitive.name in _MOVES:

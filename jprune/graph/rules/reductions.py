@@ -60,7 +60,8 @@ def reduction(node: Node, recorder: Recorder) -> Outcome:
     elif over:
         what = f"{node.name} is over the entries that are left"
         recorder.note("over what is left", node, what, over)
-    return Outcome([left], fill=FILLS[node.name])
+    # Not along the axes that stay: of nothing but infinities no gradient comes back.
+    return Outcome([left], fill=FILLS[node.name], along=frozenset(gone))
 
 
 def along(name: str) -> Any:
