@@ -13,6 +13,7 @@ one leaf. Where two views of an axis do not fit into each other, all that takes 
 frozen: it is never pruned, which is always right.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
@@ -23,10 +24,14 @@ MOST_CUTS = 128
 fall into single entries. What needs more is frozen."""
 
 
+_births = itertools.count()
+
+
 class Dim:
     """A term; compare by `resolve`, never change one by hand.
 
     Attributes:
+      born: how many were made before.
       size: how many entries.
       form: "leaf", "product" or "concatenation".
       parts: of a product the factors, outermost first; of a concatenation the pieces.
@@ -35,7 +40,7 @@ class Dim:
       marks: of a leaf: how the program uses it, such as "summed".
     """
 
-    __slots__ = ("form", "frozen", "marks", "parent", "parts", "size")
+    __slots__ = ("born", "form", "frozen", "marks", "parent", "parts", "size")
 
     def __init__(
         self,
@@ -44,6 +49,7 @@ class Dim:
         parts: tuple["Dim", ...] = (),
         frozen: str = "",
     ):
+        self.born = next(_births)
         self.size = size
         self.form: Form = form
         self.parts = parts
@@ -280,6 +286,8 @@ def unify(a: Dim, b: Dim) -> None:
     if why:
         freeze(a, why)
         freeze(b, why)
+    elif a.form == b.form == "leaf":  # the older stays, whatever is recorded later
+        _become(*((a, b) if a.born > b.born else (b, a)))
     elif a.form == "leaf":
         _become(a, b)
     elif b.form == "leaf":

@@ -1,0 +1,117 @@
+"""All architectures of the zoo, with half of every group removed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.models import zoo
+from jprune import graph as jg
+
+pytestmark = pytest.mark.others_code
+KEY = jax.random.key(0)
+SOME = (
+    "Soft mixture of experts (plain)",
+    "DenseNet (Linen)",
+    "Squeeze-and-excitation CNN, depth multiplier 2 (Linen)",
+    "Pre-activation ResNet (NNX)",
+    "Attention block (Equinox)",
+    "Llama (plain)",
+    "Transformer scanned over layers (plain)",
+    "LSTM (Linen)",
+)
+NAMES = [
+    n if n in SOME else pytest.param(n, marks=pytest.mark.slow)
+    for n in zoo.ARCHITECTURES
+]
+# Their functions read every size from params: small ones are an oracle of their own.
+DRIVEN = (
+    "MLP (plain)",
+    "LoRA MLP (plain)",
+    "Ensemble by vmap (plain)",
+    "Weight-tied autoencoder (plain)",
+    "Soft mixture of experts (plain)",
+    "Pre-activation ResNet (NNX)",
+    "MLP (Equinox)",
+    "Mamba (plain)",
+)
+# Statistics of few entries. In double precision ConvNeXt's differ by 1e-15.
+ROUNDING = {"ResNet-18 in train mode (Linen)": 1e-4, "ConvNeXt (NNX)": 1e-3}
+
+
+def train_mode(name):
+    return "train" in name
+
+
+def traced(name):
+    """The architecture, its graph, and half of every group."""
+    a = zoo.ARCHITECTURES[name](KEY)
+    shrinking = (lambda path, _: "batch_stats" in path) if train_mode(name) else None
+    graph = jg.trace(a.fn, a.params, *a.inputs, shrinking=shrinking)
+    rng = np.random.default_rng(0)
+    keep = {}
+    for group, found in graph.groups.items():
+        keep[group] = np.zeros(found.size, bool)
+        keep[group][rng.permutation(found.size)[: max(1, found.size // 2)]] = True
+    return a, graph, keep
+
+
+def floats(tree):
+    leaves = [x for x in jax.tree.leaves(tree) if x.dtype != jax.dtypes.float0]
+    return [np.asarray(x) for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
+
+
+def assert_near(found, wanted, tolerance=1e-5):
+    """Leaves are equal relative to their scale, or to 1/100 of the tree's."""
+    found, wanted = floats(found), floats(wanted)
+    top = max((np.abs(y).max(initial=0) for y in wanted), default=0)
+    for x, y in zip(found, wanted, strict=True):
+        assert x.shape == y.shape
+        scale = max(np.abs(y).max(initial=0), 0.01 * top, 1e-6)
+        assert np.abs(x - y).max(initial=0) <= tolerance * scale
+
+
+def with_gradient(fn, name):
+    """Results, and the gradient of a smooth function of all that are floats."""
+
+    def loss(params, inputs):
+        out = fn(params, *inputs)
+        out = out[0] if train_mode(name) else out
+        parts = [
+            x for x in jax.tree.leaves(out) if jnp.issubdtype(x.dtype, jnp.floating)
+        ]
+        return sum(jnp.sum(jnp.sin(1.3 * x + 0.1)) for x in parts), out
+
+    if "Greedy" in name:  # a while loop has no gradient
+        return jax.jit(lambda params, inputs: (loss(params, inputs), 0))
+    return jax.jit(jax.value_and_grad(loss, has_aux=True, allow_int=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_half_of_every_group(name):
+    a, graph, keep = traced(name)
+    assert graph.groups
+    plan = jg.make_plan(graph, keep)
+    small, params = jg.shrink(graph, a.params, plan)
+    full, _ = jax.tree.flatten(a.params)
+    sizes = [sum(map(np.size, leaves)) for leaves in (jax.tree.leaves(params), full)]
+    assert sizes[0] < 0.6 * sizes[1]
+
+    (_, out), grads = with_gradient(small, name)(params, a.inputs)
+    oracle = with_gradient(jg.removed(graph, keep), name)
+    (_, wanted), slopes = oracle(a.params, a.inputs)
+    tolerance = ROUNDING.get(name, 1e-5)
+    assert_near(out, wanted, tolerance)
+    if "Greedy" not in name:
+        assert_near(grads, jg.slice_tree(plan, slopes), tolerance)
+    if name in DRIVEN:
+        assert_near(out, jax.jit(a.fn)(params, *a.inputs))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_with_nothing_removed_it_is_the_same_function(name):
+    a, graph, _ = traced(name)
+    same, wanted = jax.jit(jg.removed(graph, {})), jax.jit(a.fn)
+    pairs = (jax.tree.leaves(f(a.params, *a.inputs)) for f in (same, wanted))
+    for x, y in zip(*pairs, strict=True):
+        np.testing.assert_array_equal(x, y)
