@@ -61,6 +61,13 @@ def make_plan(graph: Graph, keep: Keep) -> Plan:
 def masks_of(graph: Graph, keep: Keep) -> dict[str, np.ndarray]:
     """Returns the kept entries of groups as a bool for each, checked.
 
+    Args:
+      graph: the recorded function.
+      keep: as in `make_plan`.
+
+    Returns:
+      Group name -> bools.
+
     Raises:
       PruningError: as in `make_plan`.
     """
@@ -261,6 +268,12 @@ def dumps(plan: Plan) -> str:
 
 def loads(text: str) -> Plan:
     """Returns the plan of a JSON text from `dumps`.
+
+    Args:
+      text: the JSON text.
+
+    Returns:
+      The plan.
 
     Raises:
       PruningError: if the text is no plan.
