@@ -12,6 +12,7 @@ from jprune import base, tree
 from jprune.graph import dims as dims_lib
 from jprune.graph import layout
 from jprune.graph.dims import Dim
+from jprune.graph.hosting import like, on_host
 from jprune.graph.trace import Graph
 
 Plan = dict[str, dict[int, np.ndarray]]
@@ -188,6 +189,7 @@ def slice_tree(plan: Plan, full: Any) -> Any:
     """
 
     def leaf(path: str, x: Any) -> Any:
+        cut = {}
         for axis, kept in _axes_for(plan, path).items():
             if np.ndim(x) <= axis or np.shape(x)[axis] <= kept[-1]:
                 if np.size(x) == 1 or (np.ndim(x) > axis and np.shape(x)[axis] == 1):
@@ -197,10 +199,19 @@ def slice_tree(plan: Plan, full: Any) -> Any:
                     f"{kept[-1]} of axis {axis}."
                 )
             elif np.shape(x)[axis] != 1:
-                x = (np if isinstance(x, np.ndarray) else jnp).take(x, kept, axis=axis)
-        return x
+                cut[axis] = kept
+        return _taken(x, cut)
 
     return tree.map_with_path(leaf, full)
+
+
+def _taken(x: Any, cut: Mapping[int, np.ndarray]) -> Any:
+    """Entries of some axes; on the host where that is possible: shapes are many."""
+    host = on_host(x)
+    found: Any = x if host is None else host
+    for axis, kept in cut.items():
+        found = (np if host is not None else jnp).take(found, kept, axis=axis)
+    return x if not cut else found if host is None else like(found, x)
 
 
 def expand(plan: Plan, small: Any, full: Any) -> Any:
@@ -304,3 +315,27 @@ def shapes(plan: Plan, params: Any) -> Any:
         return jax.ShapeDtypeStruct(tuple(shape), x.dtype)
 
     return tree.map_with_path(leaf, params)
+
+
+def widths(plan: Plan, params: Any) -> dict[str, tuple[int, ...]]:
+    """Returns the new shapes of the leaves that a plan changes, by path.
+
+    For modules that are written anew, with other numbers of features or heads: their
+    params then take the small arrays.
+
+    Args:
+      plan: which entries are kept.
+      params: full arrays, or their shapes.
+
+    Returns:
+      Path -> shape.
+
+    Example:
+      >>> import jax.numpy as jnp, numpy as np
+      >>> params = {"in": jnp.ones((3, 4)), "out": jnp.ones((4, 2))}
+      >>> widths({"in": {1: np.array([0, 2])}, "out": {0: np.array([0, 2])}}, params)
+      {'in': (3, 2), 'out': (2, 2)}
+    """
+    found = {}
+    tree.map_with_path(found.__setitem__, shapes(plan, params))
+    return {path: x.shape for path, x in found.items() if path in plan}

@@ -12,29 +12,41 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune import base, tree
+from jprune import base, compat, tree
 from jprune.graph.groups import Group, Member, places
+from jprune.graph.hosting import on_host
 from jprune.graph.trace import Graph
 
-Combine = Callable[[jax.Array], jax.Array]
+_TINY = float(np.finfo(np.float32).tiny)  # so that scores of 0 stay 0
 
 
-def by_mean(scores: jax.Array) -> jax.Array:
+def by_mean(scores: Any) -> Any:
     """Returns scores of a group over their mean, so that groups can compete."""
-    return scores / jnp.maximum(scores.mean(), jnp.finfo(scores.dtype).tiny)
+    return scores / (scores.mean() + _TINY)
 
 
-def by_max(scores: jax.Array) -> jax.Array:
+def by_max(scores: Any) -> Any:
     """Returns scores of a group over the greatest of them."""
-    return scores / jnp.maximum(scores.max(), jnp.finfo(scores.dtype).tiny)
+    return scores / (scores.max() + _TINY)
+
+
+def mean(scores: Any, axis: int = 0) -> Any:
+    """Returns the mean of scores `(members, size)`: each member counts alike."""
+    return scores.mean(axis=axis)
+
+
+def first(scores: Any, axis: int = 0) -> Any:
+    """Returns the scores of a group's first member: what a single layer would say."""
+    del axis
+    return scores[0]
 
 
 def group_scores(
     graph: Graph,
     scores: base.Scores,
     *,
-    combine: Callable[..., jax.Array] = jnp.mean,
-    normalize: Callable[[jax.Array], jax.Array] | None = by_mean,
+    combine: Callable[..., Any] = mean,
+    normalize: Callable[[Any], Any] | None = by_mean,
     where: base.Predicate = tree.is_float,
 ) -> dict[str, jax.Array]:
     """Returns a score for each entry of each group.
@@ -48,9 +60,10 @@ def group_scores(
     Args:
       graph: the recorded function.
       scores: the params' tree, a score for each weight, such as |w|, w^2 or |w g|;
-        leaves that are hidden (`optax.MaskedNode`) do not count.
-        Leaves of NumPy are summed on the host, where no shape has to be compiled.
-      combine: over an array `(members, size)`, with `axis=0`: `jnp.mean`, `jnp.sum`,
+        leaves that are hidden (`optax.MaskedNode`) do not count. Outside of `jit`
+        they are summed on the host, where no shape has to be compiled, unless
+        several devices hold them.
+      combine: over an array `(members, size)`, with `axis=0`: `mean`, `jnp.sum`,
         `jnp.max`, or `first` for the first member alone.
       normalize: `(size,) -> (size,)` within a group, or None. Without it groups with
         large weights outdo others in a global ranking.
@@ -84,15 +97,13 @@ def group_scores(
             for m in group.members
             if m.path in by_path and where(m.path, shapes[m.path])
         ]
-        total = combine(jnp.stack(each), axis=0) if each else jnp.zeros(group.size)
-        found[name] = total if normalize is None or not each else normalize(total)
+        if not each:
+            found[name] = jnp.zeros(group.size)
+            continue
+        host = all(isinstance(x, np.ndarray) for x in each)
+        total = combine((np if host else jnp).stack(each), axis=0)
+        found[name] = jnp.asarray(total if normalize is None else normalize(total))
     return found
-
-
-def first(scores: jax.Array, axis: int = 0) -> jax.Array:
-    """Returns the scores of a group's first member: what a single layer would say."""
-    del axis
-    return scores[0]
 
 
 def entry_sums(group: Group, member: Member, leaf: Any) -> jax.Array:
@@ -104,11 +115,16 @@ def entry_sums(group: Group, member: Member, leaf: Any) -> jax.Array:
       leaf: an array of the member's shape.
 
     Returns:
-      `(size,)`, float32 or wider; of NumPy if the leaf is.
+      `(size,)`, float32 or wider; NumPy's unless it is part of a compiled program.
     """
-    if isinstance(leaf, np.ndarray):
-        return _host_sums(group, member, leaf)
-    x = jnp.asarray(leaf)
+    host = on_host(leaf)
+    if host is not None:
+        return _host_sums(group, member, host)
+    # Replicated, where axes are explicit: members may be sharded along others.
+    return compat.auto_partition(lambda x: _sums(group, member, x), jnp.asarray(leaf))
+
+
+def _sums(group: Group, member: Member, x: jax.Array) -> jax.Array:
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     others = tuple(i for i in range(x.ndim) if i != member.axis)
     sums = x.sum(axis=others)

@@ -1,6 +1,8 @@
 """From a function to its graph: one trace, all axes related, groups found."""
 
-from collections.abc import Callable
+import contextlib
+import gc
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -104,7 +106,10 @@ def trace(
     for value in of_inputs:
         for d in value.axes:
             dims_lib.freeze(d, "it is an axis of an input")
-    program = recorder.instantiate(closed.jaxpr, closed.consts, of_params + of_inputs)
+    with _without_collection():
+        program = recorder.instantiate(
+            closed.jaxpr, closed.consts, of_params + of_inputs
+        )
     names = _paths_of_results(results)
     for name, value, struct in zip(
         names, program.outputs, jax.tree.leaves(results), strict=True
@@ -126,6 +131,22 @@ def trace(
         shrinking=shrinking,
         rules=dict(rules or {}),
     )
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Pauses the collection of garbage, which there is none of here.
+
+    A recording makes many small objects that stay; with collections among them it
+    takes twice the time for a hundred layers.
+    """
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def retrace(graph: Graph, params: Any, inputs: tuple[Any, ...]) -> Graph:

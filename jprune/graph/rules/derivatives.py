@@ -7,13 +7,17 @@ rules give way to ordinary differentiation.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from jax.extend import core
+from jax.extend import core, source_info_util
 
+from jprune import base
+from jprune.graph import dims as dims_lib
 from jprune.graph.program import Node, Outcome, Program, Recorder, Value, View
+from jprune.graph.rules import elementwise
 from jprune.graph.rules.control import same
 from jprune.graph.running import run
 
@@ -64,6 +68,36 @@ def _derivative(
     return program
 
 
+def _entrywise(body: Program) -> bool:
+    """Whether an entry of a result depends on the same entries of operands only."""
+    return all(
+        n.name in elementwise.RULES or (n.name == "custom_jvp_call" and n.inner)
+        for n in body.nodes
+    ) and all(_entrywise(inner) for n in body.nodes for inner in n.inner)
+
+
+def _later(node: Node, record: Callable[[], Program]) -> Callable[[], Program]:
+    """Records a derivative after its function: it must not change what shrinks."""
+
+    @functools.cache
+    def recorded() -> Program:
+        before = _leaves(node)
+        program = record()
+        if _leaves(node) != before:
+            raise base.PruningError(
+                "A custom derivative does not shrink with its function: "
+                f"{source_info_util.summarize(node.equation.source_info)}"
+            )
+        return program
+
+    return recorded
+
+
+def _leaves(node: Node) -> list[tuple[int, str]]:
+    found = [x for v in node.inputs for d in v.axes for x in dims_lib.leaves_of(d)]
+    return [(id(x), x.frozen) for x in found]
+
+
 def _plain(node: Node, body: Program) -> Outcome:
     """The function without its rule."""
     node.inner = [body]
@@ -108,10 +142,17 @@ def custom_jvp(node: Node, recorder: Recorder) -> Outcome:
         return _plain(node, body)
     moving = _moving(node.inputs)
     tangents = [v for v, m in zip(node.inputs, moving, strict=True) if m]
-    pushed = _derivative(node, recorder, _trace_jvp, _copies([*node.inputs, *tangents]))
     node.inner = [body]
     floats = [v for v, m in zip(body.outputs, _moving(body.outputs), strict=True) if m]
-    same(pushed.outputs, floats)
+
+    def derivative() -> Program:
+        given = _copies([*node.inputs, *tangents])
+        found = _derivative(node, recorder, _trace_jvp, given)
+        same(found.outputs, floats)
+        return found
+
+    # That of an activation is recorded when it is asked for: there are dozens.
+    derived = _later(node, derivative) if _entrywise(body) else derivative()
 
     def go(view: View, *operands: Any) -> list[Any]:
         @jax.custom_jvp
@@ -122,6 +163,7 @@ def custom_jvp(node: Node, recorder: Recorder) -> Outcome:
         def push(primals: Any, tangents: Any) -> Any:
             out = call(*primals)
             given = [t for t, m in zip(tangents, moving, strict=True) if m]
+            pushed = derived() if callable(derived) else derived
             each = iter(run(pushed, view, *primals, *given))
             full = tuple(
                 next(each) if m else np.zeros(np.shape(x), jax.dtypes.float0)

@@ -1,0 +1,28 @@
+"""Small work on many arrays of many shapes, without a compilation for each shape."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def on_host(x: Any) -> np.ndarray | None:
+    """Returns an array as NumPy's if that is what it is, or if one device holds it.
+
+    None for tracers, which are part of a compiled program, for arrays that are
+    sharded over devices, and for keys.
+    """
+    if isinstance(x, np.ndarray):
+        return x
+    if not isinstance(x, jax.Array) or isinstance(x, jax.core.Tracer):
+        return None
+    if len(x.sharding.device_set) > 1 or not x.is_fully_addressable:
+        return None
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended):
+        return None
+    return np.asarray(x)
+
+
+def like(found: np.ndarray, x: Any) -> Any:
+    """Returns an array of the host as what another one is, on its device."""
+    return found if isinstance(x, np.ndarray) else jax.device_put(found, x.sharding)
