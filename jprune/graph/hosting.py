@@ -24,5 +24,10 @@ def on_host(x: Any) -> np.ndarray | None:
 
 
 def like(found: np.ndarray, x: Any) -> Any:
-    """Returns an array of the host as what another one is, on its device."""
-    return found if isinstance(x, np.ndarray) else jax.device_put(found, x.sharding)
+    """Returns an array of the host as what another one is, on its device.
+
+    One that JAX may still move, because nobody asked for its device, stays such.
+    """
+    if isinstance(x, np.ndarray):
+        return found
+    return jax.device_put(found, x.sharding if x.committed else None)
