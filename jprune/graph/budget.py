@@ -33,6 +33,12 @@ def same_kind(group: Group) -> Hashable:
 def isomorphic(group: Group) -> Hashable:
     """The scope in which groups of the same form compete, as layers of a stack.
 
+    Args:
+      group: a group.
+
+    Returns:
+      Its kind, its size, and the names and axes of its members.
+
     References:
       Fang et al., Isomorphic Pruning for Vision Models, 2024, arXiv:2407.04616.
     """

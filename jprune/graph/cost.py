@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.extend import source_info_util
 
 from jprune.graph import dims as dims_lib
+from jprune.graph import layout
 from jprune.graph.dims import Dim
 from jprune.graph.program import Axes, Node, Program
 from jprune.graph.trace import Graph
@@ -51,6 +52,12 @@ def operations(graph: Graph) -> list[Operation]:
     """Returns the products of a program in order, those of a loop once for each turn.
 
     A `while` loop counts as one turn; of a `cond` the dearest branch counts.
+
+    Args:
+      graph: the recorded function.
+
+    Returns:
+      One `Operation` for each matrix product or convolution of the program.
     """
     origins = {
         id(v): path for path, v in zip(graph.axes, graph.program.inputs, strict=False)
@@ -143,13 +150,29 @@ def multiply_adds(graph: Graph, sizes: Sizes | None = None) -> Any:
 
 
 def parameters(graph: Graph, sizes: Sizes | None = None) -> Any:
-    """Returns how many entries all params have; arguments as in `multiply_adds`."""
+    """Returns how many entries all params have.
+
+    Args:
+      graph: the recorded function.
+      sizes: of groups; those that are missing are whole.
+
+    Returns:
+      A number; an exact integer if all sizes are integers.
+    """
     size = measure(graph, sizes)
     return sum(_product(size, axes) for axes in graph.axes.values())
 
 
 def parameter_bytes(graph: Graph, sizes: Sizes | None = None) -> Any:
-    """Returns the bytes of all params; arguments as in `multiply_adds`."""
+    """Returns the bytes of all params.
+
+    Args:
+      graph: the recorded function.
+      sizes: of groups; those that are missing are whole.
+
+    Returns:
+      A number; an exact integer if all sizes are integers.
+    """
     size = measure(graph, sizes)
     values = zip(graph.axes.values(), graph.program.inputs, strict=False)
     return sum(_product(size, a) * v.dtype.itemsize for a, v in values)
@@ -158,7 +181,12 @@ def parameter_bytes(graph: Graph, sizes: Sizes | None = None) -> Any:
 def activation_bytes(graph: Graph, sizes: Sizes | None = None) -> Any:
     """Returns the bytes of the results of all products, which training has to keep.
 
-    Arguments as in `multiply_adds`.
+    Args:
+      graph: the recorded function, for inputs of the recorded shapes.
+      sizes: of groups; those that are missing are whole.
+
+    Returns:
+      A number; an exact integer if all sizes are integers.
     """
     size = measure(graph, sizes)
     return sum(_product(size, o.result) * o.item_bytes for o in operations(graph))
@@ -167,7 +195,12 @@ def activation_bytes(graph: Graph, sizes: Sizes | None = None) -> Any:
 def bytes_moved(graph: Graph, sizes: Sizes | None = None) -> Any:
     """Returns the bytes that all products read and write, each operand once.
 
-    Arguments as in `multiply_adds`.
+    Args:
+      graph: the recorded function, for inputs of the recorded shapes.
+      sizes: of groups; those that are missing are whole.
+
+    Returns:
+      A number; an exact integer if all sizes are integers.
     """
     size = measure(graph, sizes)
     return sum(
@@ -185,7 +218,7 @@ def measure(graph: Graph, sizes: Sizes | None = None) -> Callable[[Dim], Any]:
     def size(d: Dim) -> Any:
         d = dims_lib.resolve(d)
         if id(d) not in known:
-            known[id(d)] = dims_lib.evaluate(
+            known[id(d)] = layout.evaluate(
                 d,
                 lambda x: given.get(id(x), x.size),
                 lambda a, b: a * b,

@@ -393,8 +393,3 @@ def count_of(axes: Sequence[Dim]) -> int:
     for d in axes:
         found *= d.size
     return found
-
-
-# For files that have not followed the move yet.
-from jprune.graph.layout import evaluate as evaluate  # noqa: E402
-from jprune.graph.layout import positions as positions  # noqa: E402

@@ -9,8 +9,12 @@ import numpy as np
 def on_host(x: Any) -> np.ndarray | None:
     """Returns an array as NumPy's if that is what it is, or if one device holds it.
 
-    None for tracers, which are part of a compiled program, for arrays that are
-    sharded over devices, and for keys.
+    Args:
+      x: an array of NumPy or JAX, or a tracer.
+
+    Returns:
+      The array; None for tracers, which are part of a compiled program, for arrays
+      that are sharded over devices, and for keys.
     """
     if isinstance(x, np.ndarray):
         return x
@@ -26,7 +30,13 @@ def on_host(x: Any) -> np.ndarray | None:
 def like(found: np.ndarray, x: Any) -> Any:
     """Returns an array of the host as what another one is, on its device.
 
-    One that JAX may still move, because nobody asked for its device, stays such.
+    Args:
+      found: the array of the host.
+      x: the other one. If JAX may still move it, because nobody asked for its
+        device, the result stays such.
+
+    Returns:
+      An array of NumPy or JAX.
     """
     if isinstance(x, np.ndarray):
         return found
