@@ -22,6 +22,10 @@ from jprune.base import NonFiniteScoreError as NonFiniteScoreError
 from jprune.base import Predicate as Predicate
 from jprune.base import Pruner as Pruner
 from jprune.base import PruningError as PruningError
+from jprune.fisher import FisherState as FisherState
+from jprune.fisher import score_by_fisher as score_by_fisher
+from jprune.fisher import score_by_gate as score_by_gate
+from jprune.fisher import score_by_weight as score_by_weight
 from jprune.gates import straight_through as straight_through
 from jprune.keep import KeepState as KeepState
 from jprune.keep import keep_above as keep_above

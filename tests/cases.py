@@ -1,7 +1,7 @@
 """Every recipe once, as the contract suite runs it."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 import jprune as jp
+from jprune import graph as jg
 
 
 class Case(NamedTuple):
@@ -151,4 +152,61 @@ ALGORITHMS = [
         batches=(),
         takes_key=False,
     ),
+]
+
+
+class StructuralCase(NamedTuple):
+    """A recipe that takes a graph.
+
+    Attributes:
+      recipe: its name in `jprune.recipes`.
+      make: from a graph and a sparsity to what the recipe gives. For a pruner the
+        sparsity may be traced or a schedule.
+      gives: what that is.
+      note: what is special, where a recipe has several cases.
+    """
+
+    recipe: str
+    make: Callable[[jg.Graph, Any], Any]
+    gives: Literal["pruner", "link", "sizes", "branches"] = "pruner"
+    note: str = ""
+
+
+SCALES = jp.matching(".*norm/scale")
+
+
+def _mask_sparsity(graph: jg.Graph, sparsity: float) -> Any:
+    sizes = {n: max(1, round(g.size * (1 - sparsity))) for n, g in graph.groups.items()}
+    keep = jg.first_entries(graph, sizes)
+    return jp.recipes.mask_sparsity(graph, keep, 0.1, SCALES)
+
+
+def _precrop(graph: jg.Graph, sparsity: float) -> dict[str, int]:
+    kernels = [path for path, axes in graph.axes.items() if len(axes) > 1]
+    return jp.recipes.precrop(graph, dict.fromkeys(kernels, 1 - sparsity))
+
+
+def _layer_lottery(graph: jg.Graph, sparsity: float) -> Any:
+    ones = jax.tree.map(lambda w: jnp.ones(w.shape, w.dtype), graph.params)
+    count = round(sparsity * len(jg.branches(graph)))
+    return jp.recipes.layer_lottery(graph, ones, lambda fn, params: params, count)
+
+
+STRUCTURAL_CASES = [
+    StructuralCase("group_magnitude", jp.recipes.group_magnitude),
+    StructuralCase("group_taylor", jp.recipes.group_taylor),
+    StructuralCase(
+        "group_taylor",
+        lambda graph, s: jp.recipes.group_taylor(graph, s, joint=False),
+        note="one by one",
+    ),
+    StructuralCase("group_fisher", jp.recipes.group_fisher),
+    StructuralCase("fpgm", lambda graph, s: jp.recipes.fpgm(graph, s, scope="global")),
+    StructuralCase(
+        "network_slimming",
+        lambda graph, s: jp.recipes.network_slimming(graph, s, SCALES),
+    ),
+    StructuralCase("mask_sparsity", _mask_sparsity, "link"),
+    StructuralCase("precrop", _precrop, "sizes"),
+    StructuralCase("layer_lottery", _layer_lottery, "branches"),
 ]

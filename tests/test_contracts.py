@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import ALGORITHMS, CASES, Case
+from cases import ALGORITHMS, CASES, STRUCTURAL_CASES, Case
 from flax import nnx
 from flax.training.train_state import TrainState
 
@@ -24,7 +24,7 @@ def _example():
 
 
 def test_the_cases_are_the_recipes():
-    recipes = {case.recipe for case in [*CASES, *ALGORITHMS]}
+    recipes = {case.recipe for case in [*CASES, *ALGORITHMS, *STRUCTURAL_CASES]}
     assert sorted(recipes) == sorted(jp.recipes.__all__)
 
 

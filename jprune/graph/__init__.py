@@ -21,10 +21,13 @@ from jprune.graph.cost import operations as operations
 from jprune.graph.cost import parameter_bytes as parameter_bytes
 from jprune.graph.cost import parameters as parameters
 from jprune.graph.cost import penalty as penalty
+from jprune.graph.cropping import first_entries as first_entries
+from jprune.graph.cropping import fit_widths as fit_widths
 from jprune.graph.depth import Branch as Branch
 from jprune.graph.depth import branch_scores as branch_scores
 from jprune.graph.depth import branches as branches
 from jprune.graph.depth import without as without
+from jprune.graph.distances import geometric_median_scores as geometric_median_scores
 from jprune.graph.groups import Group as Group
 from jprune.graph.groups import Member as Member
 from jprune.graph.groups import places as places

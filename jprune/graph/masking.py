@@ -1,6 +1,6 @@
 """Groups as the last link of a pruner: structure that is masked while it is trained."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -8,12 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jprune import base, tree
+from jprune import base, compat, tree
 from jprune.graph.budget import is_width
 from jprune.graph.groups import Group
-from jprune.graph.scores import by_mean, entry_sums, group_scores, masks
+from jprune.graph.scores import entry_sums, group_scores, masks
 from jprune.graph.trace import Graph
 from jprune.keep import keep_top
+
+GroupScore = Callable[[Graph, base.Scores], Mapping[str, Any]]
+"""From scores of weights to those of entries: group name -> `(size,)`."""
 
 
 def keep_groups(
@@ -22,8 +25,7 @@ def keep_groups(
     *,
     scope: Literal["leaf", "global"] = "global",
     min_kept: int = 1,
-    combine: Callable[..., jax.Array] = jnp.mean,
-    normalize: Callable[[jax.Array], jax.Array] | None = by_mean,
+    score: GroupScore = group_scores,
     where: Callable[[Group], bool] = is_width,
 ) -> base.Pruner:
     """Keeps whole entries of groups: channels, heads, hidden units.
@@ -38,15 +40,16 @@ def keep_groups(
         schedule of the step.
       scope: "global" has all groups compete, "leaf" only the entries of each.
       min_kept: the least number of entries that a group keeps.
-      combine: as in `group_scores`.
-      normalize: as in `group_scores`.
+      score: from scores of weights to those of entries; `functools.partial` binds
+        the options of `group_scores`.
       where: which groups may shrink.
 
     Returns:
       A link: scores of weights -> masks of weights.
 
     Raises:
-      PruningError: as `jprune.keep_top`; or if no group may shrink.
+      PruningError: as `jprune.keep_top`; if no group may shrink; at `update` if
+        there are no params, or no score for a group.
 
     Example:
       >>> import jax.numpy as jnp, jprune as jp
@@ -64,19 +67,28 @@ def keep_groups(
         raise base.PruningError("No group may shrink.")
 
     def scored(scores: base.Scores) -> dict[str, jax.Array]:
-        found = group_scores(graph, scores, combine=combine, normalize=normalize)
+        found = score(graph, scores)
+        for name in chosen:
+            if name not in found:
+                raise base.PruningError(f"There is no score for the group {name}.")
         return {name: jnp.asarray(found[name]) for name in chosen}
 
     def init(params: base.Params) -> Any:
         return link.init({n: jnp.zeros(graph.groups[n].size) for n in chosen})
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any):
+        if params is None:
+            raise base.PruningError("A pruner needs the params: update(..., params).")
         scores = scored(updates if updates is not None else params)
         found, state = link.update(scores, state, scores, **extra)
         keep: Any = found
         by_path: dict[str, Any] = {}
         tree.map_with_path(by_path.__setitem__, masks(graph, keep))
-        return tree.map_with_path(lambda path, w: by_path[path], params), state
+        # Sharded as the weights are, where the mesh's axes are explicit.
+        return tree.map_with_path(
+            lambda path, w: compat.auto_partition(lambda m: m, by_path[path], like=w),
+            params,
+        ), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -3,7 +3,9 @@
 Most recipes return a pruner: give it to `jprune.sparsify` to prune during
 training, or to `jprune.prune` to prune once. Those that take a loss, or a whole
 training, own their loop and return a `jprune.Algorithm`. Each docstring cites the
-paper and says where it deviates.
+paper and says where it deviates. Structural methods take a graph; of those,
+`mask_sparsity` is a link for training, `precrop` gives widths and `layer_lottery`
+branches to remove.
 """
 
 from jprune.recipes.at_initialization import random_erk as random_erk
@@ -22,21 +24,37 @@ from jprune.recipes.score_search import edge_popup as edge_popup
 from jprune.recipes.score_search import hydra as hydra
 from jprune.recipes.score_search import lottery_jackpots as lottery_jackpots
 from jprune.recipes.score_search import sign_supermask as sign_supermask
+from jprune.recipes.structural import fpgm as fpgm
+from jprune.recipes.structural import group_fisher as group_fisher
+from jprune.recipes.structural import group_magnitude as group_magnitude
+from jprune.recipes.structural import group_taylor as group_taylor
+from jprune.recipes.structural import network_slimming as network_slimming
+from jprune.recipes.structural_depth import layer_lottery as layer_lottery
+from jprune.recipes.structural_depth import mask_sparsity as mask_sparsity
+from jprune.recipes.structural_depth import precrop as precrop
 from jprune.recipes.tickets import lottery_ticket as lottery_ticket
 
 __all__ = [
     "bip",
     "consensus",
     "edge_popup",
+    "fpgm",
     "global_magnitude",
     "gradual_magnitude",
+    "group_fisher",
+    "group_magnitude",
+    "group_taylor",
     "hydra",
     "l0",
+    "layer_lottery",
     "lottery_jackpots",
     "lottery_ticket",
     "magnitude",
+    "mask_sparsity",
     "movement",
     "n_of_m",
+    "network_slimming",
+    "precrop",
     "random_erk",
     "sign_supermask",
     "snip",
