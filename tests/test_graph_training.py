@@ -160,3 +160,17 @@ def test_what_the_rest_uses_stays_with_a_branch_removed():
     fn, rest = jg.without(graph, params, [branch.name])
     assert rest["w"].shape == (3, 3)
     np.testing.assert_array_equal(fn(rest, x), x)
+
+
+def test_what_changes_nothing_does_not_hide_a_stream():
+    def residual(params, x):
+        passing = jnp.pad(x[:, ::1], ((0, 0), (0, 0))).reshape(x.shape)
+        return passing + jnp.tanh(x @ params["v"])
+
+    def shifted(params, x):
+        passing = jax.lax.pad(x, 0.0, ((0, 0, 0), (1, -1, 0)))
+        return passing + jnp.tanh(x @ params["v"])
+
+    params, x = {"v": jnp.ones((3, 3))}, jnp.ones((2, 3))
+    assert set(jg.branches(jg.trace(residual, params, x))) == {"v"}
+    assert not jg.branches(jg.trace(shifted, params, x))

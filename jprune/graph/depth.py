@@ -69,7 +69,8 @@ def branches(graph: Graph) -> dict[str, Branch]:
             passing, added = node.inputs[stream], node.inputs[1 - stream]
             if passing.shape != added.shape or passing is added:
                 continue
-            if id(passing) not in before.get(id(added), ()):
+            source = _source(passing, program.nodes, maker)
+            if id(source) not in before.get(id(added), ()):
                 continue
             leaves = _own_leaves(graph, added, passing, maker, users, i)
             if leaves:
@@ -177,6 +178,22 @@ def _used_leaves(graph: Graph) -> set[str]:
     used |= {id(v) for v in graph.program.outputs}
     inputs = zip(graph.axes, graph.program.inputs, strict=False)
     return {path for path, v in inputs if id(v) in used}
+
+
+def _source(value: Value, nodes: list[Node], maker: dict[int, int]) -> Value:
+    """The value before operations that change nothing, as a padding by 0 entries."""
+    while id(value) in maker:
+        node = nodes[maker[id(value)]]
+        moves = ("pad", "slice", "reshape", "convert_element_type", "copy", "name")
+        operand = node.inputs[0]
+        if node.name not in moves or operand.shape != value.shape:
+            break
+        if operand.dtype != value.dtype:
+            break
+        if node.name == "pad" and any(map(any, node.params["padding_config"])):
+            break  # cut off on one side, and padded on the other
+        value = operand
+    return value
 
 
 def _ancestors(program: Program) -> dict[int, set[int]]:
