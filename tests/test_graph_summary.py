@@ -145,12 +145,22 @@ def test_the_printed_table(graph, capsys, monkeypatch):
     jg.print_summary(graph, PARAMS, masks, {"conv[3]": 4})
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     text = "\n".join(" ".join(w for w in line if w not in "│┃") for line in lines)
-    assert "(net) conv 144 → 72 13,824 → 6,912 4,416 → 2,592 25.00%" in text
+    assert "(net) conv 144 → 72 13.8k → 6,912 4,416 → 2,592 25.00%" in text
     assert "(net) out 40 → 20 240 → 120 472 → 296 0.00%" in text
     assert "2 others 9 → 5 0.00%" in text
-    assert "all 193 → 97 14,064 → 7,032 4,888 → 2,888 18.65%" in text
+    assert "all 193 → 97 14.1k → 7,032 4,888 → 2,888 18.65%" in text
     jg.print_summary(graph)
     assert "sparsity" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("size", "rows", "printed"),
+    [(1, 9_994, "9,994"), (10, 1_000, "10.0k"), (100, 9_999, "1.00M"), (3, 4, "12")],
+)
+def test_large_numbers_are_rounded(size, rows, printed, capsys):
+    graph = jg.trace(lambda p, x: x @ p, jnp.ones((size, 1)), jnp.ones((rows, size)))
+    jg.print_summary(graph)
+    assert f" {printed} " in capsys.readouterr().out
 
 
 def test_what_is_not_of_the_graph_is_refused(graph):

@@ -95,7 +95,29 @@ def check_bip(text):
         assert int(row[-2].replace(",", "")) == TICKETS[row[0]], row
 
 
-CHECKS = {"01_quickstart": check_quickstart, "02_bip": check_bip}
+def check_shrink(text):
+    """What the third notebook prints: two networks at half of their multiply-adds."""
+    lines = text.splitlines()
+    shares = [line for line in lines if line.endswith("%") and "multiply-adds," in line]
+    assert len(shares) == 2  # by magnitude and by Taylor
+    for line in shares:
+        ours, full = (int(w.replace(",", "")) for w in line.split()[1:4:2])
+        assert 0.3 * full < ours <= 0.5 * full, line
+    sizes = [line for line in lines if line.startswith("parameters: ")]
+    before, after = (int(w.replace(",", "")) for w in sizes[0].split()[1::2])
+    assert before > 1.5 * after
+    assert sum("sorted without blocks/" in line for line in lines) == 4
+    ends = dict(line.split(": ") for line in lines if line.endswith("% sorted"))
+    masked, cut = (float(ends[k].split("%")[0]) for k in ("masked", "cut off"))
+    assert abs(masked - cut) <= 0.2  # of a thousand lines
+    assert "exported for" in text
+
+
+CHECKS = {
+    "01_quickstart": check_quickstart,
+    "02_bip": check_bip,
+    "03_shrink": check_shrink,
+}
 
 
 def test_every_notebook_has_a_check_and_a_twin():

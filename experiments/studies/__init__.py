@@ -62,4 +62,9 @@ STUDIES = (
         "Half of every group removed from each toy architecture: do results agree?",
         _ARCHITECTURES,
     ),
+    Entry(
+        "widths",
+        "Which widths half of a small ResNet's multiply-adds leave: a picture",
+        "experiments.studies.widths",
+    ),
 )

@@ -177,6 +177,8 @@ def print_summary(
 ) -> None:
     """Prints `summary` as a table, a line for each product and one for all.
 
+    Numbers from ten thousand on are rounded to three digits; `summary` has them exact.
+
     Args:
       graph: the recorded function.
       params: as in `summary`.
@@ -222,7 +224,16 @@ def print_summary(
 
 def _both(row: Mapping[str, Any], key: str = "parameters") -> str:
     before, after = row["before"][key], row["after"][key]
-    return f"{before:,}" if before == after else f"{before:,} → {after:,.10g}"
+    short = _rounded(before)
+    return short if before == after else f"{short} → {_rounded(after)}"
+
+
+def _rounded(x: int | float) -> str:
+    """Three digits of large numbers, so that a table fits a terminal."""
+    for unit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if x >= max(unit, 1e4) * 0.9995:
+            return f"{x / unit:#.3g}".rstrip(".") + name
+    return f"{x:,.5g}"
 
 
 def _short(where: str) -> str:
@@ -239,8 +250,7 @@ def draw_widths(graph: Graph, sizes: Sizes, path_or_axes: Any) -> Any:
       graph: the recorded function.
       sizes: of groups after a plan, as from `sizes(graph, keep)`; those that are
         missing are whole.
-      path_or_axes: where to write a picture, its format by the ending; or axes of
-        matplotlib to draw on.
+      path_or_axes: where to write a PNG; or axes of matplotlib to draw on.
 
     Returns:
       The axes: a bar for each group, in the order of the params and coloured by kind,
@@ -295,5 +305,5 @@ def draw_widths(graph: Graph, sizes: Sizes, path_or_axes: Any) -> Any:
         fontsize=8,
     )
     if figure is not None:
-        figure.savefig(path_or_axes)
+        figure.savefig(path_or_axes, format="png")
     return axes
