@@ -75,6 +75,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
+from jax import export
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
@@ -641,12 +642,12 @@ print(f"cut off: {sorted_right(gradual_gpt, gradual):.1%} sorted")
 # package flatbuffers.)
 
 # %%
-exported = jax.export.export(jax.jit(small_gpt))(tuned, example)
+exported = export.export(jax.jit(small_gpt))(tuned, example)
 difference = jnp.abs(exported.call(tuned, example) - small_jit(tuned, example)).max()
 print(f"exported for {exported.platforms}, largest difference {difference:.1e}")
 if importlib.util.find_spec("flatbuffers"):
     blob = exported.serialize()
-    assert jax.export.deserialize(blob).in_avals == exported.in_avals
+    assert export.deserialize(blob).in_avals == exported.in_avals
     print(f"{len(blob):,} bytes")
 
 # %%
