@@ -90,13 +90,13 @@ def test_an_interpreter_without_the_peer_is_named():
 
 
 @pytest.mark.parametrize("name", shrink_bench.NETWORKS)
-def test_about_half_of_the_multiply_adds_are_left(name):
+def test_at_most_half_of_the_multiply_adds_are_left(name):
     fn, params, inputs = shrink_bench.NETWORKS[name].build(SMALL, 0)
     graph = jg.trace(fn, params, *inputs)
     whole = jg.multiply_adds(graph)
-    keep = shrink_bench.half(graph, params, 1, whole)
-    assert 0.45 < jg.multiply_adds(graph, jg.sizes(graph, keep)) / whole < 0.55
-    rounded = shrink_bench.half(graph, params, 8, whole)
+    keep = shrink_bench.half(graph, params, 1)
+    assert 0.4 < jg.multiply_adds(graph, jg.sizes(graph, keep)) / whole <= 0.5
+    rounded = shrink_bench.half(graph, params, 8)
     assert all(mask.sum() % 8 == 0 for mask in rounded.values() if mask.size >= 8)
 
 

@@ -41,16 +41,24 @@ class Settings(NamedTuple):
 
 
 class Network(NamedTuple):
-    """A network, the images it takes, and the layers that 2:4 does not divide."""
+    """A network, the images it takes, and the layers that 2:4 does not divide.
+
+    The batch may be several times that of the settings.
+    """
 
     init: Any
     apply: Any
     shape: tuple[int, int, int]
     dense: tuple[str, ...]
+    larger: int = 1  # times the settings' batch
 
+
+_MLP = Network(models.mlp.init, models.mlp.apply, (28, 28, 1), ())
 
 NETWORKS = {
-    "MLP 300-100": Network(models.mlp.init, models.mlp.apply, (28, 28, 1), ()),
+    "MLP 300-100": _MLP,
+    # The batch of the study of BiP; a weight is used for more than 100 examples.
+    "MLP 300-100, 4 x batch": _MLP._replace(larger=4),
     "CNN": Network(models.cnn.init, models.cnn.apply, (28, 28, 1), ("conv1/.*",)),
     "ResNet-20": Network(
         models.resnet.init, models.resnet.apply, (32, 32, 3), ("stem/.*",)
@@ -162,8 +170,9 @@ def in_turns(
 def draw(settings: Settings, network: Network, key: jax.Array):
     """Returns a batch of noise, which costs what images do."""
     one, two = jax.random.split(key)
-    images = jax.random.normal(one, (settings.batch, *network.shape))
-    return images, jax.random.randint(two, (settings.batch,), 0, 10)
+    batch = settings.batch * network.larger
+    images = jax.random.normal(one, (batch, *network.shape))
+    return images, jax.random.randint(two, (batch,), 0, 10)
 
 
 def compilations(settings: Settings, network: Network) -> int:

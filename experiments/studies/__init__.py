@@ -6,6 +6,7 @@ _QUICKSTART = "experiments.studies.quickstart"
 _BIP = "experiments.studies.bip_vs_imp"
 _REWINDING = "experiments.studies.rewinding"
 _ARCHITECTURES = "experiments.studies.architectures"
+_GROUPS = "experiments.studies.group_pruning"
 
 STUDIES = (
     Entry(
@@ -61,6 +62,11 @@ STUDIES = (
         "architectures",
         "Half of every group removed from each toy architecture: do results agree?",
         _ARCHITECTURES,
+    ),
+    Entry(
+        "group_pruning",
+        "Channels of a small ResNet by nine criteria, on scikit-learn's digits",
+        _GROUPS,
     ),
     Entry(
         "widths",

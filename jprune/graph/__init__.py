@@ -41,6 +41,7 @@ from jprune.graph.plan import loads as loads
 from jprune.graph.plan import make_plan as make_plan
 from jprune.graph.plan import shapes as shapes
 from jprune.graph.plan import slice_tree as slice_tree
+from jprune.graph.plan import widths as widths
 from jprune.graph.program import Note as Note
 from jprune.graph.program import Options as Options
 from jprune.graph.program import Outcome as Outcome
