@@ -270,3 +270,17 @@ def test_rules_of_the_caller_serve_other_inputs_too():
     for n in (2, 3):
         x = normal(n, 3)
         np.testing.assert_allclose(small(p, x), -x @ p["a"] @ p["b"], rtol=1e-5)
+
+
+def test_states_made_for_a_part_of_the_params_are_cut_along():
+    def fn(variables, x):
+        p = variables["params"]["dense"]
+        return jnp.tanh(x @ p["in"] + variables["stats"]["mean"][None]) @ p["out"]
+
+    part = {"dense": {"in": normal(3, 6), "out": normal(6, 2)}}
+    variables = {"params": part, "stats": {"mean": normal(6)}}
+    graph = jg.trace(fn, variables, normal(4, 3))
+    plan = jg.make_plan(graph, {"params/dense/in[1]": [0, 2]})
+    state = jg.slice_tree(plan, optax.adam(1.0).init(part))
+    expected = optax.adam(1.0).init(jg.slice_tree(plan, variables)["params"])
+    assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, expected)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax.extend import source_info_util
 
+from jprune import base
 from jprune.graph import dims as dims_lib
 from jprune.graph import layout
 from jprune.graph.dims import Dim
@@ -36,7 +37,7 @@ class Operation(NamedTuple):
       factors: dims of whose sizes the multiply-adds are the product.
       operands: the dims of its two operands.
       result: the dims of its result.
-      item_bytes: of an entry of the result.
+      item_bytes: of an entry of each operand, and of the result.
     """
 
     name: str
@@ -45,7 +46,7 @@ class Operation(NamedTuple):
     factors: Axes
     operands: tuple[Axes, ...]
     result: Axes
-    item_bytes: int
+    item_bytes: tuple[int, ...]
 
 
 def operations(graph: Graph) -> list[Operation]:
@@ -122,7 +123,7 @@ def _operation(node: Node, leaves: tuple[str, ...], turns: Axes) -> Operation:
         factors=(*turns, *result, *over),
         operands=((*turns, *left.axes), (*turns, *right.axes)),
         result=(*turns, *result),
-        item_bytes=node.outputs[0].dtype.itemsize,
+        item_bytes=tuple(v.dtype.itemsize for v in (left, right, node.outputs[0])),
     )
 
 
@@ -189,7 +190,7 @@ def activation_bytes(graph: Graph, sizes: Sizes | None = None) -> Any:
       A number; an exact integer if all sizes are integers.
     """
     size = measure(graph, sizes)
-    return sum(_product(size, o.result) * o.item_bytes for o in operations(graph))
+    return sum(_product(size, o.result) * o.item_bytes[-1] for o in operations(graph))
 
 
 def bytes_moved(graph: Graph, sizes: Sizes | None = None) -> Any:
@@ -204,14 +205,30 @@ def bytes_moved(graph: Graph, sizes: Sizes | None = None) -> Any:
     """
     size = measure(graph, sizes)
     return sum(
-        _product(size, axes) * o.item_bytes
+        _product(size, axes) * each
         for o in operations(graph)
-        for axes in (*o.operands, o.result)
+        for axes, each in zip((*o.operands, o.result), o.item_bytes, strict=True)
     )
 
 
 def measure(graph: Graph, sizes: Sizes | None = None) -> Callable[[Dim], Any]:
-    """Returns the function from a dim to its size, given those of groups."""
+    """Returns the function from a dim to its size, given those of groups.
+
+    Args:
+      graph: the recorded function.
+      sizes: of groups; those that are missing are whole.
+
+    Returns:
+      `dim -> size`.
+
+    Raises:
+      PruningError: if there is no such group.
+    """
+    for name in sizes or {}:
+        if name not in graph.groups:
+            raise base.PruningError(
+                f"There is no group {name!r}; there are: {', '.join(graph.groups)}"
+            )
     given = {id(graph.groups[n].dim): s for n, s in (sizes or {}).items()}
     known: dict[int, Any] = {}
 

@@ -237,14 +237,24 @@ def expand(plan: Plan, small: Any, full: Any) -> Any:
 
 
 def _axes_for(plan: Plan, path: str) -> dict[int, np.ndarray]:
-    """What a plan says of a path, or of the longest of its paths that ends it."""
+    """What a plan says of a path, or of the longest of its paths that ends it.
+
+    An optimizer's state has paths like `mu/dense/kernel`; made for a part of the
+    params, it lacks the part's name: `params/dense/kernel` is meant by it then.
+    """
     if path in plan:
         return plan[path]
     parts = path.split("/")
-    for i in range(1, len(parts)):
-        rest = "/".join(parts[i:])
+    ends = ["/".join(parts[i:]) for i in range(1, len(parts))]
+    for rest in ends:
         if rest in plan:
             return plan[rest]
+    for rest in (path, *ends):
+        if "/" not in rest:
+            break
+        found = [axes for name, axes in plan.items() if name.endswith(f"/{rest}")]
+        if len(found) == 1:
+            return found[0]
     return {}
 
 

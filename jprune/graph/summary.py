@@ -149,11 +149,12 @@ def _groups_of(graph: Graph, o: Operation) -> list[str]:
 
 
 def _costs(graph: Graph, size: Any, o: Operation) -> dict[str, Any]:
-    moved = sum(_product(size, axes) for axes in (*o.operands, o.result))
+    arrays = zip((*o.operands, o.result), o.item_bytes, strict=True)
+    moved = sum(_product(size, axes) * each for axes, each in arrays)
     return {
         "parameters": _parameters(graph, size, o.leaves),
         "multiply_adds": _plain(_product(size, o.factors)),
-        "bytes_moved": _plain(moved * o.item_bytes),
+        "bytes_moved": _plain(moved),
     }
 
 
