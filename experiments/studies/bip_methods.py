@@ -279,10 +279,10 @@ def bip_variants() -> dict[str, Callable[..., Any]]:
     true = functools.partial(bilevel.implicit_gradient, gamma=1.0)
     reference = functools.partial(bilevel.reference_gradient, gamma=1e4)
     return {
-        "BiP": functools.partial(bip, hypergradient=true),
-        "BiP without implicit term": bip,
+        "BiP": bip,
+        "BiP, implicit term": functools.partial(bip, hypergradient=true),
         "BiP as in its code": functools.partial(
             bip, hypergradient=reference, tied=True
         ),
-        "BiP, climbing": functools.partial(bip, climb=0.5, hypergradient=true),
+        "BiP, climbing": functools.partial(bip, climb=0.5),
     }
