@@ -211,7 +211,7 @@ def _taken(x: Any, cut: Mapping[int, np.ndarray]) -> Any:
     found: Any = x if host is None else host
     for axis, kept in cut.items():
         found = (np if host is not None else jnp).take(found, kept, axis=axis)
-    return x if not cut else found if host is None else like(found, x)
+    return x if not cut else found if host is None else like(np.asarray(found), x)
 
 
 def expand(plan: Plan, small: Any, full: Any) -> Any:
