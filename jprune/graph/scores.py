@@ -62,7 +62,8 @@ def group_scores(
       scores: the params' tree, a score for each weight, such as |w|, w^2 or |w g|;
         leaves that are hidden (`optax.MaskedNode`) do not count. Outside of `jit`
         they are summed on the host, where no shape has to be compiled, unless
-        several devices hold them.
+        several devices hold them. Running statistics that are among the params
+        would count like weights: leave them out, or say so by `where`.
       combine: over an array `(members, size)`, with `axis=0`: `mean`, `jnp.sum`,
         `jnp.max`, or `first` for the first member alone.
       normalize: `(size,) -> (size,)` within a group, or None. Without it groups with
