@@ -106,20 +106,15 @@ def trace(
     for value in of_inputs:
         for d in value.axes:
             dims_lib.freeze(d, "it is an axis of an input")
+    axes = {p: v.axes for p, v in zip(paths, of_params, strict=True)}
     with _without_collection():
         program = recorder.instantiate(
             closed.jaxpr, closed.consts, of_params + of_inputs
         )
-    names = _paths_of_results(results)
-    for name, value, struct in zip(
-        names, program.outputs, jax.tree.leaves(results), strict=True
-    ):
-        if shrinking is None or not shrinking(name, struct):
-            for d in value.axes:
-                dims_lib.freeze(d, f"it is an axis of the result {name!r}")
-    axes = {p: v.axes for p, v in zip(paths, of_params, strict=True)}
+        _protect(program, results, shrinking)
+        groups = find_groups(axes)
     return Graph(
-        groups=find_groups(axes),
+        groups=groups,
         notes=tuple(recorder.notes),
         fn=fn,
         params=structs,
@@ -131,6 +126,20 @@ def trace(
         shrinking=shrinking,
         rules=dict(rules or {}),
     )
+
+
+def _protect(program: Program, results: Any, shrinking: base.Predicate | None) -> None:
+    """Freezes the axes of the results, but for those that may shrink."""
+    each = zip(
+        _paths_of_results(results),
+        program.outputs,
+        jax.tree.leaves(results),
+        strict=True,
+    )
+    for name, value, struct in each:
+        if shrinking is None or not shrinking(name, struct):
+            for d in value.axes:
+                dims_lib.freeze(d, f"it is an axis of the result {name!r}")
 
 
 @contextlib.contextmanager
