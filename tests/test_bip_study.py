@@ -91,6 +91,10 @@ def test_the_report_of_known_figures(tmp_path):
 
     figures = {
         "test_images": 7,
+        "search": {
+            name: {"trials": [{"validation": 80.0}, {"validation": v}]}
+            for name, v in zip(report.FORMS, (90.0, 89.0, 88.0, 70.0), strict=True)
+        },
         "clock": {
             "BiP": {str(s): [1.5, 1.6, 1.4] for s in report.HIGH},
             "IMP": {str(s): [10.0, 9.0, 99.0] for s in report.HIGH},

@@ -13,6 +13,7 @@ from experiments.stats import mean_and_spread, plus_minus, rounded
 
 PAPER = "Advancing Model Pruning via Bi-level Optimization, 2022, arXiv:2210.04092"
 HIGH = (0.95, 0.98, 0.99)
+FORMS = ("BiP", "BiP, implicit term", "BiP as in its code", "BiP, climbing")
 
 
 def table(figures: dict[str, Any], settings: Any) -> Table:
@@ -53,9 +54,11 @@ def table(figures: dict[str, Any], settings: Any) -> Table:
 
 def budgets(figures: dict[str, Any]) -> Table:
     """Returns BiP minus IMP at the three budgets, paired by seed."""
+    form = best_form(figures)
     pairs = (
-        ("short BiP - IMP at that budget", "BiP", "IMP, short"),
-        ("short BiP - full IMP", "BiP", "IMP"),
+        ("best short BiP - IMP at that budget", form, "IMP, short"),
+        ("best short BiP - full IMP", form, "IMP"),
+        ("plain short BiP - full IMP", "BiP", "IMP"),
         (
             "full climbing BiP - full IMP",
             "BiP, climbing, full",
@@ -75,10 +78,20 @@ def budgets(figures: dict[str, Any]) -> Table:
         columns=("points of test accuracy at", *(f"{100 * s:g} %" for s in HIGH)),
         rows=tuple(rows),
         caption=(
-            "Paired by seed, mean ± standard deviation. Times of one network, the "
+            "Paired by seed, mean ± standard deviation. The best short form on the "
+            f'validation split is "{form}". Times of one network of plain BiP, the '
             "dense training of BiP included, taken in turns."
         ),
     )
+
+
+def best_form(figures: dict[str, Any]) -> str:
+    """Returns the short form of BiP that the trials on the validation split prefer."""
+
+    def validation(name: str) -> float:
+        return max(t["validation"] for t in figures["search"][name]["trials"])
+
+    return max(FORMS, key=validation)
 
 
 def gaps(figures: dict[str, Any], ours: str, theirs: str, s: float) -> list[float]:
@@ -115,7 +128,7 @@ def claims(title: str) -> tuple[Claim, ...]:
                 f"{at}: BiP minus IMP at BiP's budget (points)",
                 PAPER,
                 (">", 0.0),
-                functools.partial(gap, "BiP", "IMP, short", s),
+                functools.partial(gap, "IMP, short", s),
             )
         )
         if s < HIGH[-1]:
@@ -124,7 +137,7 @@ def claims(title: str) -> tuple[Claim, ...]:
                     f"{at}: BiP minus full IMP (points)",
                     PAPER,
                     (">=", -1.0),
-                    functools.partial(gap, "BiP", "IMP", s),
+                    functools.partial(gap, "IMP", s),
                 )
             )
             made.append(
@@ -146,9 +159,9 @@ def claims(title: str) -> tuple[Claim, ...]:
     return tuple(made)
 
 
-def gap(ours: str, theirs: str, s: float, figures: dict[str, Any]):
-    """Measures a difference of two methods in points, paired by seed."""
-    return mean_and_spread(gaps(figures, ours, theirs, s))
+def gap(theirs: str, s: float, figures: dict[str, Any]):
+    """Measures the best short BiP minus another method in points, paired by seed."""
+    return mean_and_spread(gaps(figures, best_form(figures), theirs, s))
 
 
 def clock_share(s: float, figures: dict[str, Any]) -> tuple[float, None]:
