@@ -18,6 +18,7 @@ from jprune.graph import dims as dims_lib
 from jprune.graph import layout
 from jprune.graph.dims import Dim
 from jprune.graph.program import Axes, Node, Program
+from jprune.graph.rules.control import scan_counts
 from jprune.graph.trace import Graph
 
 Sizes = Mapping[str, Any]
@@ -85,7 +86,7 @@ def _operations(program: Program, origins: dict[int, str], turns: Axes) -> Any:
 def _inside(node: Node, origins: dict[int, str], turns: Axes) -> list[Operation]:
     if node.name == "scan":
         length = node.outcome.axes[-1][0] if _stacks(node) else None
-        first = node.params["num_consts"] + node.params["num_carry"]
+        first = sum(scan_counts(node.params))
         if len(node.inputs) > first:
             length = node.inputs[first].axes[0]
         length = dims_lib.leaf(node.params["length"]) if length is None else length
@@ -104,7 +105,7 @@ def _inside(node: Node, origins: dict[int, str], turns: Axes) -> list[Operation]
 
 
 def _stacks(node: Node) -> bool:
-    return len(node.outputs) > node.params["num_carry"]
+    return len(node.outputs) > scan_counts(node.params)[1]
 
 
 def _operation(node: Node, leaves: tuple[str, ...], turns: Axes) -> Operation:

@@ -43,10 +43,22 @@ def same(values: Sequence[Value], others: Sequence[Value]) -> None:
             dims_lib.unify(d, e)
 
 
+def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
+    """Returns how many operands of a scan are constants, and how many are carried.
+
+    Args:
+      params: of the primitive. From JAX 0.12 on they hold the operands' trees.
+    """
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    constants, carried, _ = params["ft_in"].unpack()
+    return len(constants), len(carried)
+
+
 def scan(node: Node, recorder: Recorder) -> Outcome:
     """A loop over a first axis: layers, time steps."""
     params = node.params
-    counts = params["num_consts"], params["num_carry"]
+    counts = scan_counts(params)
     constants, carried, each = _cut(node.inputs, *counts)
     active = any(v.active for v in carried + each)
     length = dims_lib.leaf(params["length"])
