@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jprune import base
+from jprune import base, tree
 from jprune import masks as masks_lib
 from jprune.gates import straight_through
 
@@ -106,7 +106,7 @@ def mask_gradient(params: base.Params, grads: base.Params) -> base.Params:
       Lee et al., SNIP: Single-shot Network Pruning based on Connection
       Sensitivity, 2019, arXiv:1810.02340, equation 4.
     """
-    return jax.tree.map(lambda w, g: wide(w) * wide(g), params, grads)
+    return jax.tree.map(lambda w, g: tree.wide(w) * tree.wide(g), params, grads)
 
 
 def masked(w: jax.Array, m: jax.Array) -> jax.Array:
@@ -192,7 +192,7 @@ def soft_thresholded(w: jax.Array, s: jax.Array) -> jax.Array:
       Sparsity, 2020, arXiv:2002.03231, equation 3.
     """
     # In float32: thresholds rounded to bfloat16 could not tell weights apart.
-    x = wide(w)
+    x = tree.wide(w)
     threshold = jnp.broadcast_to(jax.nn.sigmoid(s), w.shape).astype(x.dtype)
     return (jnp.sign(x) * jax.nn.relu(jnp.abs(x) - threshold)).astype(w.dtype)
 
@@ -231,8 +231,3 @@ def low_rank(
       2023, arXiv:2312.15230 (MaskLoRA).
     """
     return masked(w + jnp.asarray(scale, w.dtype) * (a @ b).astype(w.dtype), m)
-
-
-def wide(x: jax.Array) -> jax.Array:
-    """The array in float32, or as it is where it is wider."""
-    return x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)

@@ -7,14 +7,13 @@
 With a sign, the terms of an entry cancel where what they do cancels.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jprune import base, tree
+from jprune import base, links, tree
 
 
 def score_by_weight(power: int = 1) -> base.Pruner:
@@ -39,11 +38,11 @@ def score_by_weight(power: int = 1) -> base.Pruner:
     if power < 1:
         raise base.PruningError(f"A power is a positive integer; got {power}.")
 
-    def score(params: base.Params, grads: Any) -> base.Scores:
+    def score(grads: Any, params: base.Params) -> base.Scores:
         del grads
-        return jax.tree.map(lambda w: _wide(w) ** power, params)
+        return jax.tree.map(lambda w: tree.wide(w) ** power, params)
 
-    return _link(score, needs_grads=False)
+    return links.stateless(score, needs_grads=False)
 
 
 def score_by_gate() -> base.Pruner:
@@ -67,10 +66,10 @@ def score_by_gate() -> base.Pruner:
       arXiv:1906.10771, section 3, before it is squared.
     """
 
-    def score(params: base.Params, grads: Any) -> base.Scores:
-        return jax.tree.map(lambda w, g: _wide(w) * _wide(g), params, grads)
+    def score(grads: Any, params: base.Params) -> base.Scores:
+        return jax.tree.map(lambda w, g: tree.wide(w) * tree.wide(g), params, grads)
 
-    return _link(score, needs_grads=True)
+    return links.stateless(score, needs_grads=True)
 
 
 class FisherState(NamedTuple):
@@ -118,67 +117,25 @@ def score_by_fisher(decay: float = 0.99) -> base.Pruner:
         raise base.PruningError(f"A decay is in [0, 1); got {decay}.")
 
     def init(params: base.Params) -> FisherState:
-        zeros = jax.tree.map(lambda w: jnp.zeros_like(_wide(w)), _floating(params))
+        like = links.floating(params)
+        zeros = jax.tree.map(lambda w: jnp.zeros_like(tree.wide(w)), like)
         return FisherState(jnp.zeros((), jnp.int32), zeros)
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any):
         del extra
-        _require(params, updates)
+        links.require(updates, params, needs_grads=True)
         count = optax.safe_increment(state.count)
         squares = jax.tree.map(
-            lambda v, g: decay * v + (1 - decay) * jnp.square(_wide(g)),
+            lambda v, g: decay * v + (1 - decay) * jnp.square(tree.wide(g)),
             state.squares,
             updates,
         )
         weight = 1 - jnp.power(jnp.float32(decay), jnp.asarray(count, jnp.float32))
         found = jax.tree.map(
-            lambda w, v: jnp.square(_wide(w)) * (v / weight.astype(v.dtype)),
+            lambda w, v: jnp.square(tree.wide(w)) * (v / weight.astype(v.dtype)),
             params,
             squares,
         )
         return found, FisherState(count, squares)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _link(
-    score: Callable[[base.Params, Any], base.Scores], needs_grads: bool
-) -> base.Pruner:
-    def init(params: base.Params) -> optax.EmptyState:
-        _floating(params)
-        return optax.EmptyState()
-
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any):
-        del extra
-        _require(params, updates if needs_grads else 0)
-        return score(params, updates), state
-
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _require(params: Any, grads: Any) -> None:
-    if params is None:
-        raise base.PruningError("A criterion needs the params: update(..., params).")
-    if grads is None:
-        raise base.PruningError(
-            "This criterion scores by gradients and got none: pass grads."
-        )
-
-
-def _floating(params: base.Params) -> base.Params:
-    """Returns the tree; raises for a leaf that is not floating point."""
-
-    def leaf(path: str, w: Any) -> None:
-        if not tree.is_float(path, w):
-            raise base.PruningError(
-                f"{path!r} has type {jnp.result_type(w)}: only floating-point leaves "
-                "can be pruned. Choose them with jprune.select."
-            )
-
-    tree.map_with_path(leaf, params)
-    return params
-
-
-def _wide(x: jax.Array) -> jax.Array:
-    """The array in float32, or as it is where it is wider."""
-    return x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)

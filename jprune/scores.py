@@ -12,14 +12,13 @@ Scores are real, one for each weight, higher = keep. Links act on the leaves
 they are given: `jprune.select` gives them kernels only.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jprune import base, tree
+from jprune import base, links, tree
 
 
 def score_by_magnitude() -> base.Pruner:
@@ -42,9 +41,9 @@ def score_by_magnitude() -> base.Pruner:
 
     def score(grads: Any, params: base.Params) -> base.Scores:
         del grads
-        return jax.tree.map(jnp.abs, _floating(params))
+        return jax.tree.map(jnp.abs, links.floating(params))
 
-    return _stateless(score, needs_grads=False)
+    return links.stateless(score, needs_grads=False)
 
 
 def score_by_gradient() -> base.Pruner:
@@ -59,9 +58,9 @@ def score_by_gradient() -> base.Pruner:
     """
 
     def score(grads: Any, params: base.Params) -> base.Scores:
-        return jax.tree.map(jnp.abs, _floating(grads))
+        return jax.tree.map(jnp.abs, links.floating(grads))
 
-    return _stateless(score, needs_grads=True)
+    return links.stateless(score, needs_grads=True)
 
 
 def score_by_taylor() -> base.Pruner:
@@ -90,10 +89,12 @@ def score_by_taylor() -> base.Pruner:
 
     def score(grads: Any, params: base.Params) -> base.Scores:
         return jax.tree.map(
-            lambda w, g: jnp.abs(_wide(w) * _wide(g)), _floating(params), grads
+            lambda w, g: jnp.abs(tree.wide(w) * tree.wide(g)),
+            links.floating(params),
+            grads,
         )
 
-    return _stateless(score, needs_grads=True)
+    return links.stateless(score, needs_grads=True)
 
 
 class MovementState(NamedTuple):
@@ -127,14 +128,17 @@ def score_by_movement() -> base.Pruner:
 
     def init(params: base.Params) -> MovementState:
         return MovementState(
-            jax.tree.map(lambda w: jnp.zeros_like(_wide(w)), _floating(params))
+            jax.tree.map(lambda w: jnp.zeros_like(tree.wide(w)), links.floating(params))
         )
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any):
         del extra
-        _require(updates, params, needs_grads=True)
+        links.require(updates, params, needs_grads=True)
         total = jax.tree.map(
-            lambda t, w, g: t - _wide(w) * _wide(g), state.total, params, updates
+            lambda t, w, g: t - tree.wide(w) * tree.wide(g),
+            state.total,
+            params,
+            updates,
         )
         return total, MovementState(total)
 
@@ -159,12 +163,12 @@ def score_by_random(key: jax.Array) -> base.Pruner:
     """
 
     def init(params: base.Params) -> RandomState:
-        _floating(params)
+        links.floating(params)
         return RandomState(key)
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any):
         del extra
-        _require(updates, params, needs_grads=False)
+        links.require(updates, params, needs_grads=False)
         following, now = jax.random.split(state.key)
         leaves, treedef = jax.tree.flatten(params)
         # Added to zeros like the leaf, so that the scores take on its sharding.
@@ -176,48 +180,3 @@ def score_by_random(key: jax.Array) -> base.Pruner:
         return treedef.unflatten(scores), RandomState(following)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _stateless(
-    score: Callable[[Any, base.Params], base.Scores], needs_grads: bool
-) -> base.Pruner:
-    """A link without state from a function of gradients and params."""
-
-    def init(params: base.Params) -> optax.EmptyState:
-        _floating(params)
-        return optax.EmptyState()
-
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any):
-        del extra
-        _require(updates, params, needs_grads)
-        return score(updates, params), state
-
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _require(grads: Any, params: Any, needs_grads: bool) -> None:
-    if params is None:
-        raise base.PruningError("A criterion needs the params: update(..., params).")
-    if needs_grads and grads is None:
-        raise base.PruningError(
-            "This criterion scores by gradients and got none: pass grads."
-        )
-
-
-def _floating(params: base.Params) -> base.Params:
-    """Returns the tree; raises for a leaf that is not floating point."""
-
-    def leaf(path: str, w: Any) -> None:
-        if not tree.is_float(path, w):
-            raise base.PruningError(
-                f"{path!r} has type {jnp.result_type(w)}: only floating-point leaves "
-                "can be pruned. Choose them with jprune.select."
-            )
-
-    tree.map_with_path(leaf, params)
-    return params
-
-
-def _wide(x: jax.Array) -> jax.Array:
-    """The array in float32, or as it is where it is wider."""
-    return x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)

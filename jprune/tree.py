@@ -87,6 +87,33 @@ def map_with_path(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     )
 
 
+def by_path(tree: Any) -> dict[str, Any]:
+    """Returns the leaves of a tree by their paths.
+
+    Args:
+      tree: any pytree, as in `leaf_paths`.
+
+    Returns:
+      Path -> leaf, in tree order.
+
+    Raises:
+      PruningError: if two leaves have the same path.
+    """
+    return dict(zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True))
+
+
+def wide(x: jax.Array) -> jax.Array:
+    """Returns an array in float32, or as it is where it is wider.
+
+    Args:
+      x: a floating-point array.
+
+    Returns:
+      The array.
+    """
+    return x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)
+
+
 def match_rules(rules: Sequence[tuple[str, T]], paths: Iterable[str]) -> dict[str, T]:
     """Returns, for each path that a rule matches, the value of the first that does.
 

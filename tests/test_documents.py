@@ -115,6 +115,7 @@ LAYERS = [
     {"processes", "encoding", "manifest", "storage", "events"},
     {"masks", "selection", "schedules", "gates", "checkpoint", "report"},
     {"soft_selection", "controllers"},
+    {"links"},
     {"scores", "fisher", "pooling", "allocate", "keep"},
     {"graph"},
     {"formats", "formats_bits", "formats_coordinates", "formats_tree"},

@@ -284,3 +284,8 @@ def test_states_made_for_a_part_of_the_params_are_cut_along():
     state = jg.slice_tree(plan, optax.adam(1.0).init(part))
     expected = optax.adam(1.0).init(jg.slice_tree(plan, variables)["params"])
     assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, expected)
+
+
+def test_options_are_one_of_two_words():
+    with pytest.raises(jp.PruningError, match='divisors is "rescale" or "keep"; got'):
+        jg.trace(jnp.sum, normal(3), options=jg.Options(divisors="scale"))

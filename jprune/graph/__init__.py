@@ -30,6 +30,7 @@ from jprune.graph.depth import without as without
 from jprune.graph.distances import geometric_median_scores as geometric_median_scores
 from jprune.graph.groups import Group as Group
 from jprune.graph.groups import Member as Member
+from jprune.graph.groups import check_known as check_known
 from jprune.graph.groups import places as places
 from jprune.graph.masking import keep_groups as keep_groups
 from jprune.graph.masking import kept_by as kept_by

@@ -7,7 +7,7 @@ import numpy as np
 
 from jprune import base
 from jprune.graph.cost import Cost
-from jprune.graph.groups import Group
+from jprune.graph.groups import Group, check_known
 from jprune.graph.trace import Graph
 
 Scope = Callable[[Group], Hashable]
@@ -208,7 +208,5 @@ def sizes(graph: Graph, keep: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       PruningError: if there is no such group.
     """
-    for name in keep:
-        if name not in graph.groups:
-            raise base.PruningError(f"There is no group {name!r}.")
+    check_known(graph.groups, keep)
     return {name: each.sum() for name, each in keep.items()}

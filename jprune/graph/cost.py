@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax.extend import source_info_util
 
-from jprune import base
 from jprune.graph import dims as dims_lib
 from jprune.graph import layout
 from jprune.graph.dims import Dim
+from jprune.graph.groups import check_known
 from jprune.graph.program import Axes, Node, Program
 from jprune.graph.rules.control import scan_counts
 from jprune.graph.trace import Graph
@@ -85,12 +85,10 @@ def _operations(program: Program, origins: dict[int, str], turns: Axes) -> Any:
 
 def _inside(node: Node, origins: dict[int, str], turns: Axes) -> list[Operation]:
     if node.name == "scan":
-        length = node.outcome.axes[-1][0] if _stacks(node) else None
-        first = sum(scan_counts(node.params))
-        if len(node.inputs) > first:
-            length = node.inputs[first].axes[0]
-        length = dims_lib.leaf(node.params["length"]) if length is None else length
-        turns = (*turns, length)
+        constants, carried = scan_counts(node.params)
+        stacked = [*node.inputs[constants + carried :], *node.outputs[carried:]]
+        length = dims_lib.leaf(node.params["length"])
+        turns = (*turns, stacked[0].axes[0] if stacked else length)
     lists = []
     for body in node.inner:
         inner = dict(origins)
@@ -102,10 +100,6 @@ def _inside(node: Node, origins: dict[int, str], turns: Axes) -> list[Operation]
     if node.name != "cond":
         return [o for each in lists for o in each]
     return max(lists, key=lambda each: sum(dims_lib.count_of(o.factors) for o in each))
-
-
-def _stacks(node: Node) -> bool:
-    return len(node.outputs) > scan_counts(node.params)[1]
 
 
 def _operation(node: Node, leaves: tuple[str, ...], turns: Axes) -> Operation:
@@ -225,11 +219,7 @@ def measure(graph: Graph, sizes: Sizes | None = None) -> Callable[[Dim], Any]:
     Raises:
       PruningError: if there is no such group.
     """
-    for name in sizes or {}:
-        if name not in graph.groups:
-            raise base.PruningError(
-                f"There is no group {name!r}; there are: {', '.join(graph.groups)}"
-            )
+    check_known(graph.groups, sizes or {})
     given = {id(graph.groups[n].dim): s for n, s in (sizes or {}).items()}
     known: dict[int, Any] = {}
 

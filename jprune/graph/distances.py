@@ -9,7 +9,7 @@ import numpy as np
 
 from jprune import base, compat, tree
 from jprune.graph.groups import Group, Member, places
-from jprune.graph.scores import by_mean
+from jprune.graph.scores import by_mean, mean, over_members
 from jprune.graph.trace import Graph
 
 
@@ -17,8 +17,8 @@ def geometric_median_scores(
     graph: Graph,
     params: base.Params,
     *,
-    combine: Callable[..., jax.Array] = jnp.mean,
-    normalize: Callable[[jax.Array], jax.Array] | None = by_mean,
+    combine: Callable[..., Any] = mean,
+    normalize: Callable[[Any], Any] | None = by_mean,
     where: base.Predicate = tree.is_kernel,
     layout: tree.KernelLayout = tree.kernel_axes,
 ) -> dict[str, jax.Array]:
@@ -56,22 +56,18 @@ def geometric_median_scores(
       He et al., Filter Pruning via Geometric Median for Deep Convolutional Neural
       Networks Acceleration, 2018, arXiv:1811.00250, section 3.
     """
-    leaves: dict[str, Any] = {}
-    tree.map_with_path(leaves.__setitem__, params)
-    shapes: dict[str, Any] = {}
-    tree.map_with_path(shapes.__setitem__, graph.params)
-    found = {}
-    for name, group in graph.groups.items():
+    leaves, shapes = tree.by_path(params), tree.by_path(graph.params)
+
+    def distances(group: Group) -> list[jax.Array]:
         members = [
             m
             for m in group.members
             if m.path in leaves and where(m.path, leaves[m.path])
         ]
         outputs = [m for m in members if _is_output(m, shapes[m.path], layout)]
-        each = [_distances(group, m, leaves[m.path]) for m in outputs or members]
-        total = combine(jnp.stack(each), axis=0) if each else jnp.zeros(group.size)
-        found[name] = total if normalize is None or not each else normalize(total)
-    return found
+        return [_distances(group, m, leaves[m.path]) for m in outputs or members]
+
+    return over_members(graph, distances, combine, normalize)
 
 
 def entry_rows(group: Group, member: Member, leaf: Any) -> jax.Array:

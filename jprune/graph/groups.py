@@ -1,10 +1,11 @@
 """Groups: which axes of which leaves lose the same entries."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
+from jprune import base
 from jprune.graph import dims as dims_lib
 from jprune.graph import layout
 from jprune.graph.dims import Dim
@@ -91,6 +92,23 @@ def places(group: Group, member: Member) -> list[np.ndarray]:
       -1 where a place does not belong to the group.
     """
     return layout.positions(member.dim, group.dim)
+
+
+def check_known(groups: Mapping[str, Group], names: Iterable[str]) -> None:
+    """Checks that names are those of groups.
+
+    Args:
+      groups: of a recorded function, by name.
+      names: what was asked for.
+
+    Raises:
+      PruningError: if there is no such group; says which there are.
+    """
+    for name in names:
+        if name not in groups:
+            raise base.PruningError(
+                f"There is no group {name!r}; there are: {', '.join(groups)}"
+            )
 
 
 def _kind(d: Dim) -> str:

@@ -82,8 +82,7 @@ def keep_groups(
         scores = scored(updates if updates is not None else params)
         found, state = link.update(scores, state, scores, **extra)
         keep: Any = found
-        by_path: dict[str, Any] = {}
-        tree.map_with_path(by_path.__setitem__, masks(graph, keep))
+        by_path = tree.by_path(masks(graph, keep))
         # Sharded as the weights are, where the mesh's axes are explicit.
         return tree.map_with_path(
             lambda path, w: compat.auto_partition(lambda m: m, by_path[path], like=w),
@@ -114,8 +113,7 @@ def kept_by(graph: Graph, found: base.Masks) -> dict[str, np.ndarray]:
       >>> kept_by(graph, masks)
       {'in[1]': array([ True, False])}
     """
-    by_path: dict[str, Any] = {}
-    tree.map_with_path(by_path.__setitem__, found)
+    by_path = tree.by_path(found)
     keep = {}
     for name, group in graph.groups.items():
         mask = np.ones(group.size, bool)

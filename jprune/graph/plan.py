@@ -12,6 +12,7 @@ from jprune import base, tree
 from jprune.graph import dims as dims_lib
 from jprune.graph import layout
 from jprune.graph.dims import Dim
+from jprune.graph.groups import check_known
 from jprune.graph.hosting import like, on_host
 from jprune.graph.trace import Graph
 
@@ -72,12 +73,9 @@ def masks_of(graph: Graph, keep: Keep) -> dict[str, np.ndarray]:
     Raises:
       PruningError: as in `make_plan`.
     """
+    check_known(graph.groups, keep)
     found = {}
     for name, entries in keep.items():
-        if name not in graph.groups:
-            raise base.PruningError(
-                f"There is no group {name!r}; there are: {', '.join(graph.groups)}"
-            )
         size, given = graph.groups[name].size, np.asarray(entries)
         if given.dtype == bool and given.shape != (size,):
             raise base.PruningError(
@@ -346,6 +344,5 @@ def widths(plan: Plan, params: Any) -> dict[str, tuple[int, ...]]:
       >>> widths({"in": {1: np.array([0, 2])}, "out": {0: np.array([0, 2])}}, params)
       {'in': (3, 2), 'out': (2, 2)}
     """
-    found = {}
-    tree.map_with_path(found.__setitem__, shapes(plan, params))
-    return {path: x.shape for path, x in found.items() if path in plan}
+    found = tree.by_path(shapes(plan, params))
+    return {path: x.shape for path, x in found.items() if plan.get(path)}

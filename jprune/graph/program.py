@@ -241,9 +241,8 @@ class Recorder:
         for d in loose:
             dims_lib.freeze(d, str(self.notes[-1]))
 
-    def facts(self, node: Node, scalar: Scalar | None, total: Sum | None) -> None:
-        """Notes of an equation's only result that it is a constant, or a sum."""
-        del node
+    def facts(self, scalar: Scalar | None, total: Sum | None) -> None:
+        """Notes of the equation's only result that it is a constant, or a sum."""
         self._facts = (scalar, total)
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:

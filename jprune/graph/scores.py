@@ -91,13 +91,37 @@ def group_scores(
     """
     by_path = _leaves(graph, scores)
     shapes = _leaves(graph, graph.params)
-    found = {}
-    for name, group in graph.groups.items():
-        each = [
+
+    def sums(group: Group) -> list[Any]:
+        return [
             entry_sums(group, m, by_path[m.path])
             for m in group.members
             if m.path in by_path and where(m.path, shapes[m.path])
         ]
+
+    return over_members(graph, sums, combine, normalize)
+
+
+def over_members(
+    graph: Graph,
+    scored: Callable[[Group], list[Any]],
+    combine: Callable[..., Any],
+    normalize: Callable[[Any], Any] | None,
+) -> dict[str, jax.Array]:
+    """Returns the scores of groups from those that their members give.
+
+    Args:
+      graph: the recorded function.
+      scored: from a group to an array `(size,)` for each member that counts.
+      combine: as in `group_scores`.
+      normalize: as in `group_scores`.
+
+    Returns:
+      Group name -> array `(size,)`; zeros for a group without any member that counts.
+    """
+    found = {}
+    for name, group in graph.groups.items():
+        each = scored(group)
         if not each:
             found[name] = jnp.zeros(group.size)
             continue
@@ -203,8 +227,7 @@ def _onto(graph: Graph, values: Mapping[str, Any], begin: Any, join: Any) -> Any
 
 def _leaves(graph: Graph, like_params: Any) -> dict[str, Any]:
     """Leaves by path, of a tree that has to be the params' or a part of it."""
-    found: dict[str, Any] = {}
-    tree.map_with_path(found.__setitem__, like_params)
+    found = tree.by_path(like_params)
     for path, leaf in found.items():
         if path not in graph.axes:
             raise base.PruningError(f"The params that were traced have no leaf {path}.")

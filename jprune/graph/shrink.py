@@ -12,6 +12,7 @@ from jprune.graph import dims as dims_lib
 from jprune.graph import layout
 from jprune.graph import plan as plan_lib
 from jprune.graph.dims import Dim
+from jprune.graph.groups import check_known
 from jprune.graph.plan import Keep, Plan
 from jprune.graph.program import View
 from jprune.graph.running import run
@@ -96,11 +97,8 @@ def removed(graph: Graph, keep: Keep) -> Callable[..., Any]:
       >>> removed(graph, {"in[1]": jnp.array([True, False])})(params, x)
       Array([1.], dtype=float32)
     """
+    check_known(graph.groups, keep)
     for name in keep:
-        if name not in graph.groups:
-            raise base.PruningError(
-                f"There is no group {name!r}; there are: {', '.join(graph.groups)}"
-            )
         size, shape = graph.groups[name].size, np.shape(keep[name])
         if shape != (size,):
             raise base.PruningError(

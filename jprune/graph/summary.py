@@ -12,6 +12,7 @@ from jprune import masks as masks_lib
 from jprune.graph import cost as cost_lib
 from jprune.graph import dims as dims_lib
 from jprune.graph.cost import Operation, Sizes
+from jprune.graph.groups import check_known
 from jprune.graph.trace import Graph
 
 MEASURES = {
@@ -76,11 +77,7 @@ def summary(
       >>> found["total"]["before"]["multiply_adds"]
       200
     """
-    for name in sizes or {}:
-        if name not in graph.groups:
-            raise base.PruningError(
-                f"There is no group {name!r}; there are: {', '.join(graph.groups)}"
-            )
+    check_known(graph.groups, sizes or {})
     kept = _kept(graph, params, masks)
     each = cost_lib.operations(graph)
     columns = {
@@ -268,9 +265,7 @@ def draw_widths(graph: Graph, sizes: Sizes, path_or_axes: Any) -> Any:
         raise ImportError(
             "draw_widths needs matplotlib: pip install 'jprune[experiments]'."
         ) from error
-    for name in sizes:
-        if name not in graph.groups:
-            raise base.PruningError(f"There is no group {name!r}.")
+    check_known(graph.groups, sizes)
     if not graph.groups:
         raise base.PruningError("There is no group to draw.")
     groups = list(graph.groups.values())

@@ -80,7 +80,8 @@ def trace(
       A `Graph`.
 
     Raises:
-      PruningError: if two leaves of params have the same path.
+      PruningError: if two leaves of params have the same path, or an option is
+        neither "rescale" nor "keep".
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -91,6 +92,9 @@ def trace(
       >>> print(graph)
       in[1]: hidden, 8 entries, in[1], out[0]
     """
+    for name, value in options._asdict().items():
+        if value not in ("rescale", "keep"):
+            raise base.PruningError(f'{name} is "rescale" or "keep"; got {value!r}.')
     structs = jax.tree.map(_struct, params)
     shapes = jax.tree.map(_struct, inputs)
     closed, results = jax.make_jaxpr(fn, return_shape=True)(structs, *shapes)

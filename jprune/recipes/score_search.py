@@ -49,7 +49,7 @@ def hydra(
         del key
 
         def leaf(path: str, w: jax.Array) -> jax.Array:
-            scale, w = math.sqrt(6 / _fan_in(path, w)), effective.wide(w)
+            scale, w = math.sqrt(6 / _fan_in(path, w)), tree.wide(w)
             top = jnp.max(jnp.abs(w), initial=0)
             return scale * w / jnp.where(top > 0, top, 1)
 

@@ -52,9 +52,7 @@ def mask_sparsity(
       arXiv:2201.06776. Scales that share a stream are pulled together where their
       group's entry goes, as the paper does for residual networks.
     """
-    for name in keep:
-        if name not in graph.groups:
-            raise base.PruningError(f"There is no group {name!r}.")
+    jg.check_known(graph.groups, keep)
     return jg.add_l1(rate, scales, jg.masks(graph, keep))
 
 

@@ -42,7 +42,7 @@ def dot_general(node: Node, recorder: Recorder) -> Outcome:
     products = left is not right
     attends = left.active and right.active
     total = Sum(tuple(contracted), of_products=products, attends=attends)
-    recorder.facts(node, None, total)
+    recorder.facts(None, total)
     return Outcome([(*batch, *free)], fill=zero)
 
 
@@ -81,7 +81,7 @@ def convolution(node: Node, recorder: Recorder) -> Outcome:
         return {"feature_group_count": 1 if group is None else view.size(group)}
 
     over: Axes = (inputs, *(kernel.axes[i] for i in spec.rhs_spec[2:]))
-    recorder.facts(node, None, Sum(over, of_products=True))
+    recorder.facts(None, Sum(over, of_products=True))
     return Outcome([tuple(axes)], params=params, fill=zero)
 
 

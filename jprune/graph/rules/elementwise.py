@@ -84,7 +84,7 @@ def joined(values: Sequence[Value], shape: Sequence[int]) -> Axes:
 
 def follow(node: Node, recorder: Recorder) -> None:
     """Has the facts about sums and constants follow from operands to the result."""
-    recorder.facts(node, _scalar(node), _sum(node))
+    recorder.facts(_scalar(node), _sum(node))
 
 
 def _scalar(node: Node) -> Scalar | None:
@@ -127,7 +127,7 @@ def _sized_operand(node: Node, recorder: Recorder, axes: Axes) -> Any:
             what = f"a number is {dims_lib.count_of(total.over)}, a sum's size"
             recorder.note("rescaled", node, what, total.over)
             if not products:
-                recorder.facts(node, None, None)
+                recorder.facts(None, None)
             return functools.partial(_run_sized, node, place, kind, total.over, None)
         if own and other.active:
             return functools.partial(

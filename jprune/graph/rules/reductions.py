@@ -56,7 +56,7 @@ def reduction(node: Node, recorder: Recorder) -> Outcome:
     for d in over:
         dims_lib.mark(d, "summed")
     if node.name == "reduce_sum":
-        recorder.facts(node, None, Sum(over))
+        recorder.facts(None, Sum(over))
     elif over:
         what = f"{node.name} is over the entries that are left"
         recorder.note("over what is left", node, what, over)
