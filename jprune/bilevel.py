@@ -23,7 +23,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from jprune import base, effective, tree
+from jprune import base, effective, links, tree
 from jprune import masks as masks_lib
 from jprune.select import select
 
@@ -64,7 +64,7 @@ def implicit_gradient(
     """
 
     def leaf(w: jax.Array, m: jax.Array, g: jax.Array) -> jax.Array:
-        w, g = tree.wide(w), tree.wide(g)
+        w, g = links.wide(w), links.wide(g)
         return (w - effective.masked(g, m) / jnp.asarray(gamma, g.dtype)) * g
 
     return jax.tree.map(leaf, params, masks, grads)
@@ -307,7 +307,7 @@ def bip(
 def _magnitudes(meant: Any, params: base.Params) -> base.Scores:
     """The raw scale of the weights: the scores that a global ranking can compare."""
     visible = tree.only(meant, params)
-    return jax.tree.map(lambda w: jnp.abs(tree.wide(w)), visible)
+    return jax.tree.map(lambda w: jnp.abs(links.wide(w)), visible)
 
 
 def _along_sign(gradient: jax.Array, w: jax.Array) -> jax.Array:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jprune import base, tree
+from jprune import base, links
 from jprune import masks as masks_lib
 from jprune.gates import straight_through
 
@@ -106,7 +106,7 @@ def mask_gradient(params: base.Params, grads: base.Params) -> base.Params:
       Lee et al., SNIP: Single-shot Network Pruning based on Connection
       Sensitivity, 2019, arXiv:1810.02340, equation 4.
     """
-    return jax.tree.map(lambda w, g: tree.wide(w) * tree.wide(g), params, grads)
+    return jax.tree.map(lambda w, g: links.wide(w) * links.wide(g), params, grads)
 
 
 def masked(w: jax.Array, m: jax.Array) -> jax.Array:
@@ -192,7 +192,7 @@ def soft_thresholded(w: jax.Array, s: jax.Array) -> jax.Array:
       Sparsity, 2020, arXiv:2002.03231, equation 3.
     """
     # In float32: thresholds rounded to bfloat16 could not tell weights apart.
-    x = tree.wide(w)
+    x = links.wide(w)
     threshold = jnp.broadcast_to(jax.nn.sigmoid(s), w.shape).astype(x.dtype)
     return (jnp.sign(x) * jax.nn.relu(jnp.abs(x) - threshold)).astype(w.dtype)
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jprune import base, links, tree
+from jprune import base, links
 
 
 def score_by_weight(power: int = 1) -> base.Pruner:
@@ -40,7 +40,7 @@ def score_by_weight(power: int = 1) -> base.Pruner:
 
     def score(grads: Any, params: base.Params) -> base.Scores:
         del grads
-        return jax.tree.map(lambda w: tree.wide(w) ** power, params)
+        return jax.tree.map(lambda w: links.wide(w) ** power, params)
 
     return links.stateless(score, needs_grads=False)
 
@@ -67,7 +67,7 @@ def score_by_gate() -> base.Pruner:
     """
 
     def score(grads: Any, params: base.Params) -> base.Scores:
-        return jax.tree.map(lambda w, g: tree.wide(w) * tree.wide(g), params, grads)
+        return jax.tree.map(lambda w, g: links.wide(w) * links.wide(g), params, grads)
 
     return links.stateless(score, needs_grads=True)
 
@@ -118,7 +118,7 @@ def score_by_fisher(decay: float = 0.99) -> base.Pruner:
 
     def init(params: base.Params) -> FisherState:
         like = links.floating(params)
-        zeros = jax.tree.map(lambda w: jnp.zeros_like(tree.wide(w)), like)
+        zeros = jax.tree.map(lambda w: jnp.zeros_like(links.wide(w)), like)
         return FisherState(jnp.zeros((), jnp.int32), zeros)
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any):
@@ -126,13 +126,13 @@ def score_by_fisher(decay: float = 0.99) -> base.Pruner:
         links.require(updates, params, needs_grads=True)
         count = optax.safe_increment(state.count)
         squares = jax.tree.map(
-            lambda v, g: decay * v + (1 - decay) * jnp.square(tree.wide(g)),
+            lambda v, g: decay * v + (1 - decay) * jnp.square(links.wide(g)),
             state.squares,
             updates,
         )
         weight = 1 - jnp.power(jnp.float32(decay), jnp.asarray(count, jnp.float32))
         found = jax.tree.map(
-            lambda w, v: jnp.square(tree.wide(w)) * (v / weight.astype(v.dtype)),
+            lambda w, v: jnp.square(links.wide(w)) * (v / weight.astype(v.dtype)),
             params,
             squares,
         )

@@ -1,8 +1,9 @@
-"""What the links of a pruner that score weights have in common."""
+"""What scores have in common: their type, their checks, links without state."""
 
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -75,3 +76,15 @@ def floating(params: base.Params) -> base.Params:
 
     tree.map_with_path(leaf, params)
     return params
+
+
+def wide(x: jax.Array) -> jax.Array:
+    """Returns an array in float32, or as it is where it is wider.
+
+    Args:
+      x: a floating-point array.
+
+    Returns:
+      The array.
+    """
+    return x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jprune import base, links, tree
+from jprune import base, links
 
 
 def score_by_magnitude() -> base.Pruner:
@@ -89,7 +89,7 @@ def score_by_taylor() -> base.Pruner:
 
     def score(grads: Any, params: base.Params) -> base.Scores:
         return jax.tree.map(
-            lambda w, g: jnp.abs(tree.wide(w) * tree.wide(g)),
+            lambda w, g: jnp.abs(links.wide(w) * links.wide(g)),
             links.floating(params),
             grads,
         )
@@ -128,14 +128,16 @@ def score_by_movement() -> base.Pruner:
 
     def init(params: base.Params) -> MovementState:
         return MovementState(
-            jax.tree.map(lambda w: jnp.zeros_like(tree.wide(w)), links.floating(params))
+            jax.tree.map(
+                lambda w: jnp.zeros_like(links.wide(w)), links.floating(params)
+            )
         )
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any):
         del extra
         links.require(updates, params, needs_grads=True)
         total = jax.tree.map(
-            lambda t, w, g: t - tree.wide(w) * tree.wide(g),
+            lambda t, w, g: t - links.wide(w) * links.wide(g),
             state.total,
             params,
             updates,

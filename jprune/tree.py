@@ -102,18 +102,6 @@ def by_path(tree: Any) -> dict[str, Any]:
     return dict(zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True))
 
 
-def wide(x: jax.Array) -> jax.Array:
-    """Returns an array in float32, or as it is where it is wider.
-
-    Args:
-      x: a floating-point array.
-
-    Returns:
-      The array.
-    """
-    return x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)
-
-
 def match_rules(rules: Sequence[tuple[str, T]], paths: Iterable[str]) -> dict[str, T]:
     """Returns, for each path that a rule matches, the value of the first that does.
 

@@ -17,6 +17,7 @@ from jprune import (
     gates,
     keep,
     learned,
+    links,
     pooling,
     schedules,
     selection,
@@ -197,7 +198,7 @@ def soft_threshold(
         s = settle(params, s, begin + steps)
         # Thresholds, which are below 1, cannot tell larger weights apart, nor equal
         # ones: what counts is by how far a weight passes.
-        far = lambda w, x: jnp.abs(tree.wide(w)) - jax.nn.sigmoid(x)  # noqa: E731
+        far = lambda w, x: jnp.abs(links.wide(w)) - jax.nn.sigmoid(x)  # noqa: E731
         return _best(sparsity)(shrunk(params, s), jax.tree.map(far, params, s), m, step)
 
     return learned.learn_masks(
@@ -370,7 +371,7 @@ def _best(sparsity: base.Scalar) -> Callable[..., tuple[base.Params, base.Masks]
 
 def _zeros(params: base.Params, key: jax.Array) -> base.Scores:
     del key
-    return jax.tree.map(lambda w: jnp.zeros_like(tree.wide(w)), params)
+    return jax.tree.map(lambda w: jnp.zeros_like(links.wide(w)), params)
 
 
 def _gate_logits(params: base.Params, role: str | None, logit: float) -> Any:

@@ -10,7 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jprune import base, budgets, effective, keep, learned, scores, selection, tree
+from jprune import (
+    base,
+    budgets,
+    effective,
+    keep,
+    learned,
+    links,
+    scores,
+    selection,
+    tree,
+)
 
 
 def hydra(
@@ -49,7 +59,7 @@ def hydra(
         del key
 
         def leaf(path: str, w: jax.Array) -> jax.Array:
-            scale, w = math.sqrt(6 / _fan_in(path, w)), tree.wide(w)
+            scale, w = math.sqrt(6 / _fan_in(path, w)), links.wide(w)
             top = jnp.max(jnp.abs(w), initial=0)
             return scale * w / jnp.where(top > 0, top, 1)
 
