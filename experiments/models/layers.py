@@ -66,3 +66,42 @@ def max_pool(x: jax.Array) -> jax.Array:
     """Returns the maximum over 2x2 windows of NHWC images of even height and width."""
     n, height, width, channels = x.shape
     return x.reshape(n, height // 2, 2, width // 2, 2, channels).max((2, 4))
+
+
+def init_dense(key: jax.Array, inputs: int, outputs: int) -> dict[str, jax.Array]:
+    """Returns a layer of a transformer: normal with variance 1 / inputs, zero bias."""
+    kernel = jax.random.normal(key, (inputs, outputs), jnp.float32)
+    bias = jnp.zeros(outputs, jnp.float32)
+    return {"kernel": kernel / math.sqrt(inputs), "bias": bias}
+
+
+def init_norm(width: int) -> dict[str, jax.Array]:
+    """Returns the scale and bias of a layer normalization."""
+    ones, zeros = jnp.ones(width, jnp.float32), jnp.zeros(width, jnp.float32)
+    return {"scale": ones, "bias": zeros}
+
+
+def layer_norm(
+    layer: dict[str, jax.Array], x: jax.Array, epsilon: float = 1e-5
+) -> jax.Array:
+    """Returns `(x - mean) / sqrt(variance + epsilon) * scale + bias`, last axis."""
+    centred = x - x.mean(-1, keepdims=True)
+    variance = jnp.square(centred).mean(-1, keepdims=True)
+    scaled = centred * jax.lax.rsqrt(variance + epsilon)
+    return scaled * layer["scale"] + layer["bias"]
+
+
+def rms_norm(scale: jax.Array, x: jax.Array, epsilon: float = 1e-5) -> jax.Array:
+    """Returns `x / sqrt(mean(x^2) + epsilon) * scale`, last axis."""
+    return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon) * scale
+
+
+def split_heads(x: jax.Array, count: int) -> jax.Array:
+    """Returns `(..., length, width)` as `(..., count, length, width / count)`."""
+    return x.reshape(*x.shape[:-1], count, -1).swapaxes(-2, -3)
+
+
+def merge_heads(x: jax.Array) -> jax.Array:
+    """Returns `(..., heads, length, dim)` as `(..., length, heads * dim)`."""
+    x = x.swapaxes(-2, -3)
+    return x.reshape(*x.shape[:-2], -1)
