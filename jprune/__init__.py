@@ -1,6 +1,7 @@
 """Pruning for JAX: sparsity as pure functions over parameter and mask pytrees."""
 
 from jprune import allocate as allocate
+from jprune import attention as attention
 from jprune import bilevel as bilevel
 from jprune import budgets as budgets
 from jprune import checkpoint as checkpoint

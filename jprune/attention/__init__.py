@@ -1,0 +1,19 @@
+"""Attention that prunes tokens and heads on the fly and fetches fewer bits.
+
+probs -> token_importance -> keep_top -> take      tokens that leave, layer by layer
+outputs -> head_importance -> keep_top             heads that leave
+schedule(length, tokens, heads, values)            how many of each, static
+"""
+
+from jprune.attention.attend import attend as attend
+from jprune.attention.choose import keep_top as keep_top
+from jprune.attention.choose import take as take
+from jprune.attention.importance import head_importance as head_importance
+from jprune.attention.importance import token_importance as token_importance
+from jprune.attention.schedules import Schedule as Schedule
+from jprune.attention.schedules import dense as dense
+from jprune.attention.schedules import from_ratios as from_ratios
+from jprune.attention.schedules import ltp_ramp as ltp_ramp
+from jprune.attention.schedules import multiply_adds as multiply_adds
+from jprune.attention.schedules import ramp as ramp
+from jprune.attention.schedules import schedule as schedule

@@ -1,0 +1,178 @@
+"""Who stays: the best of a row of scores, in their original order.
+
+The count is static, so that the shapes of what follows are known when XLA compiles;
+the choice is exact and deterministic. What SpAtten's top-k engine does in hardware
+is done here in the same way: a threshold is found by counting, nothing is sorted,
+and what is kept is compacted in the order in which it came.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jprune import base, ordering
+
+
+def keep_top(
+    scores: jax.Array,
+    count: int,
+    *,
+    valid: jax.Array | None = None,
+    protected: jax.Array | None = None,
+) -> jax.Array:
+    """Returns the indices of the best tokens (or heads), in their original order.
+
+    Protected tokens come first, then the others by their score, padding last. Ties
+    go to the earlier token, within the protected and within padding too. A NaN
+    ranks above infinity: it is kept, where it shows.
+
+    Args:
+      scores: (..., n) floating; higher is kept.
+      count: static, how many are kept, in [1, n].
+      valid: (..., n) booleans, False for padding: kept only where there are fewer
+        than `count` real tokens. All are real by default.
+      protected: (..., n) booleans, True for tokens that stay whatever their score:
+        the class token, separators, sinks, a recent window. None by default.
+        Padding is not protected.
+
+    Returns:
+      (..., count) int32 indices, ascending.
+
+    Raises:
+      PruningError: if the count is not in [1, n], or scores are not floating.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> scores = jnp.array([0.1, 0.7, 0.2, 0.7, 0.9])
+      >>> keep_top(scores, 2).tolist()
+      [1, 4]
+      >>> keep_top(scores, 2, protected=jnp.arange(5) == 0).tolist()
+      [0, 4]
+
+    References:
+      Wang et al., SpAtten, 2021, arXiv:2012.09852, algorithm 3 and section IV.B:
+      there the order among equals is that of arrival, too.
+    """
+    n = scores.shape[-1]
+    if not 1 <= count <= n:
+        raise base.PruningError(f"Cannot keep {count} of {n}.")
+    ranks = sort_keys(scores, valid=valid, protected=protected)
+    found = jnp.cumsum(top_mask(ranks, count), axis=-1, dtype=jnp.int32)
+    place = jnp.arange(1, count + 1, dtype=jnp.int32)
+    search = functools.partial(jnp.searchsorted, v=place)  # the first to reach it
+    for _ in range(scores.ndim - 1):
+        search = jax.vmap(search)
+    return search(found).astype(jnp.int32)
+
+
+def sort_keys(
+    scores: jax.Array,
+    *,
+    valid: jax.Array | None = None,
+    protected: jax.Array | None = None,
+) -> jax.Array:
+    """Returns unsigned integers in the order in which tokens are kept.
+
+    Args:
+      scores: (..., n) floating.
+      valid: (..., n) booleans; where False, 0, below every score.
+      protected: (..., n) booleans; where True, the greatest integer, above every
+        score.
+
+    Returns:
+      (..., n) unsigned integers of the scores' width.
+
+    Raises:
+      PruningError: if scores are not floating.
+    """
+    if not jnp.issubdtype(scores.dtype, jnp.floating):
+        raise base.PruningError(f"Scores of type {scores.dtype} are not floating.")
+    signed = ordering.ordered_bits(lax.stop_gradient(scores))
+    unsigned = np.dtype(f"uint{8 * scores.dtype.itemsize}")
+    half = np.array(1 << (8 * unsigned.itemsize - 1), unsigned)
+    keys = lax.bitcast_convert_type(signed, unsigned) ^ half
+    if protected is not None:
+        keys = jnp.where(protected, np.array(np.iinfo(unsigned).max, unsigned), keys)
+    return keys if valid is None else jnp.where(valid, keys, np.zeros((), unsigned))
+
+
+def top_mask(keys: jax.Array, count: Any) -> jax.Array:
+    """Returns the mask of the greatest integers of each row, ties to the earlier.
+
+    First the greatest threshold that `count` keys reach, bit by bit; then, by the
+    same halving, up to which index the keys that equal it are kept.
+
+    Args:
+      keys: (..., n) unsigned integers, as of `sort_keys`.
+      count: how many of each row, an integer or integers that broadcast to the
+        leading axes; may be traced. Clipped to [0, n].
+
+    Returns:
+      (..., n) booleans, `count` True in each row.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> top_mask(jnp.array([3, 7, 3, 3], jnp.uint32), 2).astype(int).tolist()
+      [1, 1, 0, 0]
+    """
+    n, rows = keys.shape[-1], keys.shape[:-1]
+    need = jnp.broadcast_to(jnp.clip(jnp.asarray(count, jnp.int32), 0, n), rows)
+    threshold = _greatest(
+        8 * keys.dtype.itemsize,
+        lambda t: _counted(keys >= t[..., None]) >= need,
+        jnp.zeros(rows, keys.dtype),
+    )[..., None]
+    above, equal = keys > threshold, keys == threshold
+    index = lax.broadcasted_iota(jnp.int32, keys.shape, keys.ndim - 1)
+    rest = need - _counted(above)
+    end = _greatest(
+        n.bit_length(),
+        lambda e: _counted(equal & (index < e[..., None])) <= rest,
+        jnp.zeros(rows, jnp.int32),
+    )
+    return above | (equal & (index < end[..., None]))
+
+
+def take(tree: Any, ids: jax.Array, axis: int = 0) -> Any:
+    """Returns the chosen tokens of everything that has a token axis.
+
+    Activations, scores, positions and padding masks travel together:
+    `x, positions, valid = take((x, positions, valid), ids)`.
+
+    Args:
+      tree: a tree of arrays with a token axis. If `ids` has leading axes, the
+        arrays begin with them too.
+      ids: (..., count) integers in [0, n), as of `keep_top`.
+      axis: the token axis, counted without those leading axes; not negative.
+
+    Returns:
+      The tree, with `count` entries along the axis.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.arange(12).reshape(2, 3, 2)  # two sentences of three tokens
+      >>> take(x, jnp.array([[0, 2], [1, 2]])).tolist()
+      [[[0, 1], [4, 5]], [[8, 9], [10, 11]]]
+    """
+    for_rows = lambda x, i: jnp.take(x, i, axis=axis, mode="clip")  # noqa: E731
+    for _ in range(ids.ndim - 1):
+        for_rows = jax.vmap(for_rows)
+    return jax.tree.map(lambda x: for_rows(x, ids), tree)
+
+
+def _greatest(bits: int, holds: Any, zero: jax.Array) -> jax.Array:
+    """The greatest integer of so many bits for which a falling condition holds."""
+
+    def halve(i: jax.Array, found: jax.Array) -> jax.Array:
+        tried = found | (np.ones((), zero.dtype) << (bits - 1 - i).astype(zero.dtype))
+        return jnp.where(holds(tried), tried, found)
+
+    return lax.fori_loop(0, bits, halve, zero)
+
+
+def _counted(x: jax.Array) -> jax.Array:
+    return jnp.sum(x, axis=-1, dtype=jnp.int32)
