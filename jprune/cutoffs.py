@@ -68,7 +68,8 @@ def cutoffs(
     least = None
     if task.floors is not None:
         each = Task(counting.total(task.floors), task.sizes)
-        least = search.boundary(_first(ranges, each), each, count_keys, on_host)
+        first = _first(_where_floors_bind(ranges, found, task.floors), each)
+        least = search.boundary(first, each, count_keys, on_host)
     counts, keys, take, ties = _divide(found, least, task)
 
     def count_ties(pivots: Any, is_open: Any) -> jax.Array:
@@ -112,6 +113,18 @@ def _first(ranges: jax.Array, task: Task) -> search.Turn:
     if task.budget.modular.shape[0] == 1:
         low, last = jnp.min(low, keepdims=True), jnp.max(last, keepdims=True)
     return search.begin(search.bracket(low, last, task.sizes, evenly=True), task)
+
+
+@jax.jit
+def _where_floors_bind(ranges: jax.Array, found: Bracket, floors: jax.Array):
+    """The ranges of keys, empty for leaves that have more than their floor anyway.
+
+    Floors are there for the rare case; where none binds, no pass is spent on them.
+    """
+    tied = jnp.broadcast_to(found.low == found.last, found.above.shape)
+    binds = floors > jnp.where(tied, found.at_low, found.above)
+    low, last = ranges[:, 0], ranges[:, 1]
+    return jnp.stack([jnp.where(binds, low, last), last], axis=1)
 
 
 @jax.jit

@@ -115,7 +115,7 @@ def test_the_report_of_known_figures(tmp_path):
         made["X, 95 %: best form of BiP minus IMP at its budget (points)"]["ours"] == 8
     )
     assert made["X, 95 %: best form of BiP minus full IMP (points)"]["ours"] == -0.5
-    clock = made["X, 98 %: plain BiP's wall-clock over full IMP's"]
+    clock = made["X, 98 %: wall-clock of the best form of BiP over full IMP's"]
     assert clock["ours"] == 0.15
     assert clock["holds"]
     # Differences of 1 and 0: mean 0.5, standard error 0.5.

@@ -3,7 +3,7 @@
 IMP trains a network again and again, one round for each fifth of the survivors; BiP
 trains mask and weights of one network in turns. Both are run at two budgets:
 
-    short    a dense training, and BiP for the rest of about a sixth of the gradients
+    short    a dense training, and BiP for the rest of a fifth of the gradients
              that full IMP takes to that sparsity; and IMP with as many
     full     IMP with a whole training a round; and BiP with as many gradients
 
@@ -59,12 +59,12 @@ class Settings(NamedTuple):
     """
 
     dataset: str = "fashion-mnist"
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    trial_seeds: tuple[int, ...] = (100, 101)
+    seeds: tuple[int, ...] = (10, 11, 12, 13, 14)
+    trial_seeds: tuple[int, ...] = (110, 111)
     steps: int = 600
     batch_size: int = 512
     rewind: int = 40
-    short: float = 0.175
+    short: float = 0.2
     hidden: tuple[int, ...] = (300, 100)
     min_kept: int = 1
     sparsities: tuple[float, ...] = (0.8, 0.9, 0.95, 0.98, 0.99)
@@ -153,6 +153,9 @@ def over_seeds(
         drawn = methods.draws(task, jax.random.key(seed))
         return run(task, rates, drawn, dense, sparsity)
 
+    if len(seeds) == 1:  # as a user trains one: what is mapped runs slower loops
+        alone = one(seeds[0], jax.tree.map(lambda x: x[0], dense))
+        return jax.tree.map(lambda x: x[None], alone)
     return jax.vmap(one)(seeds, dense)
 
 
@@ -281,7 +284,8 @@ def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
             one = one._replace(seconds=one.seconds + before)
             rows[str(s)] = described(one, by_level[s].evaluations, splits)
         progress.advance(bar)
-    figures["clock"] = clocked(settings, task, work, rates, begin.params)
+    form = report.best_form(figures)
+    figures["clock"] = clocked(settings, task, work, rates, begin.params, form)
     progress.advance(bar)
     tables = {
         "main": report.table(figures, settings),
@@ -296,6 +300,7 @@ def clocked(
     work: dict[str, dict[float, Job]],
     rates: dict[str, methods.Rates],
     dense: Any,
+    form: str,
 ) -> dict[str, dict[str, list[float]]]:
     """Times one network of short BiP and of IMP in turns, so that load hits both.
 
@@ -305,6 +310,7 @@ def clocked(
       work: All jobs.
       rates: The chosen rates by method.
       dense: The dense networks.
+      form: Of BiP.
 
     Returns:
       Seconds by method and sparsity, one for each turn; those of the dense training
@@ -315,7 +321,7 @@ def clocked(
     found: dict[str, dict[str, list[float]]] = {}
     for _ in range(settings.turns):
         before = solve(task, start, seed, [rates["dense"]], jnp.zeros(1))[0.0][0]
-        for name in ("BiP", "IMP"):
+        for name in (form, "IMP"):
             for s, (one,) in solve(
                 task, work[name], seed, [rates[name]], first
             ).items():
