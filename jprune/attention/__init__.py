@@ -10,6 +10,10 @@ from jprune.attention.choose import keep_top as keep_top
 from jprune.attention.choose import take as take
 from jprune.attention.importance import head_importance as head_importance
 from jprune.attention.importance import token_importance as token_importance
+from jprune.attention.quantize import Bits as Bits
+from jprune.attention.quantize import center_keys as center_keys
+from jprune.attention.quantize import fake_quantize as fake_quantize
+from jprune.attention.quantize import progressive_attend as progressive_attend
 from jprune.attention.schedules import Schedule as Schedule
 from jprune.attention.schedules import dense as dense
 from jprune.attention.schedules import from_ratios as from_ratios
@@ -17,3 +21,6 @@ from jprune.attention.schedules import ltp_ramp as ltp_ramp
 from jprune.attention.schedules import multiply_adds as multiply_adds
 from jprune.attention.schedules import ramp as ramp
 from jprune.attention.schedules import schedule as schedule
+from jprune.attention.values import count_values as count_values
+from jprune.attention.values import keep_values as keep_values
+from jprune.attention.values import weigh_values as weigh_values
