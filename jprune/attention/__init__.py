@@ -3,11 +3,19 @@
 probs -> token_importance -> keep_top -> take      tokens that leave, layer by layer
 outputs -> head_importance -> keep_top             heads that leave
 schedule(length, tokens, heads, values)            how many of each, static
+cascade.encode(cascade.start(x, groups), layers, plan, mix, finish)    all together
 """
 
+from jprune.attention import cascade as cascade
 from jprune.attention.attend import attend as attend
 from jprune.attention.choose import keep_top as keep_top
 from jprune.attention.choose import take as take
+from jprune.attention.heads import HeadWeights as HeadWeights
+from jprune.attention.heads import combine as combine
+from jprune.attention.heads import keep_heads as keep_heads
+from jprune.attention.heads import mask_heads as mask_heads
+from jprune.attention.heads import project as project
+from jprune.attention.heads import take_heads as take_heads
 from jprune.attention.importance import head_importance as head_importance
 from jprune.attention.importance import token_importance as token_importance
 from jprune.attention.quantize import Bits as Bits

@@ -164,6 +164,28 @@ def take(tree: Any, ids: jax.Array, axis: int = 0) -> Any:
     return jax.tree.map(lambda x: for_rows(x, ids), tree)
 
 
+def put(into: jax.Array, ids: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns an array with tokens written at their places: the inverse of `take`.
+
+    Args:
+      into: (..., n, ...), what stands at all other places.
+      ids: (..., count) integers in [0, n), no two equal.
+      x: (..., count, ...), what is written.
+
+    Returns:
+      An array in the shape of `into`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> put(jnp.zeros(4), jnp.array([0, 2]), jnp.array([5.0, 6.0])).tolist()
+      [5.0, 0.0, 6.0, 0.0]
+    """
+    for_rows = lambda a, i, y: a.at[i].set(y)  # noqa: E731
+    for _ in range(ids.ndim - 1):
+        for_rows = jax.vmap(for_rows)
+    return for_rows(into, ids, x)
+
+
 def _greatest(bits: int, holds: Any, zero: jax.Array) -> jax.Array:
     """The greatest integer of so many bits for which a falling condition holds."""
 

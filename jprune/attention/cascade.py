@@ -1,0 +1,342 @@
+"""An encoder in which pruned tokens and heads leave for good, and arrays shrink.
+
+A layer is two functions of the user's own,
+
+    mix(params, x, valid, heads) -> (outputs, probs)     projections and attention
+    finish(params, x, outputs, heads) -> x               output projection, the rest
+
+and between them, where the probabilities are known, the least important tokens leave:
+the output projection, the residual, the feed-forward part and all later layers never
+see them. Heads leave before the projections of the next layer. With a schedule that
+keeps everything this is the plain encoder, operation for operation.
+
+    state = start(x, groups=12, valid=valid, protected=positions == 0)
+    state = encode(state, layers, plan, mix, finish)
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jprune import base
+from jprune.attention import choose
+from jprune.attention import heads as heads_lib
+from jprune.attention.attend import attend
+from jprune.attention.importance import head_importance, token_importance
+from jprune.attention.schedules import Schedule
+
+Mix = Callable[[Any, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+"""`(params, x, valid, heads) -> (outputs, probs)`.
+
+x is (..., tokens, hidden), valid (..., tokens), heads (kept,) the ids of the key heads
+to compute; outputs are (..., heads, tokens, dim), probs (..., heads, tokens, tokens),
+for the query heads of those.
+"""
+
+Finish = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
+"""`(params, x, outputs, heads) -> x`: what a layer does after its attention."""
+
+
+class Cascade(NamedTuple):
+    """What goes from layer to layer.
+
+    Attributes:
+      x: (..., tokens, hidden).
+      positions: (..., tokens) int32, where in the input each token stood.
+      valid: (..., tokens) booleans, False for padding.
+      protected: (..., tokens) booleans, True for tokens that stay.
+      scores: (..., tokens) float32, their importance so far.
+      heads: (kept groups,) int32, the key heads that are left.
+      alive: (..., groups) booleans, which are left in each sample.
+      head_scores: (groups,) float32 of a batch, or (..., groups) of each sample.
+    """
+
+    x: jax.Array
+    positions: jax.Array
+    valid: jax.Array
+    protected: jax.Array
+    scores: jax.Array
+    heads: jax.Array
+    alive: jax.Array
+    head_scores: jax.Array
+
+
+def start(
+    x: jax.Array,
+    groups: int,
+    *,
+    valid: jax.Array | None = None,
+    protected: jax.Array | None = None,
+    per_sample: bool = False,
+) -> Cascade:
+    """Returns the state before the first layer.
+
+    Args:
+      x: (..., tokens, hidden), embedded tokens.
+      groups: static, how many key heads a layer has (or heads, if each has its own).
+      valid: (..., tokens) booleans, False for padding. All are real by default.
+      protected: (..., tokens) booleans, True for what is never pruned: the token that
+        a classifier reads, say. None by default.
+      per_sample: static; whether each sample has its own set of heads, a mask that
+        saves nothing, instead of one set for the batch, which is removed.
+
+    Returns:
+      A `Cascade`.
+    """
+    rows, tokens = x.shape[:-2], x.shape[-2]
+    whole = (*rows, tokens)
+    positions = jnp.broadcast_to(lax.iota(jnp.int32, tokens), whole)
+    return Cascade(
+        x=x,
+        positions=positions,
+        valid=jnp.ones(whole, bool) if valid is None else valid,
+        protected=jnp.zeros(whole, bool) if protected is None else protected,
+        scores=jnp.zeros(whole, jnp.float32),
+        heads=lax.iota(jnp.int32, groups),
+        alive=jnp.ones((*rows, groups), bool),
+        head_scores=jnp.zeros((*rows, groups) if per_sample else groups, jnp.float32),
+    )
+
+
+def encode(
+    state: Cascade,
+    layers: Sequence[Any],
+    plan: Schedule,
+    mix: Mix,
+    finish: Finish,
+    *,
+    scan: bool = False,
+) -> Cascade:
+    """Returns the state after all layers.
+
+    Args:
+      state: of `start`.
+      layers: the params of each layer.
+      plan: static, how many tokens and heads each keeps. It counts query heads; of
+        groups the layers keep heads / group size.
+      mix: projections and attention of a layer.
+      finish: what follows it.
+      scan: static; whether neighbouring layers that prune nothing are one
+        `lax.scan`, which compiles faster and, as it stacks their params, runs slower
+        where these are not small.
+
+    Returns:
+      A `Cascade` with `plan.tokens[-1]` tokens.
+
+    Raises:
+      PruningError: if the plan is for another length, number of layers or of heads.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jprune import attention as ja
+      >>> w = ja.HeadWeights(*(jnp.ones((4, 2, 2)),) * 3, output=jnp.ones((2, 2, 4)))
+      >>> x = jnp.linspace(-1, 1, 24).reshape(6, 4)
+      >>> plan = ja.schedule(6, tokens=(6, 2), heads=(2, 1))
+      >>> add = lambda w, x, out, ids: x + ja.combine(ja.take_heads(w, ids), out)
+      >>> state = encode(start(x, 2), [w, w], plan, mix_heads, add)
+      >>> state.x.shape, state.heads.shape, state.positions.tolist()
+      ((2, 4), (1,), [0, 5])
+
+    References:
+      Wang et al., SpAtten, 2021, arXiv:2012.09852, algorithm 1 and figure 1.
+    """
+    groups = state.alive.shape[-1]
+    _check(state, layers, plan, groups)
+    size = plan.heads[0] // groups
+
+    def layer(state: Cascade, params: Any, *counts: int) -> Cascade:
+        functions = (functools.partial(f, params) for f in (mix, finish))
+        return cascade_layer(state, *functions, *counts)
+
+    for run in _runs(plan, scan):
+        if len(run) == 1:
+            counts = plan.tokens[run[0]], plan.heads[run[0]] // size
+            state = layer(state, layers[run[0]], *counts)
+        else:
+            stacked = jax.tree.map(lambda *x: jnp.stack(x), *(layers[i] for i in run))
+            state, _ = lax.scan(lambda s, p: (layer(s, p), None), state, stacked)
+    return state
+
+
+def cascade_layer(
+    state: Cascade,
+    mix: Callable[..., tuple[jax.Array, jax.Array]],
+    finish: Callable[..., jax.Array],
+    tokens: int | None = None,
+    groups: int | None = None,
+) -> Cascade:
+    """Returns the state after one layer.
+
+    Args:
+      state: before it.
+      mix: `(x, valid, heads) -> (outputs, probs)`, as `Mix` without params.
+      finish: `(x, outputs, heads) -> x`, as `Finish` without params.
+      tokens: static, how many leave the attention; all by default.
+      groups: static, how many groups of heads it computes; all that are left by
+        default.
+
+    Returns:
+      A `Cascade`.
+
+    Raises:
+      PruningError: if more are to be kept than there are.
+    """
+    if groups is not None:
+        state = prune_heads(state, groups)
+    outputs, probs = mix(state.x, state.valid, state.heads)
+    if _per_sample(state):  # pruned heads neither speak nor vote
+        outputs, probs = (
+            heads_lib.mask_heads(y, state.alive) for y in (outputs, probs)
+        )
+    state = credit(state, outputs, probs)
+    state, outputs = prune_tokens(state, tokens, outputs)
+    return state._replace(x=finish(state.x, outputs, state.heads))
+
+
+def credit(state: Cascade, outputs: jax.Array, probs: jax.Array) -> Cascade:
+    """Returns the state with a layer's importance of tokens and heads added.
+
+    Args:
+      state: with the tokens and heads of the layer.
+      outputs: (..., heads, tokens, dim).
+      probs: (..., heads, tokens, tokens).
+
+    Returns:
+      A `Cascade`.
+    """
+    seen = token_importance(probs, state.valid, state.valid)
+    said = head_importance(outputs, state.valid)
+    said = heads_lib.group_sums(said, state.heads.shape[0])
+    if _per_sample(state):
+        total = state.head_scores + said
+    else:
+        whole = jnp.sum(said.reshape(-1, said.shape[-1]), axis=0)
+        total = state.head_scores.at[state.heads].add(whole)
+    return state._replace(scores=state.scores + seen, head_scores=total)
+
+
+def prune_tokens(
+    state: Cascade, count: int | None, outputs: jax.Array
+) -> tuple[Cascade, jax.Array]:
+    """Returns the state, and the heads' outputs, of the most important tokens.
+
+    Args:
+      state: with the scores of this layer.
+      count: static, how many stay; all if None.
+      outputs: (..., heads, tokens, dim), which go along.
+
+    Returns:
+      `(state, outputs)` with `count` tokens, in their order.
+
+    Raises:
+      PruningError: if there are fewer tokens than `count`.
+    """
+    if count is None or count == state.x.shape[-2]:
+        return state, outputs
+    ids = choose.keep_top(
+        state.scores, count, valid=state.valid, protected=state.protected
+    )
+    travelling = (state.x, state.positions, state.valid, state.protected, state.scores)
+    x, positions, valid, protected, scores = choose.take(travelling, ids)
+    state = state._replace(
+        x=x, positions=positions, valid=valid, protected=protected, scores=scores
+    )
+    return state, choose.take(outputs, ids, axis=1)
+
+
+def prune_heads(state: Cascade, count: int) -> Cascade:
+    """Returns the state with the most important groups of heads.
+
+    Args:
+      state: with the scores of all layers so far.
+      count: static, how many stay.
+
+    Returns:
+      A `Cascade`.
+
+    Raises:
+      PruningError: if there are fewer than `count` left.
+    """
+    if count == state.heads.shape[0]:
+        return state
+    if _per_sample(state):
+        alive = heads_lib.keep_heads(state.head_scores, count, state.alive)
+        return state._replace(alive=alive)
+    best = choose.keep_top(choose.take(state.head_scores, state.heads), count)
+    return state._replace(heads=choose.take(state.heads, best))
+
+
+def mix_heads(
+    weights: heads_lib.HeadWeights, x: jax.Array, valid: jax.Array, heads: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns plain attention of the heads that are left: the usual `Mix`.
+
+    Args:
+      weights: of the layer, with all heads.
+      x: (..., tokens, hidden).
+      valid: (..., tokens) booleans.
+      heads: (kept groups,) int32.
+
+    Returns:
+      `(outputs, probs)`.
+    """
+    if heads.shape[0] < weights.key.shape[1]:
+        weights = heads_lib.take_heads(weights, heads)
+    q, k, v = heads_lib.project(weights, x)
+    return attend(q, k, v, mask=valid[..., None, None, :])
+
+
+def restore(state: Cascade, into: jax.Array) -> jax.Array:
+    """Returns tokens at their places in the input, for what reads every place.
+
+    Args:
+      state: after some layers.
+      into: (..., length, hidden), what stands where tokens were pruned.
+
+    Returns:
+      An array in the shape of `into`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> state = start(jnp.ones((3, 1)), 1)
+      >>> state = state._replace(scores=jnp.array([2.0, 1.0, 3.0]))
+      >>> state, _ = prune_tokens(state, 2, jnp.ones((1, 3, 1)))
+      >>> restore(state, jnp.zeros((3, 1))).tolist()
+      [[1.0], [0.0], [1.0]]
+    """
+    return choose.put(into, state.positions, state.x)
+
+
+def _per_sample(state: Cascade) -> bool:
+    return state.head_scores.ndim == state.alive.ndim and state.alive.ndim > 1
+
+
+def _runs(plan: Schedule, scan: bool) -> list[list[int]]:
+    """The layers, one by one, or neighbours that prune nothing together."""
+    runs: list[list[int]] = []
+    before, joined = (plan.length, plan.heads[0]), False
+    for i, now in enumerate(zip(plan.tokens, plan.heads, strict=True)):
+        calm = scan and now == before
+        if calm and joined:
+            runs[-1].append(i)
+        else:
+            runs.append([i])
+        before, joined = now, calm
+    return runs
+
+
+def _check(state: Cascade, layers: Sequence[Any], plan: Schedule, groups: int) -> None:
+    if plan.length != state.x.shape[-2] or len(plan.tokens) != len(layers):
+        raise base.PruningError(
+            f"A plan for {plan.length} tokens in {len(plan.tokens)} layers does not "
+            f"fit {state.x.shape[-2]} tokens in {len(layers)}."
+        )
+    size = max(1, plan.heads[0] // groups)
+    if plan.heads[0] % groups or any(h % size for h in plan.heads):
+        raise base.PruningError(
+            f"Heads {plan.heads} are not whole groups of {groups} key heads."
+        )
