@@ -94,9 +94,9 @@ def test_at_most_half_of_the_multiply_adds_are_left(name):
     fn, params, inputs = shrink_bench.NETWORKS[name].build(SMALL, 0)
     graph = jg.trace(fn, params, *inputs)
     whole = jg.multiply_adds(graph)
-    keep = shrink_bench.half(graph, params, 1)
+    keep = shrink_bench.narrowed(graph, params, 0.5, 1, 0)
     assert 0.4 < jg.multiply_adds(graph, jg.sizes(graph, keep)) / whole <= 0.5
-    rounded = shrink_bench.half(graph, params, 8)
+    rounded = shrink_bench.narrowed(graph, params, 0.5, 8, 0)
     assert all(mask.sum() % 8 == 0 for mask in rounded.values() if mask.size >= 8)
 
 
