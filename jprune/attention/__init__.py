@@ -29,6 +29,10 @@ from jprune.attention.schedules import ltp_ramp as ltp_ramp
 from jprune.attention.schedules import multiply_adds as multiply_adds
 from jprune.attention.schedules import ramp as ramp
 from jprune.attention.schedules import schedule as schedule
+from jprune.attention.traffic import Fetched as Fetched
+from jprune.attention.traffic import fetched as fetched
+from jprune.attention.traffic import fetched_bits as fetched_bits
+from jprune.attention.traffic import refetch_fraction as refetch_fraction
 from jprune.attention.values import count_values as count_values
 from jprune.attention.values import keep_values as keep_values
 from jprune.attention.values import weigh_values as weigh_values
