@@ -7,6 +7,7 @@ cascade.encode(cascade.start(x, groups), layers, plan, mix, finish)    all toget
 """
 
 from jprune.attention import cascade as cascade
+from jprune.attention import soft as soft
 from jprune.attention.attend import attend as attend
 from jprune.attention.choose import keep_top as keep_top
 from jprune.attention.choose import take as take

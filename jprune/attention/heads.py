@@ -180,9 +180,24 @@ def mask_heads(x: jax.Array, alive: jax.Array) -> jax.Array:
     Raises:
       PruningError: if groups do not divide heads.
     """
-    size = _group_size(x.shape[-3], alive.shape[-1])
-    each = jnp.repeat(alive, size, axis=-1)[..., None, None]
+    each = repeat_groups(alive, x.shape[-3])[..., None, None]
     return jnp.where(each, x, jnp.zeros((), x.dtype))
+
+
+def repeat_groups(x: jax.Array, heads: int) -> jax.Array:
+    """Returns for each query head what is known of its group.
+
+    Args:
+      x: (..., groups).
+      heads: static, a multiple of the number of groups.
+
+    Returns:
+      (..., heads).
+
+    Raises:
+      PruningError: if groups do not divide heads.
+    """
+    return jnp.repeat(x, _group_size(heads, x.shape[-1]), axis=-1)
 
 
 def _take_groups(x: jax.Array, ids: jax.Array, axis: int, groups: int) -> jax.Array:

@@ -8,7 +8,7 @@ of `jax.jit`; every other schedule is another compilation.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jprune import base
 
@@ -252,14 +252,16 @@ def multiply_adds(
         feed-forward 2 m hidden feed_forward
 
     Args:
-      plan: the schedule; its first layer has all heads, of hidden / heads dims.
+      plan: the schedule; its first layer has all heads, of hidden / heads dims. For
+        soft counts, a `Schedule` of sequences of real numbers, traced or not, except
+        for the first number of heads.
       hidden: the model's width.
       feed_forward: the width of the feed-forward part.
       kv_groups: query heads for each key head, a divisor of the numbers of heads.
 
     Returns:
       The sums over all layers, by kind; `sum(...)` of it is the total. Divide by
-      that of `dense` for the share.
+      that of `dense` for the share. Exact integers for integers.
 
     Raises:
       PruningError: if heads do not divide `hidden`.
@@ -276,7 +278,7 @@ def multiply_adds(
     dim = hidden // plan.heads[0]
     each = [
         LayerCost(
-            projections=n * hidden * (h + 2 * (h // kv_groups)) * dim,
+            projections=_quotient(n * hidden * dim * h * (kv_groups + 2), kv_groups),
             scores=h * n * n * dim,
             values=h * n * v * dim,
             output=m * h * dim * hidden,
@@ -287,3 +289,7 @@ def multiply_adds(
         )
     ]
     return LayerCost(*map(sum, zip(*each, strict=True)))
+
+
+def _quotient(a: Any, b: int) -> Any:
+    return a // b if isinstance(a, int) else a / b
