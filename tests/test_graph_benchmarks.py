@@ -9,6 +9,8 @@ from experiments import ExperimentError
 from experiments.benchmarks import graph as graph_bench
 from experiments.benchmarks import graph_timed
 from experiments.benchmarks import shrink as shrink_bench
+from experiments.models import bottleneck
+from experiments.models.zoo import residual
 from jprune import graph as jg
 
 pytestmark = pytest.mark.others_code
@@ -120,3 +122,22 @@ def test_the_study_of_smaller_arrays_leaves_its_ratios():
         assert one["params"][1] < one["params"][0]
     rows = outcome.tables["main"].rows
     assert [row[0] for row in rows] == list(shrink_bench.NETWORKS)
+
+
+def test_the_residual_network_without_its_module_is_the_same():
+    module = residual.ResNet(residual.Bottleneck, (2, 1), (4, 8), pool=True)
+    images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+    shapes = jax.eval_shape(module.init, jax.random.key(1), images)
+    leaves, treedef = jax.tree.flatten(shapes)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    variables = treedef.unflatten(
+        [
+            jax.random.uniform(k, s.shape) + 0.5
+            for k, s in zip(keys, leaves, strict=True)
+        ]
+    )
+    np.testing.assert_allclose(
+        bottleneck.apply(variables, images, depths=(2, 1)),
+        module.apply(variables, images),
+        rtol=1e-5,
+    )

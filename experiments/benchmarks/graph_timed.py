@@ -6,10 +6,11 @@ prints one JSON object. Each repetition has its own weights and its own function
 that JAX has neither traced nor compiled it before.
 """
 
+import functools
 import json
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import flax.linen as nn
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks import timing
+from experiments.models import bottleneck
 from experiments.models.zoo import residual
 from jprune import graph as jg
 
@@ -63,12 +65,26 @@ class ViT(nn.Module):
         return nn.Dense(CLASSES)(nn.LayerNorm()(x)[:, 0])
 
 
-NETWORKS: dict[str, Callable[[int], nn.Module]] = {
-    "ResNet-50": lambda depth: residual.ResNet(
-        residual.Bottleneck, (3, 4, 6, 3), (64, 128, 256, 512), pool=True
+RESNET50 = residual.ResNet(
+    residual.Bottleneck, (3, 4, 6, 3), (64, 128, 256, 512), pool=True
+)
+
+
+class Network(NamedTuple):
+    """A module of some depth, and a function that replaces its `apply`."""
+
+    module: Callable[[int], nn.Module]
+    function: Callable[..., Any] | None = None
+
+
+NETWORKS = {
+    "ResNet-50": Network(lambda depth: RESNET50),
+    "ResNet-50, no module": Network(
+        lambda depth: RESNET50,
+        functools.partial(bottleneck.apply, depths=RESNET50.depths),
     ),
-    "ViT-B": lambda depth: ViT(depth),
-    "tiny": lambda depth: ViT(depth, 16, 2, 32),
+    "ViT-B": Network(lambda depth: ViT(depth)),
+    "tiny": Network(lambda depth: ViT(depth, 16, 2, 32)),
 }
 
 
@@ -84,13 +100,15 @@ def measure(
       repetitions: how often; the first has JAX's first use in it.
       whole: rank and shrink as well, on random weights, else shapes only.
     """
-    module = NETWORKS[name](depth)
+    network = NETWORKS[name]
+    module = network.module(depth)
+    apply = network.function or module.apply
     images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     shapes: Any = jax.eval_shape(module.init, jax.random.key(0), images)
     found: dict[str, Any] = {}
     for i in range(repetitions):
         params = drawn(shapes, i) if whole else shapes
-        parts, graph = once(module, params, images, whole)
+        parts, graph = once(apply, params, images, whole)
         for part, seconds in parts.items():
             found.setdefault(part, []).append(seconds)
         found |= {"groups": len(graph.groups), "equations": len(graph.program.nodes)}
@@ -108,13 +126,12 @@ def drawn(shapes: Any, seed: int) -> Any:
 
 
 def once(
-    module: nn.Module, params: Any, images: Any, whole: bool
+    apply: Callable[..., Any], params: Any, images: Any, whole: bool
 ) -> tuple[dict[str, float], jg.Graph]:
     """Returns the seconds of each part, and the graph."""
 
     def fn(params: Any, images: jax.Array) -> jax.Array:
-        out: Any = module.apply(params, images)
-        return out
+        return apply(params, images)
 
     traced: list[float] = []
     begin = timing.clock()
