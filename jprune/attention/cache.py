@@ -216,8 +216,7 @@ def compact(
     # Tokens first, then what is left of padding.
     order = jnp.argsort(~_pick(live, ids), axis=1, stable=True)
     ids = _pick(ids, order)
-    heads = cache.keys.shape[0] // max(ids.shape[0], 1)
-    rows = jnp.repeat(ids, heads, axis=0, total_repeat_length=cache.keys.shape[0])
+    rows = _for_heads(ids, cache.keys.shape[0] // max(ids.shape[0], 1))
 
     def room(x: jax.Array) -> jax.Array:
         missing = max(slots - old, 0)
@@ -272,8 +271,7 @@ def append(
         full = cache.used == slots
         slot = jnp.where(full, worst, cache.used)
         evicted = jnp.where(full, _pick(cache.positions, worst[:, None])[:, 0], -1)
-    heads = k.shape[1]
-    rows = jnp.repeat(slot, heads, total_repeat_length=slot.shape[0] * heads)
+    rows = _for_heads(slot, k.shape[1])
     cache = Cache(
         _write(cache.keys, k.reshape(-1, k.shape[-1]), rows),
         _write(cache.values, v.reshape(-1, v.shape[-1]), rows),
@@ -346,6 +344,13 @@ def _least(scores: jax.Array, positions: jax.Array) -> jax.Array:
     """Returns the slot of the least score; of equal ones that of the latest token."""
     least = scores == scores.min()
     return jnp.argmax(jnp.where(least, positions, -1)).astype(jnp.int32)
+
+
+def _for_heads(x: jax.Array, heads: int) -> jax.Array:
+    """Returns `(batch * heads, ...)`, each sequence's entry for all of its heads."""
+    # Not `jnp.repeat`, which gathers a batch over several devices on each of them.
+    wide = jnp.broadcast_to(x[:, None], (x.shape[0], heads, *x.shape[1:]))
+    return wide.reshape(-1, *x.shape[1:])
 
 
 @jax.vmap
