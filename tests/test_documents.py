@@ -118,6 +118,7 @@ LAYERS = [
     {"links"},
     {"scores", "fisher", "pooling", "allocate", "keep"},
     {"graph"},
+    {"hardware"},
     {"attention"},
     {"formats", "formats_bits", "formats_coordinates", "formats_tree"},
     {"export", "sparse_products"},

@@ -1,0 +1,53 @@
+"""The latency of SpAtten's selection: quick-select in hardware, P scores at a time.
+
+The engine takes a random pivot, keeps the scores on the side of the k-th largest, and
+repeats; then a pass over all scores drops what is below the threshold.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+
+def topk_cycles(n: Any, k: Any, parallelism: Any) -> Any:
+    """Returns the cycles in which the k largest of n scores are found.
+
+        2 n (1 + H(k / n)) / P + 3.5 rounds,   rounds = 1.9 ln n - 0.7
+
+    H is the binary entropy in nats: quick-select reads 2 n (1 + H) scores on average.
+    A round waits 3.5 cycles for its pivot.
+
+    Args:
+      n: scores, 1 and more; may be traced.
+      k: how many are kept, in [0, n].
+      parallelism: P, scores compared in a cycle.
+
+    Returns:
+      Cycles, a mean over pivots; 0 where k = n or k = 0, as nothing is selected.
+
+    Example:
+      >>> [round(float(topk_cycles(1024.0, k, 16)), 1) for k in (128.0, 512.0)]
+      [219.9, 260.4]
+
+    References:
+      Wang et al., SpAtten, 2021, arXiv:2012.09852, section IV.B. The mean of
+      quick-select: Knuth, Mathematical Analysis of Algorithms, 1971.
+    """
+    rounds = jnp.maximum(1.9 * jnp.log(jnp.maximum(n, 1.0)) - 0.7, 0.0)
+    busy = compared(n, k) / parallelism + 3.5 * rounds
+    return jnp.where((k > 0) & (k < n), busy, 0.0 * busy)
+
+
+def compared(n: Any, k: Any) -> Any:
+    """Returns the scores that quick-select compares, 2 n (1 + H(k / n)).
+
+    Args:
+      n: scores, 1 and more.
+      k: how many are kept.
+
+    Returns:
+      A number of comparisons.
+    """
+    p = jnp.clip(k / jnp.maximum(n, 1.0), 1e-6, 1 - 1e-6)
+    entropy = -p * jnp.log(p) - (1 - p) * jnp.log1p(-p)
+    return 2 * n * (1 + entropy)
