@@ -18,8 +18,8 @@ from experiments.data import DataError, stratified
 SOURCE = (
     "Expected in DIR/glue: SST-2, CoLA, MRPC, RTE and STS-B with train.tsv and dev.tsv "
     "each; download SST-2.zip, CoLA.zip, RTE.zip and STS-B.zip from "
-    "https://dl.fbaipublicfiles.com/glue/data/, and see https://gluebenchmark.com/tasks "
-    "for MRPC"
+    "https://dl.fbaipublicfiles.com/glue/data/; where MRPC comes from is said at "
+    "https://gluebenchmark.com/tasks"
 )
 
 

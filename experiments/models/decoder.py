@@ -167,7 +167,7 @@ def init_gpt(
 
 def _init_gpt_layer(key: jax.Array, width: int, depth: int) -> Params:
     keys = jax.random.split(key, 6)
-    sizes = {n: (width, width) for n in ("q", "k", "v", "o")}
+    sizes = dict.fromkeys(("q", "k", "v", "o"), (width, width))
     sizes |= {"up": (width, 4 * width), "down": (4 * width, width)}
     layer: Params = {
         name: layers.init_dense(k, *size)

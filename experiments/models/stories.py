@@ -7,6 +7,7 @@ float32 arrays one after the other; and for the tokenizer, the longest length an
 score, length and bytes of each piece, merged greedily by score.
 """
 
+import itertools
 import struct
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,7 +46,9 @@ class Vocabulary(NamedTuple):
             raw = character.encode()
             ids += [known[raw]] if raw in known else [3 + byte for byte in raw]
         while True:
-            pairs = [self.pieces[a] + self.pieces[b] for a, b in zip(ids, ids[1:])]  # noqa: B905
+            pairs = [
+                self.pieces[a] + self.pieces[b] for a, b in itertools.pairwise(ids)
+            ]
             found = [
                 (-self.scores[known[p]], i) for i, p in enumerate(pairs) if p in known
             ]

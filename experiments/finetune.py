@@ -1,0 +1,244 @@
+"""Training and judging an encoder on sentences of many lengths.
+
+Sentences of similar length share a batch, padded to one of a few widths, so a few
+compilations serve all. A last batch that is not full has rows of weight 0.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.models import bert, encoder
+from experiments.wordpiece import Tokens
+
+
+class Examples(NamedTuple):
+    """Sentences as tokens, with labels.
+
+    Attributes:
+      tokens: Of each sentence or pair.
+      labels: `(n,)`, int32 classes or float32 numbers.
+    """
+
+    tokens: Tokens
+    labels: np.ndarray
+
+
+class Batch(NamedTuple):
+    """Some sentences, padded.
+
+    Attributes:
+      ids: `(batch, width)`, int32.
+      types: `(batch, width)`, int32.
+      valid: `(batch, width)`, booleans.
+      labels: `(batch,)`.
+      weights: `(batch,)`, float32: 1, or 0 for a row that only fills the batch.
+      rows: `(batch,)`, which examples these are.
+    """
+
+    ids: np.ndarray
+    types: np.ndarray
+    valid: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray
+    rows: np.ndarray
+
+
+class Kept(NamedTuple):
+    """What attention keeps; see `encoder.encode`.
+
+    Attributes:
+      pruning: Arrays, traced; None for all.
+      progressive: Static; None for whole operands.
+      shares: Static, the tokens' shares of `pruning` for arrays that shrink; None
+        for masks only.
+    """
+
+    pruning: encoder.Pruning | None = None
+    progressive: encoder.Progressive | None = None
+    shares: tuple[float, ...] | None = None
+
+
+DENSE = Kept()
+
+
+class State(NamedTuple):
+    """What a training step reads and returns; `fixed` params are not trained."""
+
+    params: Any
+    fixed: Any
+    opt_state: Any
+
+
+def widths_of(
+    lengths: np.ndarray, quantiles: tuple[float, ...] = (0.4, 0.75, 0.95, 1.0)
+) -> tuple[int, ...]:
+    """Returns the few widths that sentences are padded to, multiples of 8."""
+    found = np.quantile(lengths, quantiles, method="higher")
+    return tuple(sorted({8 * -(-int(width) // 8) for width in found}))
+
+
+def batches(
+    examples: Examples,
+    widths: tuple[int, ...],
+    size: int,
+    rng: np.random.Generator | None = None,
+) -> Iterator[Batch]:
+    """Yields all examples once, in batches of similar length.
+
+    Args:
+      examples: Of any lengths; those beyond the last width are cut.
+      widths: Ascending.
+      size: Of a batch.
+      rng: Shuffles examples within their width, and then the batches.
+    """
+    tokens = examples.tokens
+    places = np.searchsorted(np.asarray(widths), tokens.lengths)
+    places = np.minimum(places, len(widths) - 1)
+    found = []
+    for place, width in enumerate(widths):
+        rows = np.flatnonzero(places == place)
+        if rng is not None:
+            rows = rng.permutation(rows)
+        found += [(rows[i : i + size], width) for i in range(0, len(rows), size)]
+    order = range(len(found)) if rng is None else rng.permutation(len(found))
+    for i in order:
+        yield batch_of(examples, *found[i], size)
+
+
+def batch_of(examples: Examples, rows: np.ndarray, width: int, size: int) -> Batch:
+    """Returns the examples of these rows, padded in both directions."""
+    full = np.concatenate([rows, np.full(size - len(rows), rows[0])])
+    tokens = jax.tree.map(lambda x: x[full], examples.tokens)
+    short = max(width - tokens.ids.shape[1], 0)
+    ids, types = (
+        np.pad(x[:, :width], ((0, 0), (0, short))) for x in (tokens.ids, tokens.types)
+    )
+    valid = np.arange(width) < tokens.lengths[:, None]
+    weights = (np.arange(size) < len(rows)).astype(np.float32)
+    return Batch(ids, types, valid, examples.labels[full], weights, full)
+
+
+def optimizer(rate: float, steps: int) -> optax.GradientTransformation:
+    """Returns AdamW with warm-up over a tenth and a linear way down to zero."""
+    warm = max(steps // 10, 1)
+    pieces = (
+        optax.linear_schedule(0.0, rate, warm),
+        optax.linear_schedule(rate, 0.0, max(steps - warm, 1)),
+    )
+    schedule = optax.join_schedules(pieces, (warm,))
+    return optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.01)
+    )
+
+
+def start(params: Any, tx: optax.GradientTransformation, *, fixed: bool) -> State:
+    """Returns the state before the first step.
+
+    Args:
+      params: Of `bert`, with a head.
+      tx: The optimizer.
+      fixed: Leave the embeddings as they are: they are half of MiniLM's weights,
+        and a small task has little to say about them.
+    """
+    stay = {"embed": params["embed"]} if fixed else {}
+    free = {name: value for name, value in params.items() if name not in stay}
+    return State(free, stay, tx.init(free))
+
+
+def outputs(
+    params: Any, batch: Batch, heads: int, kept: Kept
+) -> tuple[jax.Array, encoder.Encoded]:
+    """Returns the outputs of a batch and what the encoder did."""
+    shares = kept.shares
+    slots = None if shares is None else encoder.room(batch.ids.shape[1], shares)
+    found = bert.encode(
+        params,
+        batch.ids,
+        batch.types,
+        batch.valid,
+        heads=heads,
+        pruning=kept.pruning,
+        progressive=kept.progressive,
+        slots=slots,
+    )
+    return bert.logits(params, found), found
+
+
+def losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns each example's cross-entropy, or squared error of numbers."""
+    if labels.dtype == jnp.float32:
+        return jnp.square(logits[:, 0] - labels)
+    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def make_step(tx: optax.GradientTransformation, heads: int) -> Callable[..., Any]:
+    """Returns `(state, batch, kept) -> (state, loss)`, compiled for each width."""
+
+    @functools.partial(jax.jit, static_argnums=(3, 4), donate_argnums=0)
+    def step(
+        state: State, batch: Batch, pruning: Any, progressive: Any, shares: Any
+    ) -> tuple[State, jax.Array]:
+        kept = Kept(pruning, progressive, shares)
+
+        def loss(free: Any) -> jax.Array:
+            logits, _ = outputs({**free, **state.fixed}, batch, heads, kept)
+            each = losses(logits, batch.labels)
+            return (each * batch.weights).sum() / batch.weights.sum()
+
+        value, grads = jax.value_and_grad(loss)(state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return State(params, state.fixed, opt_state), value
+
+    return lambda state, batch, kept=DENSE: step(state, batch, *kept)
+
+
+class Judged(NamedTuple):
+    """What an encoder makes of all examples, on the host.
+
+    Attributes:
+      logits: `(n, outputs)`.
+      loss: Mean over the examples.
+      counts: Of each layer, summed over the examples: `(layers,)`, int64.
+    """
+
+    logits: np.ndarray
+    loss: float
+    counts: encoder.Counts
+
+
+def make_judge(heads: int, widths: tuple[int, ...], size: int) -> Callable[..., Judged]:
+    """Returns `(params, examples, kept) -> Judged`, compiled for each width."""
+
+    @functools.partial(jax.jit, static_argnums=(3, 4))
+    def run(
+        params: Any, batch: Batch, pruning: Any, progressive: Any, shares: Any
+    ) -> Any:
+        kept = Kept(pruning, progressive, shares)
+        logits, found = outputs(params, batch, heads, kept)
+        each = losses(logits, batch.labels)
+        weights = batch.weights.astype(jnp.int32)
+        counts = jax.tree.map(lambda x: (x * weights).sum(-1), found.counts)
+        return logits, each, counts
+
+    def judge(params: Any, examples: Examples, kept: Kept = DENSE) -> Judged:
+        logits, each, counts = [], np.zeros(len(examples.labels)), []
+        rows = []
+        for batch in batches(examples, widths, size):
+            found, loss, count = jax.device_get(run(params, batch, *kept))
+            real = batch.weights > 0
+            rows.append(batch.rows[real])
+            logits.append(found[real])
+            each[batch.rows[real]] = loss[real]
+            counts.append(jax.tree.map(lambda x: x.astype(np.int64), count))
+        order = np.argsort(np.concatenate(rows))
+        total = jax.tree.map(lambda *x: sum(x), *counts)
+        return Judged(np.concatenate(logits)[order], float(each.mean()), total)
+
+    return judge
