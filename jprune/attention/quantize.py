@@ -79,7 +79,9 @@ def quantize(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the nearest integers of a symmetric linear quantization, and its unit.
 
-    scale = max |x| / (2^(bits - 1) - 1),   integers = round(x / scale)
+    scale = max |x| / (2^(bits - 1) - 1),   integers = round(x (1 / scale))
+
+    Halves go to the even integer.
 
     Args:
       x: floating.
@@ -107,8 +109,12 @@ def quantize(
     wide = lax.stop_gradient(x).astype(jnp.float32)
     size = jnp.abs(wide) if where is None else jnp.where(where, jnp.abs(wide), 0)
     top = jnp.max(size, axis=axes, keepdims=True, initial=0)
-    scale = jnp.where(top > 0, top / most, 1)
-    integers = jnp.clip(jnp.round(wide / scale), -most, most)
+    some = top > 2.0**-100  # below that, 1 / top is not a float32
+    top = jnp.where(some, top, most)
+    # By multiplication: XLA turns a quotient into one or not, as it sees fit, and
+    # what lies half way between two integers would go either way.
+    integers = jnp.round(jnp.where(some, wide, 0) * (most / top))
+    integers, scale = jnp.clip(integers, -most, most), top / most
     return integers.astype(jnp.int8 if bits <= 8 else jnp.int16), scale
 
 
