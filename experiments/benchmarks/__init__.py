@@ -43,4 +43,9 @@ BENCHMARKS = (
         "What half the FLOPs are worth: inference of the smaller networks",
         "experiments.benchmarks.shrink",
     ),
+    Entry(
+        "attention",
+        "Pruned attention: an encoder at half the FLOPs, decoding with an evicting cache",
+        "experiments.benchmarks.attention",
+    ),
 )

@@ -1,0 +1,154 @@
+"""An encoder of BERT-base's shape: dense, masked, cut without scores, and pruned."""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from experiments.models import layers as model_layers
+from jprune import attention as ja
+from jprune.attention import cascade
+from jprune.attention.choose import sort_keys, top_mask
+
+Layers = Sequence[dict[str, Any]]
+
+
+class Shape(NamedTuple):
+    """Of an encoder.
+
+    Attributes:
+      depth: Its layers.
+      width: Of its stream.
+      heads: Of a layer.
+      hidden: Width of the feed-forward part.
+    """
+
+    depth: int = 12
+    width: int = 768
+    heads: int = 12
+    hidden: int = 3072
+
+
+def init(key: jax.Array, shape: Shape) -> list[dict[str, Any]]:
+    """Returns random weights, float32."""
+    return [_layer(k, shape) for k in jax.random.split(key, shape.depth)]
+
+
+def _layer(key: jax.Array, shape: Shape) -> dict[str, Any]:
+    keys = jax.random.split(key, 6)
+    dim = shape.width // shape.heads
+
+    def normal(i: int, *sizes: int) -> jax.Array:
+        return jax.random.normal(keys[i], sizes) / math.sqrt(shape.width)
+
+    weights = ja.HeadWeights(
+        *(normal(i, shape.width, shape.heads, dim) for i in range(3)),
+        output=normal(3, shape.heads, dim, shape.width),
+        query_bias=jnp.zeros((shape.heads, dim)),
+        key_bias=jnp.zeros((shape.heads, dim)),
+        value_bias=jnp.zeros((shape.heads, dim)),
+        output_bias=jnp.zeros(shape.width),
+    )
+    up = {
+        "kernel": normal(4, shape.width, shape.hidden),
+        "bias": jnp.zeros(shape.hidden),
+    }
+    down = {
+        "kernel": normal(5, shape.hidden, shape.width),
+        "bias": jnp.zeros(shape.width),
+    }
+    norms = {f"norm{i}": model_layers.init_norm(shape.width) for i in (1, 2)}
+    return {"heads": weights, "up": up, "down": down, **norms}
+
+
+def mix(
+    layer: dict[str, Any], x: jax.Array, valid: jax.Array, heads: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns attention and its probabilities; one sentence has no padding."""
+    del valid, heads
+    return ja.attend(*ja.project(layer["heads"], x))
+
+
+def finish(
+    layer: dict[str, Any], x: jax.Array, outputs: jax.Array, heads: Any = None
+) -> jax.Array:
+    """Returns the rest of a layer as BERT has it, normalized after each sum."""
+    del heads
+    x = x + ja.combine(layer["heads"], outputs)
+    x = model_layers.layer_norm(layer["norm1"], x)
+    hidden = jax.nn.gelu(model_layers.dense(layer["up"], x))
+    x = x + model_layers.dense(layer["down"], hidden)
+    return model_layers.layer_norm(layer["norm2"], x)
+
+
+def half(shape: Shape, length: int, multiple: int) -> ja.Schedule:
+    """Returns the paper's ramp of tokens that costs at most half the multiply-adds."""
+    whole = ja.dense(shape.depth, length, shape.heads)
+    for percent in range(60, 30, -1):
+        counts = ja.ramp(
+            shape.depth, length, percent / 100, start=0.7, multiple=multiple
+        )
+        plan = ja.schedule(length, counts, whole.heads)
+        if 2 * cost(shape, plan) <= cost(shape, whole):
+            return plan
+    raise ValueError(f"no ramp of {shape} at {length} costs half")
+
+
+def cost(shape: Shape, plan: ja.Schedule) -> int:
+    """Returns the multiply-adds under a schedule."""
+    return sum(ja.multiply_adds(plan, shape.width, shape.hidden))
+
+
+def dense(layers: Layers, x: jax.Array) -> jax.Array:
+    """Returns the encoder's output, nothing pruned and nothing scored."""
+    for layer in layers:
+        outputs, _ = ja.attend(*ja.project(layer["heads"], x))
+        x = finish(layer, x, outputs)
+    return x
+
+
+def cut(layers: Layers, x: jax.Array, plan: ja.Schedule) -> jax.Array:
+    """Returns what is left if the first tokens stay: the products without a choice."""
+    for layer, count in zip(layers, plan.tokens, strict=True):
+        outputs, _ = ja.attend(*ja.project(layer["heads"], x))
+        x = finish(layer, x[:, :count], outputs[:, :, :count])
+    return x
+
+
+def pruned(layers: Layers, x: jax.Array, plan: ja.Schedule) -> jax.Array:
+    """Returns the tokens that the cascade leaves."""
+    groups = plan.heads[0]
+    first = jnp.broadcast_to(jnp.arange(x.shape[1]) == 0, x.shape[:2])
+    state = cascade.start(x, groups, protected=first)
+    return cascade.encode(state, layers, plan, mix, finish).x
+
+
+def masked(
+    layers: Layers, x: jax.Array, plan: ja.Schedule
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the same tokens at full length, and where they are."""
+    first = jnp.broadcast_to(jnp.arange(x.shape[1]) == 0, x.shape[:2])
+    valid, scores = jnp.ones_like(first), jnp.zeros(x.shape[:2])
+    for layer, count in zip(layers, plan.tokens, strict=True):
+        q, k, v = ja.project(layer["heads"], x)
+        outputs, probs = ja.attend(q, k, v, mask=valid[:, None, None])
+        scores += ja.token_importance(probs, valid, valid)
+        valid = top_mask(sort_keys(scores, valid=valid, protected=first), count)
+        x = finish(layer, x, outputs)
+    return x, valid
+
+
+def forms(
+    layers: Layers, x: jax.Array, plan: ja.Schedule, compiled: dict[str, Any]
+) -> dict[str, Callable[[], Any]]:
+    """Returns what is timed, by name; programs are compiled once for all seeds."""
+    functions = {
+        "dense": dense,
+        **{f.__name__: functools.partial(f, plan=plan) for f in (masked, cut, pruned)},
+    }
+    for name, f in functions.items():
+        compiled.setdefault(name, jax.jit(f))
+    return {name: functools.partial(compiled[name], layers, x) for name in functions}
