@@ -67,6 +67,8 @@ class Counts(NamedTuple):
       tokens: Tokens in attention.
       after: Tokens that leave it.
       heads: Heads.
+      spoken: Tokens that leave it, over heads.
+      pairs: Pairs of a query and a key that were multiplied, over heads.
       products: Pairs of a query and a value that were multiplied, over heads.
       unsure: Rows of probabilities, over heads, that asked for the lower bits.
       fetched: Rows of queries, keys, lower bits and values, over heads, that were
@@ -76,6 +78,8 @@ class Counts(NamedTuple):
     tokens: jax.Array
     after: jax.Array
     heads: jax.Array
+    spoken: jax.Array
+    pairs: jax.Array
     products: jax.Array
     unsure: jax.Array
     fetched: ja.Fetched
@@ -289,10 +293,13 @@ def counted(seen: Seen, state: cascade.Cascade) -> Counts:
     """Returns what a layer worked with, `(batch,)` each."""
     sees = seen.part.any(-1)
     read = ja.fetched(seen.part, sees.shape[1], refetched=seen.unsure, kept=seen.kept)
+    after, heads = state.valid.sum(-1), sees.any(-1).sum(-1)
     return Counts(
         tokens=sees.any(1).sum(-1),
-        after=state.valid.sum(-1),
-        heads=sees.any(-1).sum(-1),
+        after=after,
+        heads=heads,
+        spoken=after * heads,
+        pairs=seen.part.sum((-3, -2, -1)),
         products=seen.kept.sum((-3, -2, -1)),
         unsure=(seen.unsure & sees).sum((-2, -1)),
         fetched=jax.tree.map(lambda rows: rows.sum(-1), read),

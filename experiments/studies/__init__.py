@@ -7,6 +7,7 @@ _BIP = "experiments.studies.bip_vs_imp"
 _REWINDING = "experiments.studies.rewinding"
 _ARCHITECTURES = "experiments.studies.architectures"
 _GROUPS = "experiments.studies.group_pruning"
+_SPATTEN = "experiments.studies.spatten_accuracy"
 
 STUDIES = (
     Entry(
@@ -72,5 +73,21 @@ STUDIES = (
         "widths",
         "Which widths half of a small ResNet's multiply-adds leave: a picture",
         "experiments.studies.widths",
+    ),
+    Entry(
+        "hardware_validation",
+        "The hardware model beside published figures of accelerators, with the errors",
+        "experiments.studies.hardware_validation",
+    ),
+    Entry(
+        "spatten_accuracy",
+        "SpAtten's techniques one by one, MiniLM on GLUE (needs --data-dir)",
+        _SPATTEN,
+    ),
+    Entry(
+        "spatten_accuracy-toy",
+        "The same with a small encoder on sentences without meaning",
+        _SPATTEN,
+        "TOY_STUDY",
     ),
 )

@@ -1,0 +1,208 @@
+"""What the accuracy study shows: its table, claims and pictures."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import attention_plots as plots
+from experiments import finetune as ft
+from experiments.catalogue import Claim, Table
+from experiments.models import bert
+from experiments.stats import mean_and_spread, plus_minus, rounded
+from experiments.studies import spatten_levels as sl
+from experiments.studies.spatten_tasks import Problem
+
+FINAL = sl.ROWS[-1]
+SHARES = (1.0, 0.85, 0.7, 0.55, 0.4, 0.3, 0.2)  # of the curve of keep ratios
+
+
+def gathered(each: list[dict[str, Any]], settings: Any) -> dict[str, Any]:
+    """Returns the figures of a task: lists over seeds, and what one seed shows."""
+    rows = {
+        name: {
+            key: [rounded(found["rows"][name][key]) for found in each]
+            for key in each[0]["rows"][name]
+        }
+        for name in sl.ROWS
+    }
+    dense = rows["dense"]["score"]
+    for row in rows.values():
+        pairs = zip(dense, row["score"], strict=True)
+        row["lost"] = [rounded(before - after) for before, after in pairs]
+    met = (
+        np.mean(rows[FINAL]["lost"]) <= settings.lost
+        and np.mean(rows[FINAL]["dram"]) >= settings.dram
+        and np.mean(rows[FINAL]["attention"]) >= settings.attention
+    )
+    shown = {k: each[0][k] for k in ("curve", "picture", "seconds", "unit")}
+    return {
+        "rows": rows,
+        "met": bool(met),
+        "levels": [found["level"] for found in each],
+        "tried": [found["tried"] for found in each],
+        "minutes": [rounded(found["minutes"]) for found in each],
+        **shown,
+    }
+
+
+def table(figures: dict[str, Any], settings: Any) -> Table:
+    """Returns a row for each task and technique."""
+    rows = []
+    for name, task in figures["tasks"].items():
+        for i, (technique, row) in enumerate(task["rows"].items()):
+            first = f"{name}, {task['unit']}" if i == 0 else ""
+            asked = technique == FINAL
+            rows.append(
+                (
+                    first,
+                    technique,
+                    plus_minus(row["score"]),
+                    "" if i == 0 else plus_minus(row["lost"]),
+                    *(f"{np.mean(row[key]):.2f}x" for key in _SAVED),
+                    f"{np.mean(row['rows']):.1f}" if asked else "",
+                    f"{np.mean(row['keys']):.1f}" if asked else "",
+                )
+            )
+    return Table(columns=COLUMNS, rows=tuple(rows), caption=caption(figures, settings))
+
+
+_SAVED = ("dram", "dram16", "attention", "layers")
+COLUMNS = (
+    "task",
+    "network",
+    "dev (%)",
+    "lost (pts)",
+    "DRAM",
+    "of 16 bits",
+    "Q.K and P.V",
+    "all layers",
+    "rows refetched (%)",
+    "keys refetched (%)",
+)
+
+
+def caption(figures: dict[str, Any], settings: Any) -> str:
+    """Returns what the table's reader has to know."""
+    times = ", ".join(
+        f"{name} {task['seconds']['dense']:.1f} and {task['seconds']['tokens']:.1f}"
+        for name, task in figures["tasks"].items()
+    )
+    return (
+        f"Dev, mean ± standard deviation over {len(settings.seeds)} seeds. Networks "
+        f"have {2 * settings.steps} steps of {settings.batch_size}, the pruned one the "
+        "second half of them with all techniques on; rows between switch some off "
+        "without more training. Schedules are chosen on a part of train. DRAM: rows of "
+        "Q, K and V that attention reads, against float32. A row of probabilities that "
+        "is not sure of itself asks for the keys' lower bits, which are then read for "
+        "all queries of that head. Milliseconds for a sentence on this machine, dense "
+        f"and with fewer tokens: {times}."
+    )
+
+
+def final(key: str) -> Any:
+    """Returns a measure: the mean of a figure over tasks, all techniques on."""
+
+    def measure(figures: dict[str, Any]) -> tuple[float, float | None]:
+        tasks = figures["tasks"].values()
+        return mean_and_spread([np.mean(t["rows"][FINAL][key]) for t in tasks])
+
+    return measure
+
+
+def met(figures: dict[str, Any]) -> tuple[float, float | None]:
+    """Measures on how many tasks all three targets are met."""
+    return float(sum(task["met"] for task in figures["tasks"].values())), None
+
+
+CLAIMS = (
+    Claim(
+        "GLUE tasks on which MiniLM loses at most 0.5 points while attention reads 8 "
+        "and multiplies 1.8 times less",
+        sl.PAPER,
+        (">=", 3),
+        met,
+    ),
+    Claim(
+        "GLUE, MiniLM, mean over tasks: times less read by attention, from float32",
+        sl.PAPER,
+        (">=", 8),
+        final("dram"),
+        10.0,
+    ),
+    Claim(
+        "GLUE, MiniLM, mean over tasks: times fewer multiply-adds of attention",
+        sl.PAPER,
+        (">=", 1.8),
+        final("attention"),
+        2.1,
+    ),
+)
+TOY_CLAIMS = (
+    Claim(
+        "toy sentences, all of SpAtten's techniques: points lost",
+        sl.PAPER,
+        ("<=", 0.5),
+        final("lost"),
+    ),
+    Claim(
+        "toy sentences: times less read by attention, from float32",
+        sl.PAPER,
+        (">=", 8),
+        final("dram"),
+        10.0,
+    ),
+)
+
+
+def curve(
+    problem: Problem, judge: Any, networks: tuple[Any, Any], sizes: sl.Sizes
+) -> dict[str, Any]:
+    """Returns the held-out score by the mean share of tokens, nothing else pruned.
+
+    Args:
+      problem: The task.
+      judge: Of `finetune.make_judge`.
+      networks: Trained dense, and fine-tuned with pruning.
+      sizes: Of both.
+    """
+    held, scores = problem.choose, []
+    for share in SHARES:
+        level = sl.Level(share, min(1.0, 1.5 * share))
+        kept = sl.kept_of(level, sizes, quantized=False)
+        found = (judge(params, held, kept).logits for params in networks)
+        scores.append([rounded(problem.score(x, held.labels)) for x in found])
+    return {"shares": list(SHARES), "scores": scores}
+
+
+def picture(problem: Problem, params: Any, kept: ft.Kept) -> dict[str, Any]:
+    """Returns the words of a sentence of dev and which are left after each layer.
+
+    It is the first one of 12 to 24 tokens.
+    """
+    lengths = problem.dev.tokens.lengths
+    row = int(np.argmax((lengths >= 12) & (lengths <= 24)))
+    batch = ft.batch_of(problem.dev, np.asarray([row]), int(lengths[row]), 1)
+    found = bert.encode(
+        params,
+        batch.ids,
+        batch.types,
+        batch.valid,
+        heads=problem.heads,
+        pruning=kept.pruning,
+        progressive=kept.progressive,
+    )
+    alive = np.asarray(jax.device_get(found.alive))[:, 0]
+    return {"words": problem.show(batch.ids[0]), "alive": alive.astype(int).tolist()}
+
+
+def draw(path: Path, figures: dict[str, Any]) -> None:
+    """Writes the picture: savings, keep ratios, and which words are left."""
+    points, curves, sentences = {}, {}, {}
+    for name, task in figures["tasks"].items():
+        rows = task["rows"]
+        points[name] = [(np.mean(r["dram"]), np.mean(r["lost"])) for r in rows.values()]
+        curves[name] = task["curve"]
+        sentences[name] = task["picture"]
+    plots.sentences(path, points, sl.ROWS, curves, sentences)
