@@ -121,7 +121,7 @@ def _sized_operand(node: Node, recorder: Recorder, axes: Axes) -> Any:
         total = other.sum
         if total is not None and total.of_products and not total.attends and own:
             total = None  # of queries, which have as many entries as what they are of
-        if total is not None and _matches(numbers, total.over):
+        if total is not None and _matches(numbers, total):
             products = total.of_products
             kind = "attention_scale" if products else "divisors"
             what = f"a number is {dims_lib.count_of(total.over)}, a sum's size"
@@ -181,8 +181,10 @@ def _number(literal: Any) -> tuple[float, float]:
         return math.nan, 0.0
 
 
-def _matches(numbers: set[tuple[float, float]], over: Axes) -> bool:
-    n = math.prod(d.size for d in over)
+def _matches(numbers: set[tuple[float, float]], total: Sum) -> bool:
+    n = math.prod(d.size for d in total.over)
+    if total.of_products:  # no mean: 0.1 after ten inputs is the slope of a ReLU
+        return n > 1 and _is_root(numbers, n)
     return n > 1 and any(_power_of(x, n, p) is not None for x, p in numbers)
 
 
