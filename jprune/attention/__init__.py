@@ -6,7 +6,10 @@ schedule(length, tokens, heads, values)            how many of each, static
 cascade.encode(cascade.start(x, groups), layers, plan, mix, finish)    all together
 """
 
+from jprune.attention import adapters as adapters
 from jprune.attention import cascade as cascade
+from jprune.attention import merge as merge
+from jprune.attention import routers as routers
 from jprune.attention import soft as soft
 from jprune.attention.attend import attend as attend
 from jprune.attention.choose import keep_top as keep_top

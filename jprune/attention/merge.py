@@ -1,0 +1,155 @@
+"""Tokens that are merged instead of pruned: their mean stays, weighted by size.
+
+Every second token of a layer may join the most similar of the others; the `count`
+most similar pairs do. A token that stands for s others counts s times in attention,
+
+    P_ij = s_j exp(q_i . k_j) / sum_l s_l exp(q_i . k_l),
+
+which is `soft.gated_attend(q, k, v, sizes)`.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jprune import base
+from jprune.attention import choose
+
+
+class Matching(NamedTuple):
+    """Who joins whom.
+
+    Attributes:
+      kept: (..., n - count) int32, the tokens that are left, ascending.
+      source: (..., n) int32, for each token the one that stands for it, as an index
+        into `kept`.
+    """
+
+    kept: jax.Array
+    source: jax.Array
+
+
+def match(
+    metric: jax.Array,
+    count: int,
+    *,
+    valid: jax.Array | None = None,
+    protected: jax.Array | None = None,
+) -> Matching:
+    """Returns which tokens join which, by the cosine of what describes them.
+
+    Tokens at even places (A) may join those at odd places (B). Each of A has one
+    candidate, the most similar of B, the earlier of equals; of these pairs the `count`
+    most similar merge, again the earlier of equals.
+
+    Args:
+      metric: (..., n, dim), what is compared: the mean of a layer's keys over heads.
+      count: static, how many tokens go, in [0, n // 2].
+      valid: (..., n) booleans, False for padding, which joins nobody while there are
+        others to join, and is joined by nobody.
+      protected: (..., n) booleans, True for tokens that join nobody, the class token,
+        say, and are joined by nobody.
+
+    Returns:
+      `Matching`.
+
+    Raises:
+      PruningError: if the count is not in [0, n // 2].
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([[1.0, 0.0], [0.0, 1.0], [0.1, 1.0], [1.0, 0.1]])
+      >>> matching = match(x, 1)
+      >>> matching.kept.tolist(), matching.source.tolist()
+      ([1, 2, 3], [2, 0, 1, 2])
+
+    References:
+      Bolya et al., Token Merging: Your ViT But Faster, 2023, arXiv:2210.09461,
+      section 3: bipartite soft matching.
+    """
+    n = metric.shape[-2]
+    if not 0 <= count <= n // 2:
+        raise base.PruningError(f"Cannot merge {count} of {n} tokens, half at most.")
+    wide = lax.stop_gradient(metric).astype(jnp.float32)
+    norm = jnp.linalg.norm(wide, axis=-1, keepdims=True)
+    unit = wide / jnp.maximum(norm, jnp.finfo(jnp.float32).tiny)
+    cosine = jnp.einsum("...id,...jd->...ij", unit[..., ::2, :], unit[..., 1::2, :])
+    free = jnp.ones(metric.shape[:-1], bool) if valid is None else valid
+    free = free if protected is None else free & ~protected
+    pairs = free[..., ::2, None] & free[..., None, 1::2]
+    cosine = jnp.where(pairs, cosine, -2)
+    best = jnp.max(cosine, axis=-1, initial=-2)
+    # Protected tokens are last among those that go; padding goes before them.
+    safe = jnp.zeros(free.shape, bool) if protected is None else protected
+    best = jnp.where(safe[..., ::2], -3, best)
+    goes = choose.top_mask(choose.sort_keys(best), count)
+    whither = 2 * jnp.argmax(cosine, axis=-1).astype(jnp.int32) + 1
+    return _matching(goes, whither, n, count)
+
+
+def merge(
+    x: jax.Array, sizes: jax.Array, matching: Matching
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the means of the tokens that were merged, and their sizes.
+
+    Args:
+      x: (..., n, dim).
+      sizes: (..., n), how many tokens of the input each stands for: at first 1, and 0
+        for padding.
+      matching: of `match`.
+
+    Returns:
+      `(x, sizes)` of the n - count tokens that are left, in the types given.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([[2.0], [5.0], [4.0], [6.0]])
+      >>> matching = Matching(jnp.array([1, 2, 3]), jnp.array([2, 0, 1, 2]))
+      >>> merged, sizes = merge(x, jnp.array([3.0, 1.0, 1.0, 1.0]), matching)
+      >>> merged[:, 0].tolist(), sizes.tolist()
+      ([5.0, 4.0, 3.0], [1.0, 1.0, 4.0])
+    """
+    weight = sizes.astype(jnp.float32)
+    total = _summed(weight, matching)
+    sums = _summed(weight[..., None] * x.astype(jnp.float32), matching)
+    # Where all is padding, anything finite will do: nobody looks at it.
+    mean = sums / jnp.where(total > 0, total, 1)[..., None]
+    return mean.astype(x.dtype), total.astype(sizes.dtype)
+
+
+def unmerge(x: jax.Array, source: jax.Array) -> jax.Array:
+    """Returns for each token of the input what stands for it.
+
+    Args:
+      x: (..., m, dim), what is left.
+      source: (..., n) int32, of a matching; of two layers, the second's `source`
+        taken at the first's: `take(second.source, first.source)`.
+
+    Returns:
+      (..., n, dim).
+    """
+    return choose.take(x, source)
+
+
+def _matching(goes: jax.Array, whither: jax.Array, n: int, count: int) -> Matching:
+    """From which of A go, and to which token."""
+    place = lax.broadcasted_iota(jnp.int32, (*goes.shape[:-1], n), goes.ndim - 1)
+    left = place.at[..., ::2].set(jnp.where(goes, whither, place[..., ::2]))
+    stays = left == place
+    kept = choose.keep_top(stays.astype(jnp.float32), n - count)
+    index = jnp.cumsum(stays, axis=-1, dtype=jnp.int32) - 1
+    return Matching(kept, choose.take(index, left))
+
+
+def _summed(x: jax.Array, matching: Matching) -> jax.Array:
+    """Sums over the tokens that one stands for, of (..., n) or (..., n, dim)."""
+    count = matching.kept.shape[-1]
+
+    def row(x: jax.Array, source: jax.Array) -> jax.Array:
+        return jnp.zeros((count, *x.shape[1:]), x.dtype).at[source].add(x)
+
+    for _ in range(matching.source.ndim - 1):
+        row = jax.vmap(row)
+    return row(x, matching.source)

@@ -1,0 +1,264 @@
+"""Tokens that skip a block and return, and masks that are predicted before computing.
+
+In a cascade a pruned token is gone. A router only decides who is worth a block:
+
+    ids = keep_top(logits, count)        the best, a static number of them
+    x = through(block, x, ids)           they go through it, the others pass by
+
+`factors` and `route` are FTP's router on four numbers a token, `guide_loss`,
+`sparsity_loss` and `distillation_loss` what trains it. `mass_mask` with `guide_loss` is
+FTWT's self-supervised mask of channels.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jprune import gates
+from jprune.attention import choose
+
+
+class Router(NamedTuple):
+    """A network of two layers, from four factors to one logit.
+
+    Attributes:
+      weight: (4, hidden).
+      bias: (hidden,).
+      out: (hidden,).
+      out_bias: ().
+    """
+
+    weight: jax.Array
+    bias: jax.Array
+    out: jax.Array
+    out_bias: jax.Array
+
+
+def init_router(key: jax.Array, hidden: int = 16) -> Router:
+    """Returns a router with random weights.
+
+    Args:
+      key: a `jax.random.key`.
+      hidden: its width.
+
+    Returns:
+      A `Router`.
+    """
+    first, second = jax.random.split(key)
+    weight = jax.random.normal(first, (4, hidden)) / 2
+    out = jax.random.normal(second, (hidden,)) / jnp.sqrt(jnp.float32(hidden))
+    return Router(weight, jnp.zeros(hidden), out, jnp.zeros(()))
+
+
+def factors(
+    importance: jax.Array, sparsity: Any, valid: jax.Array | None = None
+) -> jax.Array:
+    """Returns what the router knows of each token: four numbers in [0, 1].
+
+    Its position, its importance as a share of the greatest, the rank of its importance
+    (1 for the greatest; the earlier of equals is above), and how sparse the block is to
+    be.
+
+    Args:
+      importance: (..., tokens), as of `token_importance`.
+      sparsity: of the block, in [0, 1], broadcasts to the leading axes; traced.
+      valid: (..., tokens) booleans, False for padding, which ranks last.
+
+    Returns:
+      (..., tokens, 4) float32.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> factors(jnp.array([1.0, 4.0]), 0.5).tolist()
+      [[0.0, 0.25, 0.0, 0.5], [1.0, 1.0, 1.0, 0.5]]
+
+    References:
+      Li et al., FTP: A Fine-grained Token-wise Pruner for Large Language Models via
+      Token Routing, 2024, arXiv:2412.11494. How its numbers are scaled is not what is
+      copied here: all four are brought to [0, 1].
+    """
+    n = importance.shape[-1]
+    score = importance.astype(jnp.float32)
+    score = score if valid is None else jnp.where(valid, score, 0)
+    top = jnp.max(score, axis=-1, keepdims=True, initial=0)
+    keys = choose.sort_keys(score, valid=valid)
+    order = jnp.argsort(jnp.argsort(~keys, axis=-1, stable=True), axis=-1)
+    last = max(1, n - 1)
+    place = lax.broadcasted_iota(jnp.float32, score.shape, score.ndim - 1) / last
+    rank = 1 - order.astype(jnp.float32) / last
+    wanted = jnp.asarray(sparsity, jnp.float32)
+    wanted = jnp.broadcast_to(wanted[..., None], score.shape)
+    share = score / jnp.where(top > 0, top, 1)
+    return lax.stop_gradient(jnp.stack([place, share, rank, wanted], axis=-1))
+
+
+def route(router: Router, known: jax.Array) -> jax.Array:
+    """Returns a logit for each token: how much it is worth to be computed.
+
+    Args:
+      router: of the block.
+      known: (..., tokens, 4), of `factors`.
+
+    Returns:
+      (..., tokens) float32.
+    """
+    bias = router.bias.reshape((1,) * (known.ndim - 1) + (-1,))
+    hidden = jax.nn.gelu(known @ router.weight + bias)
+    return hidden @ router.out + router.out_bias
+
+
+def through(block: Callable[[jax.Array], jax.Array], x: jax.Array, ids: Any) -> Any:
+    """Returns tokens after a block that only some of them went through.
+
+    Args:
+      block: (..., count, hidden) -> the same shape, its residual sum included.
+      x: (..., tokens, hidden).
+      ids: (..., count) int32, who goes through; the others are returned as they are.
+
+    Returns:
+      (..., tokens, hidden).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([[1.0], [2.0], [3.0]])
+      >>> through(lambda x: 10 * x, x, jnp.array([0, 2]))[:, 0].tolist()
+      [10.0, 2.0, 30.0]
+
+    References:
+      Raposo et al., Mixture-of-Depths, 2024, arXiv:2404.02258. Where the block has
+      attention, FTP keeps the keys and values of tokens that pass by: compute those of
+      all tokens outside, and let `block` close over them.
+    """
+    return choose.put(x, ids, block(choose.take(x, ids)))
+
+
+def gated_through(
+    block: Callable[[jax.Array], jax.Array], x: jax.Array, logits: jax.Array
+) -> jax.Array:
+    """Returns tokens after a block that those with a positive logit go through.
+
+    All are computed; the decision has the derivative of a sigmoid, for training.
+
+    Args:
+      block: (..., tokens, hidden) -> the same shape.
+      x: (..., tokens, hidden).
+      logits: (..., tokens).
+
+    Returns:
+      (..., tokens, hidden).
+    """
+    gate = gates.straight_through(logits > 0, jax.nn.sigmoid(logits))
+    gate = gate[..., None].astype(x.dtype)
+    return gate * block(x) + (1 - gate) * x
+
+
+def guide_loss(
+    logits: jax.Array, target: jax.Array, valid: jax.Array | None = None
+) -> jax.Array:
+    """Returns the cross entropy to a mask that is known: that of a static router.
+
+    Args:
+      logits: (..., n).
+      target: (..., n) booleans; the tokens of the greatest importance for FTP, the
+        channels of the greatest mass for FTWT.
+      valid: (..., n) booleans, False where nothing is to be learned.
+
+    Returns:
+      A float32 scalar, the mean over what is valid.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> round(float(guide_loss(jnp.zeros(3), jnp.array([True, False, True]))), 4)
+      0.6931
+    """
+    wide = logits.astype(jnp.float32)
+    each = jax.nn.softplus(wide) - jnp.where(target, wide, 0)
+    real = jnp.ones(each.shape, bool) if valid is None else valid
+    total = jnp.sum(jnp.where(real, each, 0))
+    return total / jnp.maximum(jnp.sum(real, dtype=jnp.float32), 1)
+
+
+def sparsity_loss(
+    logits: jax.Array, sparsity: Any, valid: jax.Array | None = None
+) -> jax.Array:
+    """Returns how far the share that goes through is from what was asked for.
+
+    (mean_i [l_i > 0] - (1 - sparsity))^2, with the derivative of sigma(l) for the step.
+
+    Args:
+      logits: (..., tokens).
+      sparsity: in [0, 1], broadcasts to the leading axes.
+      valid: (..., tokens) booleans, False for padding.
+
+    Returns:
+      A float32 scalar, the mean over leading axes.
+    """
+    wide = logits.astype(jnp.float32)
+    gate = gates.straight_through(wide > 0, jax.nn.sigmoid(wide))
+    real = jnp.ones(gate.shape, bool) if valid is None else valid
+    count = jnp.maximum(jnp.sum(real, axis=-1, dtype=jnp.float32), 1)
+    share = jnp.sum(jnp.where(real, gate, 0), axis=-1) / count
+    return jnp.mean(jnp.square(share - (1 - jnp.asarray(sparsity, jnp.float32))))
+
+
+def distillation_loss(
+    logits: jax.Array, teacher: jax.Array, temperature: Any = 1.0
+) -> jax.Array:
+    """Returns the divergence of the pruned model's predictions from the whole one's.
+
+    T^2 mean KL(softmax(teacher / T) || softmax(logits / T))
+
+    Args:
+      logits: (..., classes), of the model with routers.
+      teacher: (..., classes), of the whole model; no derivative flows there.
+      temperature: positive, may be traced.
+
+    Returns:
+      A float32 scalar.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> float(distillation_loss(jnp.ones((2, 3)), jnp.zeros((2, 3))))
+      0.0
+
+    References:
+      Hinton et al., Distilling the Knowledge in a Neural Network, 2015,
+      arXiv:1503.02531.
+    """
+    t = jnp.asarray(temperature, jnp.float32)
+    fixed = lax.stop_gradient(teacher).astype(jnp.float32)
+    goal = jax.nn.log_softmax(fixed / t, axis=-1)
+    found = jax.nn.log_softmax(logits.astype(jnp.float32) / t, axis=-1)
+    return t**2 * jnp.mean(jnp.sum(jnp.exp(goal) * (goal - found), axis=-1))
+
+
+def mass_mask(scores: jax.Array, share: Any) -> jax.Array:
+    """Returns the fewest units that hold a share of the whole mass.
+
+    The k greatest, with the least k for which they add up to `share` of the sum.
+
+    Args:
+      scores: (..., n), not negative: the largest activation of each channel, say.
+      share: in (0, 1], may be traced.
+
+    Returns:
+      (..., n) booleans, the earlier of equals first.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> mass_mask(jnp.array([1.0, 5.0, 0.0, 4.0]), 0.9).tolist()
+      [False, True, False, True]
+
+    References:
+      Elkerdawy et al., Fire Together Wire Together: A Dynamic Pruning Approach with
+      Self-Supervised Mask Prediction, 2022, arXiv:2110.08232.
+    """
+    falling = -jnp.sort(-scores.astype(jnp.float32), axis=-1)
+    before = jnp.cumsum(falling, axis=-1) - falling
+    total = jnp.sum(falling, axis=-1, keepdims=True)
+    short = before < jnp.asarray(share, jnp.float32) * total * (1 - 1e-6)
+    count = jnp.sum(short & (falling > 0), axis=-1, dtype=jnp.int32)
+    return choose.top_mask(choose.sort_keys(scores), count)
