@@ -6,6 +6,7 @@ from jprune import bilevel as bilevel
 from jprune import budgets as budgets
 from jprune import checkpoint as checkpoint
 from jprune import controllers as controllers
+from jprune import distill as distill
 from jprune import effective as effective
 from jprune import gates as gates
 from jprune import implicit as implicit

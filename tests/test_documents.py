@@ -116,7 +116,7 @@ LAYERS = [
     {"masks", "selection", "schedules", "gates", "checkpoint", "report"},
     {"soft_selection", "controllers"},
     {"links"},
-    {"scores", "fisher", "pooling", "allocate", "keep"},
+    {"scores", "fisher", "pooling", "allocate", "keep", "distill"},
     {"graph"},
     {"hardware"},
     {"attention"},
