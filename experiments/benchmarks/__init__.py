@@ -48,4 +48,9 @@ BENCHMARKS = (
         "Pruned attention: an encoder at half the FLOPs, decoding with an evicting cache",
         "experiments.benchmarks.attention",
     ),
+    Entry(
+        "hardware",
+        "Design points a second of the hardware model, against SCALE-Sim and ZigZag",
+        "experiments.benchmarks.hardware",
+    ),
 )

@@ -8,6 +8,8 @@ _REWINDING = "experiments.studies.rewinding"
 _ARCHITECTURES = "experiments.studies.architectures"
 _GROUPS = "experiments.studies.group_pruning"
 _SPATTEN = "experiments.studies.spatten_accuracy"
+_SPATTEN_DECODING = "experiments.studies.spatten_decoding"
+_SPATTEN_VISION = "experiments.studies.spatten_vision"
 
 STUDIES = (
     Entry(
@@ -88,6 +90,34 @@ STUDIES = (
         "spatten_accuracy-toy",
         "The same with a small encoder on sentences without meaning",
         _SPATTEN,
+        "TOY_STUDY",
+    ),
+    Entry(
+        "spatten_tables",
+        "SpAtten's published averages over 30 benchmarks, and its ablation",
+        "experiments.studies.spatten_tables",
+    ),
+    Entry(
+        "spatten_vision",
+        "SpAtten's techniques on patches of Fashion-MNIST (needs --data-dir)",
+        _SPATTEN_VISION,
+        "FASHION",
+    ),
+    Entry(
+        "spatten_vision-digits",
+        "The same on scikit-learn's digits",
+        _SPATTEN_VISION,
+        "DIGITS",
+    ),
+    Entry(
+        "spatten_decoding",
+        "SpAtten's cache with stories260K and a small GPT (needs --data-dir)",
+        _SPATTEN_DECODING,
+    ),
+    Entry(
+        "spatten_decoding-toy",
+        "The same with a smaller GPT on prose that scikit-learn carries",
+        _SPATTEN_DECODING,
         "TOY_STUDY",
     ),
 )

@@ -156,7 +156,7 @@ def accelerator(**fields: Any) -> Accelerator:
         skipped, and energies are those of 45 nm (Horowitz, 2014).
 
     Returns:
-      An `Accelerator` of float32 arrays.
+      An `Accelerator` of float32 arrays: of NumPy, unless a field is JAX's.
 
     Raises:
       PruningError: if a field is missing, unknown, or cannot be meant; names it.
@@ -174,14 +174,28 @@ def accelerator(**fields: Any) -> Accelerator:
         raise base.PruningError(
             f"An accelerator lacks the fields {missing} and has no {unknown}."
         )
-    made = Accelerator(**{k: jnp.asarray(v, jnp.float32) for k, v in given.items()})
-    return check(made)
+    return check(Accelerator(**{k: as_float32(v) for k, v in given.items()}))
+
+
+def as_float32(value: Any) -> Any:
+    """Returns an array in float32: NumPy's, unless it is JAX's, which may be traced.
+
+    Args:
+      value: a number, an array or a tracer.
+
+    Returns:
+      An array. Constants stay NumPy's, so that they are known inside `jit`, too.
+    """
+    if isinstance(value, jax.Array):
+        return value.astype(jnp.float32)
+    return np.asarray(value, np.float32)
 
 
 def check(machine: Accelerator) -> Accelerator:
     """Returns the machine; raises if a field cannot be meant.
 
-    Looks at the numbers, so it waits for the device: call it on the host, once.
+    Looks at the numbers, so it waits for the device: call it on the host, once. Fields
+    that are traced pass unchecked.
 
     Args:
       machine: perhaps many, along leading axes.
@@ -194,6 +208,8 @@ def check(machine: Accelerator) -> Accelerator:
         nonsense, above 1 where it is a share, or of another shape; names it.
     """
     for name, value in machine._asdict().items():
+        if isinstance(value, jax.core.Tracer):
+            continue
         found = np.asarray(value, np.float64)
         if name in _VECTORS and (not found.ndim or found.shape[-1] != _VECTORS[name]):
             raise base.PruningError(

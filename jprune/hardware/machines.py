@@ -356,7 +356,9 @@ def _gpu(**fields: Any) -> Accelerator:
         "softmax": 16 * 108,
         "topk": 1024,
         "launch": 4,  # assumed
-        "sram_bandwidth": 128 * 108,
+        # 128 bytes a multiprocessor of shared memory, each used four times as registers
+        # hold larger tiles than the units: assumed.
+        "sram_bandwidth": 512 * fields["arrays"],
         "mac_energy": 0.6,  # assumed
         "mac_bits": 16,
         "dram_energy": 5,

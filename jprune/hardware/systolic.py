@@ -207,7 +207,7 @@ def exact_cycles(
     tiles = jnp.stack([t for t, _, _ in found]) * batch
     lines = jnp.stack([x + f if counted else x for _, x, f in found])
     product = multiply(tiles, lines)
-    return minus_small(product, one) if counted else product
+    return minus_small(product, jnp.asarray(one)) if counted else product
 
 
 def multiply(a: jax.Array, b: jax.Array) -> Wide:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import base
+from jprune.hardware.accelerators import as_float32
 
 DENSE, UNSTRUCTURED, N_OF_M = 0.0, 1.0, 2.0
 """Patterns of zeros in weights: none that a machine may use; anywhere; N of M."""
@@ -140,7 +141,7 @@ def product(m: Any, n: Any, k: Any, **fields: Any) -> Workload:
     unknown = sorted(set(given) - set(Workload._fields))
     if unknown:
         raise base.PruningError(f"An operation has no fields {unknown}.")
-    rows = {k: np.asarray(v, np.float32)[None] for k, v in given.items()}
+    rows = {k: as_float32(v)[None] for k, v in given.items()}
     return check(Workload(**rows))
 
 
@@ -182,7 +183,8 @@ def repeated(workload: Workload, times: float) -> Workload:
 def check(workload: Workload) -> Workload:
     """Returns the workload; raises if a field cannot be meant.
 
-    Looks at the numbers, so it waits for the device: call it on the host, once.
+    Looks at the numbers, so it waits for the device: call it on the host, once. Fields
+    that are traced pass unchecked.
 
     Args:
       workload: perhaps many, along leading axes.
@@ -194,7 +196,10 @@ def check(workload: Workload) -> Workload:
       PruningError: if a size is negative, a share is above 1, a width is 0, more is
         kept than there is, or an operation is joined to nothing; names the field.
     """
+    traced = any(isinstance(x, jax.core.Tracer) for x in workload)
     for name, value in workload._asdict().items():
+        if isinstance(value, jax.core.Tracer):
+            continue
         found = np.asarray(value, np.float64)
         complaint = None
         if name == "keep" and (found.ndim < 2 or found.shape[-1] != 4):
@@ -211,6 +216,8 @@ def check(workload: Workload) -> Workload:
             raise base.PruningError(
                 f"{name} of an operation is {complaint}; got {found.tolist()}."
             )
+    if traced:
+        return workload
     product_sizes = [np.asarray(x) > 0 for x in (workload.m, workload.n, workload.k)]
     if np.any(np.any(product_sizes, axis=0) != np.all(product_sizes, axis=0)):
         raise base.PruningError(

@@ -1,0 +1,374 @@
+"""Workloads of well-known networks, and of attention under a pruning schedule.
+
+Element-wise work is counted where it goes along with a product: exponentials of a
+softmax, the activation of a hidden layer. Norms and residuals are not.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from jprune import base
+from jprune.hardware.workload import Workload, chain, product, repeated
+
+
+def attention(
+    queries: float,
+    keys: float,
+    heads: float,
+    *,
+    dim: float = 64,
+    values: float | None = None,
+    next_keys: float | None = None,
+    **fields: Any,
+) -> Workload:
+    """Returns scores, softmax and probabilities times values, of one layer.
+
+    Two operations that a pipeline joins. The scores and probabilities stay on chip.
+    Selections: the values of each query, where fewer than the keys are kept, and the
+    tokens for the layer after, where those are fewer.
+
+    Args:
+      queries: of each head: all tokens, or 1 in generation.
+      keys: kept tokens.
+      heads: kept heads, times the batch.
+      dim: of a head.
+      values: kept for each query, by local value pruning; all keys if None.
+      next_keys: tokens that the next layer keeps; all if None.
+      **fields: of both products: `input_bits`, `weight_bits`, `repeats`, ...
+
+    Returns:
+      A `Workload` of two operations.
+
+    Example:
+      >>> from jprune.hardware.workload import multiply_adds
+      >>> int(multiply_adds(attention(128, 128, 12)))  # 2 * 12 * 128^2 * 64
+      25165824
+    """
+    values = keys if values is None else values
+    next_keys = keys if next_keys is None else next_keys
+    rows = heads * queries
+    scores = product(
+        *(queries, keys, dim),
+        batch=heads,
+        exponentials=rows * keys,
+        share=0.5,
+        output_dram=0,
+        selections=1.0 if next_keys < keys else 0.0,
+        select_from=keys,
+        select_keep=next_keys,
+        **fields,
+    )
+    # Only the MSBs of keys come alone; values have one width.
+    fields = {k: v for k, v in fields.items() if k not in ("lsb_bits", "refetch")}
+    weighted = product(
+        *(queries, dim, values),
+        batch=heads,
+        joined=1,
+        share=0.5,
+        input_dram=0,
+        selections=rows if values < keys else 0.0,
+        select_from=keys,
+        select_keep=values,
+        **fields,
+    )
+    return chain([scores, weighted])
+
+
+def transformer_layer(
+    tokens: float,
+    *,
+    width: float,
+    heads: float,
+    hidden: float,
+    batch: float = 1,
+    context: float | None = None,
+    dim: float | None = None,
+    **fields: Any,
+) -> Workload:
+    """Returns projections, attention and MLP of a layer.
+
+    Args:
+      tokens: of a sequence that pass the layer, 1 in generation.
+      width: of the stream.
+      heads: kept heads.
+      hidden: width of the MLP.
+      batch: sequences.
+      context: keys that a query sees; the tokens if None.
+      dim: of a head; width / heads if None.
+      **fields: of all products.
+
+    Returns:
+      A `Workload` of six operations.
+    """
+    dim = width / heads if dim is None else dim
+    rows, inner = batch * tokens, heads * dim
+    keys = tokens if context is None else context
+    return chain(
+        [
+            product(rows, 3 * inner, width, **fields),
+            attention(tokens, keys, batch * heads, dim=dim, **fields),
+            product(rows, width, inner, **fields),
+            product(rows, hidden, width, elementwise=rows * hidden, **fields),
+            product(rows, width, hidden, **fields),
+        ]
+    )
+
+
+def bert_base(tokens: float = 128, batch: float = 1, **fields: Any) -> Workload:
+    """Returns BERT-base: 12 layers, width 768, 12 heads; without embeddings.
+
+    Args:
+      tokens: of a sequence.
+      batch: sequences.
+      **fields: of all products.
+
+    Returns:
+      A `Workload` of six operations, each 12 times.
+
+    References:
+      Devlin et al., BERT: Pre-training of Deep Bidirectional Transformers for
+      Language Understanding, 2019, arXiv:1810.04805.
+    """
+    layer = transformer_layer(
+        tokens, width=768, heads=12, hidden=3072, batch=batch, **fields
+    )
+    return repeated(layer, 12)
+
+
+def bert_large(tokens: float = 128, batch: float = 1, **fields: Any) -> Workload:
+    """Returns BERT-large: 24 layers, width 1024, 16 heads; without embeddings.
+
+    Args:
+      tokens: of a sequence.
+      batch: sequences.
+      **fields: of all products.
+
+    Returns:
+      A `Workload` of six operations, each 24 times.
+    """
+    layer = transformer_layer(
+        tokens, width=1024, heads=16, hidden=4096, batch=batch, **fields
+    )
+    return repeated(layer, 24)
+
+
+def gpt2_small(
+    tokens: float = 1, context: float = 1024, batch: float = 1, **fields: Any
+) -> Workload:
+    """Returns GPT-2 small: 12 layers, width 768, 12 heads; without the vocabulary.
+
+    Args:
+      tokens: that are generated at once: 1, or a prompt.
+      context: keys that each sees.
+      batch: sequences.
+      **fields: of all products.
+
+    Returns:
+      A `Workload` of six operations, each 12 times.
+
+    References:
+      Radford et al., Language Models are Unsupervised Multitask Learners, 2019.
+    """
+    layer = transformer_layer(
+        *(tokens,),
+        width=768,
+        heads=12,
+        hidden=3072,
+        batch=batch,
+        context=context,
+        **fields,
+    )
+    return repeated(layer, 12)
+
+
+def gpt2_medium(
+    tokens: float = 1, context: float = 1024, batch: float = 1, **fields: Any
+) -> Workload:
+    """Returns GPT-2 medium: 24 layers, width 1024, 16 heads; without the vocabulary.
+
+    Args:
+      tokens: that are generated at once: 1, or a prompt.
+      context: keys that each sees.
+      batch: sequences.
+      **fields: of all products.
+
+    Returns:
+      A `Workload` of six operations, each 24 times.
+    """
+    layer = transformer_layer(
+        *(tokens,),
+        width=1024,
+        heads=16,
+        hidden=4096,
+        batch=batch,
+        context=context,
+        **fields,
+    )
+    return repeated(layer, 24)
+
+
+def vit_base(side: int = 224, batch: float = 1, **fields: Any) -> Workload:
+    """Returns ViT-B/16: patches, 12 layers of width 768, 1000 classes.
+
+    Args:
+      side: of the image, a multiple of 16.
+      batch: images.
+      **fields: of all products.
+
+    Returns:
+      A `Workload` of eight operations.
+
+    References:
+      Dosovitskiy et al., An Image is Worth 16x16 Words, 2021, arXiv:2010.11929.
+    """
+    patches = (side // 16) ** 2
+    layer = transformer_layer(
+        patches + 1, width=768, heads=12, hidden=3072, batch=batch, **fields
+    )
+    return chain(
+        [
+            product(batch * patches, 768, 3 * 16 * 16, **fields),
+            repeated(layer, 12),
+            product(batch, 1000, 768, **fields),
+        ]
+    )
+
+
+def convolution(
+    side: int,
+    inputs: int,
+    outputs: int,
+    *,
+    kernel: int = 3,
+    stride: int = 1,
+    groups: int = 1,
+    batch: float = 1,
+    **fields: Any,
+) -> Workload:
+    """Returns a convolution with "same" padding as a product of patches with kernels.
+
+    Args:
+      side: of the input image, in pixels.
+      inputs: channels.
+      outputs: channels.
+      kernel: side of a kernel.
+      stride: of the kernel.
+      groups: of channels that do not meet.
+      batch: images.
+      **fields: of the product.
+
+    Returns:
+      A `Workload` of one operation.
+
+    Raises:
+      PruningError: if the groups do not divide the channels.
+
+    Example:
+      >>> conv = convolution(56, 64, 64)
+      >>> conv.m.tolist(), conv.k.tolist(), round(1 / float(conv.input_unique[0]))
+      ([3136.0], [576.0], 9)
+    """
+    if inputs % groups or outputs % groups:
+        raise base.PruningError(
+            f"{groups} groups do not divide {inputs} and {outputs} channels."
+        )
+    places = batch * math.ceil(side / stride) ** 2
+    k = inputs // groups * kernel**2
+    pixels = batch * side * side * inputs / groups
+    return product(
+        *(places, outputs // groups, k),
+        batch=groups,
+        input_unique=min(1.0, pixels / (places * k)),
+        **fields,
+    )
+
+
+def resnet50(side: int = 224, batch: float = 1, **fields: Any) -> Workload:
+    """Returns ResNet-50, with the stride in the 3 x 3 convolutions; 1000 classes.
+
+    Args:
+      side: of the image, a multiple of 32.
+      batch: images.
+      **fields: of all products.
+
+    Returns:
+      A `Workload` of 54 operations: 53 convolutions and a product.
+
+    References:
+      He et al., Deep Residual Learning for Image Recognition, 2016,
+      arXiv:1512.03385.
+    """
+    fields |= {"batch": batch}
+    found = [convolution(side, 3, 64, kernel=7, stride=2, **fields)]
+    side, inputs = side // 4, 64
+    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for block in range(blocks):
+            stride = 2 if block == 0 and width > 64 else 1
+            found += _bottleneck(side, inputs, width, stride, block == 0, fields)
+            side, inputs = side // stride, 4 * width
+    del fields["batch"]
+    return chain([*found, product(batch, 1000, 2048, **fields)])
+
+
+def _bottleneck(
+    side: int, inputs: int, width: int, stride: int, first: bool, fields: Any
+) -> list[Workload]:
+    outputs = 4 * width
+    found = [
+        convolution(side, inputs, width, kernel=1, **fields),
+        convolution(side, width, width, stride=stride, **fields),
+        convolution(side // stride, width, outputs, kernel=1, **fields),
+    ]
+    if first:
+        shortcut = convolution(side, inputs, outputs, kernel=1, stride=stride, **fields)
+        found.append(shortcut)
+    return found
+
+
+def scheduled(
+    tokens: Sequence[float],
+    heads: Sequence[float],
+    *,
+    queries: Sequence[float] | None = None,
+    values: Sequence[float] | None = None,
+    dim: float = 64,
+    **fields: Any,
+) -> Workload:
+    """Returns the attention of a network under a pruning schedule.
+
+    Args:
+      tokens: keys that each layer keeps.
+      heads: that each layer keeps.
+      queries: of each layer, such as 1 in generation; the tokens if None.
+      values: that each layer keeps for a query; the tokens if None.
+      dim: of a head.
+      **fields: of all products.
+
+    Returns:
+      A `Workload` of two operations a layer.
+
+    Raises:
+      PruningError: if there are not as many of each, or more than before.
+
+    Example:
+      >>> net = scheduled((128, 96, 64), (12, 12, 10))
+      >>> net.batch.tolist(), net.n[::2].tolist()
+      ([12.0, 12.0, 12.0, 12.0, 10.0, 10.0], [128.0, 96.0, 64.0])
+    """
+    queries = tokens if queries is None else queries
+    values = tokens if values is None else values
+    if len({len(x) for x in (tokens, heads, queries, values)}) > 1:
+        raise base.PruningError(
+            f"A schedule has a number for each layer; got {len(tokens)} of tokens, "
+            f"{len(heads)} of heads, {len(queries)} of queries and {len(values)} of "
+            "values."
+        )
+    following = [*tokens[1:], tokens[-1]]
+    rows = zip(queries, tokens, heads, values, following, strict=True)
+    return chain(
+        [
+            attention(q, t, h, dim=dim, values=v, next_keys=min(t, after), **fields)
+            for q, t, h, v, after in rows
+        ]
+    )
