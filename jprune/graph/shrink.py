@@ -27,7 +27,8 @@ def shrink(
     The function is the recorded one, run on smaller arrays: every size in it follows
     from what is kept, and so do the divisors of means. It takes inputs of any shape
     that the original takes, and composes with `jax.jit`, `grad`, `vmap` and
-    `jax.export`. Calling it outside `jit` runs it equation by equation.
+    `jax.export`, whose serialization needs the package flatbuffers. Calling it outside
+    `jit` runs it equation by equation.
 
     Args:
       graph: of the full function.
