@@ -238,10 +238,11 @@ def attention(
     else:
         bits, threshold = progressive
         options: Any = {"bits": bits, "threshold": threshold}
+        real = valid[:, None, :, None]
+        q = jnp.where(real, q, 0)  # padding is not to stretch the unit
         k = ja.center_keys(k, valid)  # no softmax sees it, and the range is smaller
         found = ja.progressive_attend(q, k, v, mask=part, keys=valid, **options)
         probs, unsure = found.probs, found.refetched
-        real = valid[:, None, :, None]
         v = ja.fake_quantize(v, bits.value, where=real)
     kept = part
     if share is not None:

@@ -26,6 +26,7 @@ import numpy as np
 
 from experiments import finetune as ft
 from experiments.catalogue import Outcome, Study
+from experiments.models import encoder
 from experiments.studies import spatten_levels as sl
 from experiments.studies import spatten_report as report
 from experiments.studies.spatten_tasks import TOY, Problem, problem
@@ -166,50 +167,30 @@ judger = functools.lru_cache(ft.make_judge)
 
 def choose(
     problem: Problem, settings: Settings, judge: Any, params: Any, sizes: sl.Sizes
-) -> tuple[sl.Level, list[dict[str, Any]]]:
-    """Returns the level of least loss that saves enough, and what was tried.
-
-    Where none saves enough it is the one that reads least.
-    """
+) -> tuple[sl.Level, list[dict[str, float]]]:
+    """Returns the level of least held-out loss that saves enough; what was tried."""
     held = problem.choose
-    full = sl.cost(judge(params, held).counts, sizes)
-    tried = []
-    for level in settings.candidates:
-        found = judge(params, held, sl.kept_of(level, sizes, quantized=True))
-        saved = sl.savings(full, sl.cost(found.counts, sizes, level.bits))
-        score = problem.score(found.logits, held.labels)
-        tried.append({"loss": found.loss, "score": score, **saved})
-    enough = [
-        i
-        for i, each in enumerate(tried)
-        if each["dram"] >= settings.spare * settings.dram
-        and each["attention"] >= settings.spare * settings.attention
-    ]
-    best = min(enough, key=lambda i: tried[i]["loss"], default=None)
-    if best is None:
-        best = max(range(len(tried)), key=lambda i: tried[i]["dram"])
-    return settings.candidates[best], tried
+
+    def of(kept: ft.Kept) -> tuple[float, float, encoder.Counts]:
+        found = judge(params, held, kept)
+        return problem.score(found.logits, held.labels), found.loss, found.counts
+
+    tried = sl.try_out(settings.candidates, sizes, of)
+    wanted = (settings.spare * x for x in (settings.dram, settings.attention))
+    return settings.candidates[sl.pick(tried, *wanted)], tried
 
 
 def judged(
     problem: Problem, judge: Any, dense: Any, tuned: Any, level: Any, sizes: sl.Sizes
 ) -> dict[str, dict[str, float]]:
     """Returns score and savings on dev, a technique more in each row."""
-    rows, full = {}, None
-    for name, part in sl.steps(level).items():
-        state = dense if part is None else tuned
-        quantized = name == sl.ROWS[-1]
-        kept = sl.kept_of(part, sizes, quantized=quantized)
+
+    def of(pruned: bool, kept: ft.Kept) -> tuple[float, encoder.Counts]:
+        state = tuned if pruned else dense
         found = judge({**state.params, **state.fixed}, problem.dev, kept)
-        spent = sl.cost(found.counts, sizes, level.bits if quantized else None)
-        full = spent if full is None else full
-        rows[name] = {
-            "score": problem.score(found.logits, problem.dev.labels),
-            "loss": found.loss,
-            **sl.savings(full, spent),
-            **sl.refetched(found.counts),
-        }
-    return rows
+        return problem.score(found.logits, problem.dev.labels), found.counts
+
+    return sl.breakdown(level, sizes, of)
 
 
 def seconds(

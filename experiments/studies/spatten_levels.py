@@ -10,6 +10,7 @@ What is counted, as in the paper:
   projections and feed-forward halves included, stand beside.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -158,3 +159,63 @@ def refetched(counts: encoder.Counts) -> dict[str, float]:
         "rows": 100 * float(np.sum(counts.unsure)) / rows,
         "keys": 100 * float(np.sum(counts.fetched.lower)) / keys,
     }
+
+
+def breakdown(
+    level: Level, sizes: Sizes, judge: Callable[[bool, ft.Kept], Any]
+) -> dict[str, dict[str, float]]:
+    """Returns score and savings, a technique more in each row.
+
+    Args:
+      level: With all techniques.
+      sizes: Of the network.
+      judge: `(pruned, kept) -> (score, counts)`, of the dense network or the pruned
+        one.
+    """
+    rows, full = {}, None
+    for name, part in steps(level).items():
+        last = name == ROWS[-1]
+        score, counts = judge(part is not None, kept_of(part, sizes, quantized=last))
+        spent = cost(counts, sizes, level.bits if last else None)
+        full = spent if full is None else full
+        rows[name] = {"score": score, **savings(full, spent), **refetched(counts)}
+    return rows
+
+
+def try_out(
+    candidates: Sequence[Level], sizes: Sizes, judge: Callable[[ft.Kept], Any]
+) -> list[dict[str, float]]:
+    """Returns what each candidate loses and saves, all techniques on.
+
+    Args:
+      candidates: To be tried.
+      sizes: Of the network.
+      judge: `kept -> (score, loss, counts)`.
+    """
+    *_, counts = judge(ft.DENSE)
+    full, tried = cost(counts, sizes), []
+    for level in candidates:
+        score, loss, counts = judge(kept_of(level, sizes, quantized=True))
+        saved = savings(full, cost(counts, sizes, level.bits))
+        tried.append({"score": score, "loss": loss, **saved})
+    return tried
+
+
+def pick(tried: list[dict[str, float]], dram: float, attention: float) -> int:
+    """Returns which candidate to take: of those that save enough, that of least loss.
+
+    Where none saves enough it is the one that reads least.
+
+    Args:
+      tried: Of `try_out`.
+      dram: How many times less has to be read.
+      attention: How many times less has to be multiplied.
+    """
+    enough = [
+        i
+        for i, each in enumerate(tried)
+        if each["dram"] >= dram and each["attention"] >= attention
+    ]
+    if enough:
+        return min(enough, key=lambda i: tried[i]["loss"])
+    return max(range(len(tried)), key=lambda i: tried[i]["dram"])

@@ -1,0 +1,301 @@
+"""Decoding given text with a pruned cache: likelihoods, and what was read for them.
+
+The prompt is summarized by dense attention, as in SpAtten's summarization stage, which
+gives the importance of tokens and heads. Each layer's cache is then filled with its
+budget of tokens, and every further token of the text is decoded with these caches.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.models.decoder import Decoder
+from jprune import attention as ja
+from jprune.attention import cache as caches
+from jprune.attention import decode as steps
+from jprune.attention.attend import softmax
+from jprune.attention.quantize import Planes, progressive_scores, quantize
+
+
+class Plan(NamedTuple):
+    """What decoding keeps that shapes depend on; static.
+
+    Attributes:
+      budgets: Slots of each layer's cache.
+      bits: Of keys and values; None for float32.
+      sinks: First tokens that stay.
+      recent: Last tokens that stay.
+    """
+
+    budgets: tuple[int, ...]
+    bits: ja.Bits | None = None
+    sinks: int = 1
+    recent: int = 16
+
+
+class Kept(NamedTuple):
+    """What decoding keeps besides; may be traced.
+
+    Attributes:
+      heads: `(layers,)`, how many groups of heads with a key head each layer computes.
+      values: The share of the cached values that are read.
+      threshold: A row whose largest probability is below reads the keys' lower bits.
+    """
+
+    heads: jax.Array
+    values: float
+    threshold: float = 0.1
+
+
+class Prompt(NamedTuple):
+    """What the summarization of prompts gives.
+
+    Attributes:
+      keys: Of each layer, `(batch, kv heads, prompt, dim)`.
+      values: The same.
+      scores: `(batch, prompt)`, the tokens' importance over layers.
+      groups: `(layers, batch, kv heads)`, that of heads up to each layer.
+    """
+
+    keys: list[jax.Array]
+    values: list[jax.Array]
+    scores: jax.Array
+    groups: jax.Array
+
+
+class Read(NamedTuple):
+    """What a token's attention worked with, over layers and heads.
+
+    Attributes:
+      keys: Rows of keys that were read.
+      lower: Rows of their lower bits.
+      values: Rows of values.
+      products: Pairs of a query with a key or a value that were multiplied.
+      rows: Rows of probabilities.
+      unsure: Those that asked for the lower bits.
+    """
+
+    keys: jax.Array
+    lower: jax.Array
+    values: jax.Array
+    products: jax.Array
+    rows: jax.Array
+    unsure: jax.Array
+
+
+def summarize(decoder: Decoder, params: Any, ids: jax.Array) -> Prompt:
+    """Returns keys, values and importance of prompts `(batch, prompt)`."""
+    positions = jnp.arange(ids.shape[1])
+    x = decoder.embed(params, ids, positions)
+    scores = jnp.zeros(ids.shape, jnp.float32)
+    keys, values, groups, total = [], [], [], 0.0
+    for layer in params["layers"]:
+        q, k, v = decoder.qkv(layer, x, positions)
+        out, probs = ja.attend(q, k, v, causal=True)
+        scores = scores + ja.token_importance(probs)
+        said = ja.head_importance(out)
+        total = total + said.reshape(*k.shape[:2], -1).sum(-1)
+        keys, values, groups = [*keys, k], [*values, v], [*groups, total]
+        x = decoder.finish(layer, x, out)
+    return Prompt(keys, values, scores, jnp.stack(groups))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 5))
+def score(
+    decoder: Decoder, params: Any, ids: jax.Array, prompt: int, kept: Kept, plan: Plan
+) -> tuple[jax.Array, Read]:
+    """Returns the likelihood of texts after their prompts, and what was read.
+
+    Args:
+      decoder: The model; static.
+      params: Its parameters.
+      ids: `(batch, length)`.
+      prompt: Static, how many tokens are summarized; the next one is the first that
+        is fed to the caches, and the one after it the first that is predicted.
+      kept: What is kept.
+      plan: Static, what shapes depend on.
+
+    Returns:
+      Negative logarithms of probabilities `(batch, length - prompt - 1)`, and what
+      was read for each, `(length - prompt - 1, batch)`.
+    """
+    batch, length = ids.shape
+    found = summarize(decoder, params, ids[:, :prompt])
+    stream = caches.start(batch, length, scores=found.scores)
+    options = {"sinks": plan.sinks, "recent": plan.recent}
+    filled = [
+        caches.fill(k, v, stream, slots, **options)
+        for k, v, slots in zip(found.keys, found.values, plan.budgets, strict=True)
+    ]
+    units = [_unit(k, plan.bits) for k in found.keys]
+    alive = _alive(found.groups, kept.heads)
+
+    def step(carry: Any, inputs: Any) -> Any:
+        cached, stream = carry
+        words, targets = inputs
+        logits, cached, stream, read = decode(
+            decoder, params, words, cached, stream, alive, units, kept, plan
+        )
+        logs = jax.nn.log_softmax(logits)
+        return (cached, stream), (-logs[jnp.arange(batch), targets], read)
+
+    inputs = ids[:, prompt:-1].T, ids[:, prompt + 1 :].T
+    _, (losses, read) = jax.lax.scan(step, (filled, stream), inputs)
+    return losses.T, read
+
+
+def decode(
+    decoder: Decoder,
+    params: Any,
+    words: jax.Array,
+    cached: Sequence[caches.Cache],
+    stream: caches.Stream,
+    alive: jax.Array,
+    units: Sequence[Any],
+    kept: Kept,
+    plan: Plan,
+) -> tuple[jax.Array, list[caches.Cache], caches.Stream, Read]:
+    """Returns the logits after a token, the caches with it, and what was read."""
+    positions = stream.position[:1]  # texts are equally long
+    x = decoder.embed(params, words[:, None], positions)
+    written, reads = [], []
+    options = {"sinks": plan.sinks, "recent": plan.recent}
+    for i, layer in enumerate(params["layers"]):
+        q, k, v = (y[:, :, 0] for y in decoder.qkv(layer, x, positions))
+        cache, stream = caches.append(cached[i], stream, k, v, **options)
+        out, probs, read = attend(q, cache, alive[i], units[i], kept, plan.bits)
+        stream = steps.credit(stream, cache, probs)
+        x = decoder.finish(layer, x, out[:, :, None])
+        written.append(cache)
+        reads.append(read)
+    total = jax.tree.map(lambda *rows: sum(rows), *reads)
+    return decoder.logits(params, x)[:, 0], written, caches.advance(stream), total
+
+
+def attend(
+    q: jax.Array,
+    cache: caches.Cache,
+    alive: jax.Array,
+    unit: Any,
+    kept: Kept,
+    bits: ja.Bits | None,
+) -> tuple[jax.Array, jax.Array, Read]:
+    """Returns a layer's output `(batch, heads, dim)`, probabilities and what it read.
+
+    Args:
+      q: `(batch, heads, dim)`.
+      cache: With the token's own key and value.
+      alive: `(batch, kv heads)`, which groups of heads are left.
+      unit: Of the quantization of keys and of values, `(batch, kv heads, 1, 1)`.
+      kept: What is kept.
+      bits: Of keys and values; None for float32.
+    """
+    batch, groups = alive.shape
+    heads = jnp.repeat(alive, q.shape[1] // groups, axis=1)
+    live = caches.live_slots(cache)[:, None] & heads[:, :, None]
+    unsure = jnp.zeros(heads.shape, bool)
+    if bits is None:
+        probs = softmax(steps.query(q, cache), live)
+    else:
+        planes = _planes(
+            cache.keys.reshape(batch, groups, *cache.keys.shape[1:]), unit, bits
+        )
+        upper, whole = progressive_scores(q[:, :, None], planes, bits)
+        probs = softmax(upper[:, :, 0], live)
+        unsure = (probs.max(-1) < kept.threshold) & heads & (bits.lsb > 0)
+        probs = jnp.where(unsure[..., None], softmax(whole[:, :, 0], live), probs)
+        cache = cache._replace(values=_rounded(cache.values, batch, bits.value))
+    count = ja.count_values(kept.values, caches.live_slots(cache))[:, None]
+    chosen = live & ja.keep_values(probs, count)
+    out = steps.mix(jnp.where(chosen, probs, 0), cache)
+    return out, probs, _read(live, unsure, chosen, groups)
+
+
+def _read(live: Any, unsure: Any, chosen: Any, groups: int) -> Read:
+    rows = ja.fetched(
+        live[:, :, None],
+        groups,
+        refetched=unsure[:, :, None],
+        kept=chosen[:, :, None],
+        shared=False,
+    )
+    again = (live & unsure[..., None]).sum((1, 2))  # scores that are computed anew
+    return Read(
+        keys=rows.keys.sum(-1),
+        lower=rows.lower.sum(-1),
+        values=rows.values.sum(-1),
+        products=live.sum((1, 2)) + again + chosen.sum((1, 2)),
+        rows=live.any(-1).sum(-1),
+        unsure=unsure.sum(-1),
+    )
+
+
+def _unit(keys: jax.Array, bits: ja.Bits | None) -> jax.Array | None:
+    """The unit of each head's keys, of the prompt: what is larger later is clipped."""
+    if bits is None:
+        return None
+    return quantize(keys, bits.msb + bits.lsb)[1]
+
+
+def _planes(keys: jax.Array, unit: jax.Array, bits: ja.Bits) -> Planes:
+    most = 2 ** (bits.msb + bits.lsb - 1) - 1
+    whole = jnp.clip(jnp.round(keys / unit), -most, most).astype(jnp.int16)
+    return Planes(whole >> bits.lsb, whole & np.int16(2**bits.lsb - 1), unit)
+
+
+def _rounded(values: jax.Array, batch: int, bits: int) -> jax.Array:
+    grouped = values.reshape(batch, -1, *values.shape[1:])
+    return ja.fake_quantize(grouped, bits).reshape(values.shape)
+
+
+def _alive(groups: jax.Array, counts: jax.Array) -> jax.Array:
+    """Which heads each layer has: the best of the scores up to the layer before."""
+    layers, *shape = groups.shape
+    alive = [jnp.ones(shape, bool)]
+    for i in range(1, layers):
+        alive.append(
+            ja.keep_heads(groups[i - 1], counts[i].astype(jnp.int32), alive[-1])
+        )
+    return jnp.stack(alive)
+
+
+def generate(
+    decoder: Decoder, params: Any, first: jax.Array, length: int, key: jax.Array
+) -> jax.Array:
+    """Returns texts `(batch, length)` drawn from a model, with its whole cache.
+
+    Args:
+      decoder: The model.
+      params: Its parameters.
+      first: `(batch,)`, the tokens that texts begin with.
+      length: Static.
+      key: PRNG key.
+    """
+    batch, layers = first.shape[0], params["layers"]
+    abstract = jax.eval_shape(
+        lambda: decoder.qkv(
+            layers[0],
+            decoder.embed(params, first[:, None], jnp.arange(1)),
+            jnp.arange(1),
+        )
+    )
+    _, groups, _, dim = abstract[1].shape
+    empty = [caches.init(batch, groups, length, dim, dtype=jnp.float32) for _ in layers]
+    alive = jnp.ones((len(layers), batch, groups), bool)
+    whole = Kept(jnp.full(len(layers), groups), 1.0)
+    plan = Plan((length,) * len(layers), recent=1)
+
+    def step(carry: Any, key: jax.Array) -> Any:
+        words, cached, stream = carry
+        logits, cached, stream, _ = decode(
+            decoder, params, words, cached, stream, alive, alive, whole, plan
+        )
+        chosen = jax.random.categorical(key, logits).astype(first.dtype)
+        return (chosen, cached, stream), words
+
+    carry = (first, empty, caches.start(batch, length))
+    return jax.lax.scan(step, carry, jax.random.split(key, length))[1].T
