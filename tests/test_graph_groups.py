@@ -243,10 +243,11 @@ def test_attention_scale_is_kept_or_follows(place):
         np.testing.assert_allclose(small(p, X), fn(p, X, d), rtol=1e-5, atol=1e-6)
 
 
-def test_a_slope_of_a_tenth_is_not_the_size_of_ten_inputs():
+@pytest.mark.parametrize("slope", [0.1, 10**0.5])
+def test_a_slope_is_not_the_size_of_ten_inputs(slope):
     def fn(p, x):
         hidden = jnp.tanh(x @ p["in"]) @ p["mid"]
-        return jnp.where(hidden > 0, hidden, 0.1 * hidden) @ p["out"]
+        return jnp.where(hidden > 0, hidden, slope * hidden) @ p["out"]
 
     params = tree(**{"in": (6, 10), "mid": (10, 4), "out": (4, 2)})
     graph = jg.trace(fn, params, X, options=jg.Options(attention_scale="rescale"))

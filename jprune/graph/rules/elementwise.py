@@ -117,11 +117,13 @@ def _sized_operand(node: Node, recorder: Recorder, axes: Axes) -> Any:
         if place == 0 and node.name == "div":
             continue  # constant / x
         numbers = {_number(s) for s in _literals(value.scalar)}
-        own = [d for d in axes if d.size > 1 and _is_root(numbers, d.size)]
+        scale = _value(value.scalar)
+        scale = 1 / scale if node.name == "div" and scale else scale
+        own = [d for d in axes if d.size > 1 and _is_scale(scale, numbers, d.size)]
         total = other.sum
         if total is not None and total.of_products and not total.attends and own:
             total = None  # of queries, which have as many entries as what they are of
-        if total is not None and _matches(numbers, total):
+        if total is not None and _matches(scale, numbers, total):
             products = total.of_products
             kind = "attention_scale" if products else "divisors"
             what = f"a number is {dims_lib.count_of(total.over)}, a sum's size"
@@ -181,15 +183,34 @@ def _number(literal: Any) -> tuple[float, float]:
         return math.nan, 0.0
 
 
-def _matches(numbers: set[tuple[float, float]], total: Sum) -> bool:
+def _matches(scale: float, numbers: set[tuple[float, float]], total: Sum) -> bool:
     n = math.prod(d.size for d in total.over)
     if total.of_products:  # no mean: 0.1 after ten inputs is the slope of a ReLU
-        return n > 1 and _is_root(numbers, n)
+        return n > 1 and _is_scale(scale, numbers, n)
     return n > 1 and any(_power_of(x, n, p) is not None for x, p in numbers)
 
 
-def _is_root(numbers: set[tuple[float, float]], n: int) -> bool:
-    return any(_power_of(x, n, p) in (0.5, -0.5) for x, p in numbers)
+def _is_scale(scale: float, numbers: set[tuple[float, float]], n: int) -> bool:
+    """Whether a factor is 1 / sqrt(n); sqrt(n) or 1 / n would be a coincidence."""
+    precision = 4 * max(p for _, p in numbers)
+    return math.isclose(scale, n**-0.5, rel_tol=precision)
+
+
+def _value(scalar: Scalar) -> float:
+    """The number that a constant is; NaN where it is made in unusual ways."""
+    if scalar.primitive is None:
+        return _number(scalar.value)[0]
+    operands = [_value(s) for s in scalar.operands]
+    name = scalar.primitive.name
+    if name == "integer_pow":
+        return operands[0] ** scalar.params["y"] if operands[0] else math.nan
+    known = {"mul": np.multiply, "div": np.divide, "pow": np.power, "sqrt": np.sqrt}
+    with np.errstate(all="ignore"):
+        if name in known:
+            return float(known[name](*operands))
+        if name == "rsqrt":
+            return float(1 / np.sqrt(operands[0]))
+    return operands[0] if name in _MOVES | {"convert_element_type"} else math.nan
 
 
 def _power_of(x: float, n: int, precision: float = 1e-6) -> float | None:
