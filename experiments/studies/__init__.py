@@ -72,6 +72,11 @@ STUDIES = (
         _GROUPS,
     ),
     Entry(
+        "detector",
+        "Half of a small detector's parameters by network slimming, on drawn shapes",
+        "experiments.studies.detector",
+    ),
+    Entry(
         "widths",
         "Which widths half of a small ResNet's multiply-adds leave: a picture",
         "experiments.studies.widths",
