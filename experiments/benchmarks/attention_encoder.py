@@ -87,13 +87,18 @@ def finish(
 def half(shape: Shape, length: int, multiple: int) -> ja.Schedule:
     """Returns the paper's ramp of tokens that costs at most half the multiply-adds."""
     whole = ja.dense(shape.depth, length, shape.heads)
-    for percent in range(60, 30, -1):
-        counts = ja.ramp(
-            shape.depth, length, percent / 100, start=0.7, multiple=multiple
-        )
-        plan = ja.schedule(length, counts, whole.heads)
-        if 2 * cost(shape, plan) <= cost(shape, whole):
-            return plan
+    for start in (70, 60, 50):
+        for average in range(start, start // 2, -1):  # as many as `ramp` can mean
+            counts = ja.ramp(
+                shape.depth,
+                length,
+                average / 100,
+                start=start / 100,
+                multiple=multiple,
+            )
+            plan = ja.schedule(length, counts, whole.heads)
+            if 2 * cost(shape, plan) <= cost(shape, whole):
+                return plan
     raise ValueError(f"no ramp of {shape} at {length} costs half")
 
 
