@@ -149,8 +149,9 @@ def encode(
     size = plan.heads[0] // groups
 
     def layer(state: Cascade, params: Any, *counts: int) -> Cascade:
-        functions = (functools.partial(f, params) for f in (mix, finish))
-        return cascade_layer(state, *functions, *counts)
+        own_mix = functools.partial(mix, params)
+        own_finish = functools.partial(finish, params)
+        return cascade_layer(state, own_mix, own_finish, *counts)
 
     for run in _runs(plan, scan):
         if len(run) == 1:

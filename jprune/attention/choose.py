@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jprune import base, ordering
+from jprune import base, compat, ordering
 
 
 def keep_top(
@@ -66,7 +66,7 @@ def keep_top(
     search = functools.partial(jnp.searchsorted, v=place)  # the first to reach it
     for _ in range(scores.ndim - 1):
         search = jax.vmap(search)
-    return search(found).astype(jnp.int32)
+    return compat.auto_partition(search, found, like=found).astype(jnp.int32)
 
 
 def sort_keys(

@@ -49,8 +49,8 @@ def match(
       count: static, how many tokens go, in [0, n // 2].
       valid: (..., n) booleans, False for padding, which joins nobody while there are
         others to join, and is joined by nobody.
-      protected: (..., n) booleans, True for tokens that join nobody, the class token,
-        say, and are joined by nobody.
+      protected: (..., n) booleans, True for tokens that are joined by nobody, the class
+        token, say, and that join nobody while fewer than all of A have to go.
 
     Returns:
       `Matching`.

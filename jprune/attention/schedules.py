@@ -65,7 +65,9 @@ def schedule(
       ((128, 128, 96), (128, 128, 96))
     """
     keys = (length, *tokens[:-1])
-    made = Schedule(length, *map(tuple, (tokens, heads, values or keys)))  # type: ignore
+    made = Schedule(
+        length, tuple(tokens), tuple(heads), tuple(keys if values is None else values)
+    )
     if not len(tokens) or len({len(counts) for counts in made[1:]}) > 1:
         raise base.PruningError(f"Not one count of each kind for each layer: {made}.")
     for name, counts in (("tokens", (length, *tokens)), ("heads", made.heads)):
@@ -220,7 +222,7 @@ def ltp_ramp(layers: int, total: int, last: float, *, multiple: int = 8) -> Coun
 
 
 class LayerCost(NamedTuple):
-    """Multiply-adds of one layer, or of several; integers.
+    """Multiply-adds of one layer, or of several; integers, or real if counts are.
 
     Attributes:
       projections: of the input to queries, keys and values.
@@ -230,11 +232,11 @@ class LayerCost(NamedTuple):
       feed_forward: both of its products.
     """
 
-    projections: int
-    scores: int
-    values: int
-    output: int
-    feed_forward: int
+    projections: Any
+    scores: Any
+    values: Any
+    output: Any
+    feed_forward: Any
 
 
 def multiply_adds(

@@ -6,7 +6,7 @@ Rows are counted on the device, in int32; bits are Python integers, which do not
 overflow.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from jprune.attention.quantize import Bits
 
 
 class Fetched(NamedTuple):
-    """Rows of `dim` numbers that are read, (..., kv heads) int32 each.
+    """Rows of `dim` numbers that are read, (..., kv heads) integers, or their bits.
 
     Attributes:
       queries: of Q.
@@ -27,10 +27,10 @@ class Fetched(NamedTuple):
       values: of V.
     """
 
-    queries: jax.Array
-    keys: jax.Array
-    lower: jax.Array
-    values: jax.Array
+    queries: Any
+    keys: Any
+    lower: Any
+    values: Any
 
 
 def fetched(
