@@ -131,7 +131,8 @@ def score(
         caches.fill(k, v, stream, slots, **options)
         for k, v, slots in zip(found.keys, found.values, plan.budgets, strict=True)
     ]
-    units = [_unit(k, plan.bits) for k in found.keys]
+    pairs = zip(found.keys, found.values, strict=True)
+    units = [_units(k, v, plan.bits) for k, v in pairs]
     alive = _alive(found.groups, kept.heads)
 
     def step(carry: Any, inputs: Any) -> Any:
@@ -190,7 +191,7 @@ def attend(
       q: `(batch, heads, dim)`.
       cache: With the token's own key and value.
       alive: `(batch, kv heads)`, which groups of heads are left.
-      unit: Of the quantization of keys and of values, `(batch, kv heads, 1, 1)`.
+      unit: Of the quantization of keys, and of values, `(batch, kv heads, 1, 1)`.
       kept: What is kept.
       bits: Of keys and values; None for float32.
     """
@@ -201,14 +202,13 @@ def attend(
     if bits is None:
         probs = softmax(steps.query(q, cache), live)
     else:
-        planes = _planes(
-            cache.keys.reshape(batch, groups, *cache.keys.shape[1:]), unit, bits
-        )
+        grouped = cache.keys.reshape(batch, groups, *cache.keys.shape[1:])
+        planes = _planes(grouped, unit[0], bits)
         upper, whole = progressive_scores(q[:, :, None], planes, bits)
         probs = softmax(upper[:, :, 0], live)
         unsure = (probs.max(-1) < kept.threshold) & heads & (bits.lsb > 0)
         probs = jnp.where(unsure[..., None], softmax(whole[:, :, 0], live), probs)
-        cache = cache._replace(values=_rounded(cache.values, batch, bits.value))
+        cache = cache._replace(values=_rounded(cache.values, unit[1], bits.value))
     count = ja.count_values(kept.values, caches.live_slots(cache))[:, None]
     chosen = live & ja.keep_values(probs, count)
     out = steps.mix(jnp.where(chosen, probs, 0), cache)
@@ -234,22 +234,26 @@ def _read(live: Any, unsure: Any, chosen: Any, groups: int) -> Read:
     )
 
 
-def _unit(keys: jax.Array, bits: ja.Bits | None) -> jax.Array | None:
-    """The unit of each head's keys, of the prompt: what is larger later is clipped."""
+def _units(k: jax.Array, v: jax.Array, bits: ja.Bits | None) -> Any:
+    """Of each head's keys and values in the prompt: what is larger later is clipped."""
     if bits is None:
         return None
-    return quantize(keys, bits.msb + bits.lsb)[1]
+    return quantize(k, bits.msb + bits.lsb)[1], quantize(v, bits.value)[1]
 
 
 def _planes(keys: jax.Array, unit: jax.Array, bits: ja.Bits) -> Planes:
-    most = 2 ** (bits.msb + bits.lsb - 1) - 1
-    whole = jnp.clip(jnp.round(keys / unit), -most, most).astype(jnp.int16)
+    whole = _integers(keys, unit, bits.msb + bits.lsb).astype(jnp.int16)
     return Planes(whole >> bits.lsb, whole & np.int16(2**bits.lsb - 1), unit)
 
 
-def _rounded(values: jax.Array, batch: int, bits: int) -> jax.Array:
-    grouped = values.reshape(batch, -1, *values.shape[1:])
-    return ja.fake_quantize(grouped, bits).reshape(values.shape)
+def _integers(x: jax.Array, unit: jax.Array, bits: int) -> jax.Array:
+    most = 2 ** (bits - 1) - 1
+    return jnp.clip(jnp.round(x / unit), -most, most)
+
+
+def _rounded(values: jax.Array, unit: jax.Array, bits: int) -> jax.Array:
+    unit = unit.reshape(-1, 1, 1)
+    return _integers(values, unit, bits) * unit
 
 
 def _alive(groups: jax.Array, counts: jax.Array) -> jax.Array:
@@ -285,14 +289,14 @@ def generate(
     )
     _, groups, _, dim = abstract[1].shape
     empty = [caches.init(batch, groups, length, dim, dtype=jnp.float32) for _ in layers]
-    alive = jnp.ones((len(layers), batch, groups), bool)
+    alive, none = jnp.ones((len(layers), batch, groups), bool), [None] * len(layers)
     whole = Kept(jnp.full(len(layers), groups), 1.0)
     plan = Plan((length,) * len(layers), recent=1)
 
     def step(carry: Any, key: jax.Array) -> Any:
         words, cached, stream = carry
         logits, cached, stream, _ = decode(
-            decoder, params, words, cached, stream, alive, alive, whole, plan
+            decoder, params, words, cached, stream, alive, none, whole, plan
         )
         chosen = jax.random.categorical(key, logits).astype(first.dtype)
         return (chosen, cached, stream), words

@@ -206,11 +206,13 @@ class Judged(NamedTuple):
       logits: `(n, outputs)`.
       loss: Mean over the examples.
       counts: Of each layer, summed over the examples: `(layers,)`, int64.
+      alive: `(n, layers, width)`: which tokens leave the attention of each layer.
     """
 
     logits: np.ndarray
     loss: float
     counts: encoder.Counts
+    alive: np.ndarray
 
 
 def make_judge(heads: int, widths: tuple[int, ...], size: int) -> Callable[..., Judged]:
@@ -225,20 +227,26 @@ def make_judge(heads: int, widths: tuple[int, ...], size: int) -> Callable[..., 
         each = losses(logits, batch.labels)
         weights = batch.weights.astype(jnp.int32)
         counts = jax.tree.map(lambda x: (x * weights).sum(-1), found.counts)
-        return logits, each, counts
+        return logits, each, found.alive.swapaxes(0, 1), counts
 
     def judge(params: Any, examples: Examples, kept: Kept = DENSE) -> Judged:
-        logits, each, counts = [], np.zeros(len(examples.labels)), []
-        rows = []
+        found, counts, rows = [], [], []
         for batch in batches(examples, widths, size):
-            found, loss, count = jax.device_get(run(params, batch, *kept))
+            *some, count = jax.device_get(run(params, batch, *kept))
             real = batch.weights > 0
             rows.append(batch.rows[real])
-            logits.append(found[real])
-            each[batch.rows[real]] = loss[real]
+            some[2] = _wide(some[2], widths[-1])
+            found.append([x[real] for x in some])
             counts.append(jax.tree.map(lambda x: x.astype(np.int64), count))
         order = np.argsort(np.concatenate(rows))
+        logits, each, alive = (
+            np.concatenate(parts)[order] for parts in zip(*found, strict=True)
+        )
         total = jax.tree.map(lambda *x: sum(x), *counts)
-        return Judged(np.concatenate(logits)[order], float(each.mean()), total)
+        return Judged(logits, float(each.mean()), total, alive)
 
     return judge
+
+
+def _wide(alive: np.ndarray, width: int) -> np.ndarray:
+    return np.pad(alive, ((0, 0), (0, 0), (0, width - alive.shape[2])))

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import finetune as ft
+from experiments.benchmarks import timing
 from experiments.catalogue import Outcome, Study
 from experiments.models import encoder
 from experiments.studies import spatten_levels as sl
@@ -140,7 +141,7 @@ def one(problem: Problem, settings: Settings, seed: int) -> dict[str, Any]:
         pruned = {**tuned.params, **tuned.fixed}
         curves = {
             "curve": report.curve(problem, judge, (whole, pruned), sizes),
-            "picture": report.picture(problem, pruned, kept),
+            "picture": report.picture(problem, judge, pruned, kept),
             "seconds": seconds(problem, whole, level, sizes, size),
         }
     dense = train(state, ft.DENSE, 1)
@@ -196,7 +197,7 @@ def judged(
 def seconds(
     problem: Problem, params: Any, level: sl.Level, sizes: sl.Sizes, size: int
 ) -> dict[str, float]:
-    """Returns milliseconds for a sentence, dense and with fewer tokens, in turns.
+    """Returns milliseconds for a sentence, dense and with fewer tokens.
 
     Of full batches of the width that most sentences have. Heads, values and bits are
     masks and rounding here, which a CPU or GPU does not run faster.
@@ -205,19 +206,12 @@ def seconds(
     widths = [batch.ids.shape[1] for batch in found if batch.weights.all()]
     width = max(set(widths), key=widths.count) if widths else found[0].ids.shape[1]
     batch = next(b for b in found if b.ids.shape[1] == width)
-    tokens = sl.Level(level.tokens, level.start)
-    runs = {}
-    for name, part in (("dense", None), ("tokens", tokens)):
+    forms = {}
+    for name, part in (("dense", None), ("tokens", level.only_tokens())):
         kept = sl.kept_of(part, sizes, quantized=False, shrink=True)
-        forward = lambda p, b, kept=kept: ft.outputs(p, b, sizes.heads, kept)[0]  # noqa: E731
-        runs[name] = jax.jit(forward).lower(params, batch).compile()
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(7):
-        for name, forward in runs.items():
-            begin = time.perf_counter()
-            jax.block_until_ready(forward(params, batch))
-            times[name].append(time.perf_counter() - begin)
-    return {n: 1e3 * float(np.median(t)) / size for n, t in times.items()}
+        forward = jax.jit(lambda p, b, k=kept: ft.outputs(p, b, sizes.heads, k)[0])
+        forms[name] = functools.partial(forward, params, batch)
+    return {n: 1e3 * t / size for n, t in timing.in_turns(forms, 5).items()}
 
 
 STUDY = Study(settings=Settings(), claims=report.CLAIMS, run=run)

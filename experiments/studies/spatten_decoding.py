@@ -11,7 +11,7 @@ traces; computation that of the products with them, including scores that are co
 anew from all bits.
 """
 
-import time
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ import optax
 
 from experiments import attention_plots as plots
 from experiments import corpora, decoding
+from experiments.benchmarks import timing
 from experiments.catalogue import Claim, Outcome, Study, Table
 from experiments.models import decoder, stories
 from experiments.stats import rounded
@@ -203,7 +204,8 @@ def options_of(
     kept = decoding.Kept(
         np.asarray(heads, np.float32), np.float32(way.values), settings.threshold
     )
-    return kept, decoding.Plan(budgets, way.bits)
+    recent = min(16, min(budgets) // 2)
+    return kept, decoding.Plan(budgets, way.bits, recent=recent)
 
 
 def measured(
@@ -262,23 +264,20 @@ def judged(settings: Settings, model: Model) -> dict[str, Any]:
 
 
 def seconds(settings: Settings, model: Model, share: float) -> dict[str, float]:
-    """Returns milliseconds for a decoded token of all windows, in turns.
+    """Returns milliseconds for a decoded token of all windows, the prompt's included.
 
     With smaller caches, which are faster here; heads, values and bits are masks and
     rounding.
     """
     windows = jnp.asarray(next(iter(model.tests.values())))
     length = windows.shape[1]
-    times: dict[str, list[float]] = {"dense": [], "tokens": []}
-    for _ in range(4):
-        for name, way in (("dense", Way()), ("tokens", Way(share))):
-            kept, plan = options_of(settings, model, way, length)
-            inputs = (model.decoder, model.params, windows, length // 2, kept, plan)
-            begin = time.perf_counter()
-            jax.block_until_ready(decoding.score(*inputs))
-            times[name].append(time.perf_counter() - begin)
+    forms = {}
+    for name, way in (("dense", Way()), ("tokens", Way(share))):
+        kept, plan = options_of(settings, model, way, length)
+        inputs = (model.decoder, model.params, windows, length // 2, kept, plan)
+        forms[name] = functools.partial(decoding.score, *inputs)
     tokens = length - length // 2 - 1
-    return {n: 1e3 * float(np.median(t[1:])) / tokens for n, t in times.items()}
+    return {n: 1e3 * t / tokens for n, t in timing.in_turns(forms, 3).items()}
 
 
 def table(figures: dict[str, Any], settings: Settings) -> Table:
@@ -327,8 +326,9 @@ def caption(figures: dict[str, Any], settings: Settings) -> str:
         f"{settings.batch_size} windows of each text, half of each decoded after half "
         "as its prompt; perplexity per token, of the GPT per byte. Nothing is trained "
         "with pruning. DRAM: keys and values read for a token, against float32. Mean "
-        "budgets, chosen on other windows, and milliseconds of a decoding step of all "
-        f"windows, dense and with these budgets: {chosen}."
+        "budgets, chosen on other windows, and milliseconds of processor time for a "
+        "token of all windows, its share of the prompt included, dense and with these "
+        f"budgets: {chosen}."
     )
 
 

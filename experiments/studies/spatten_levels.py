@@ -43,6 +43,10 @@ class Level(NamedTuple):
     bits: ja.Bits = ja.Bits(6, 4, 4, 6)
     threshold: float = 0.1
 
+    def only_tokens(self) -> "Level":
+        """Returns the level with no other technique."""
+        return Level(self.tokens, self.start)
+
 
 def pruning(level: Level, depth: int, heads: int) -> encoder.Pruning:
     """Returns what each layer keeps, on the host.
@@ -62,7 +66,7 @@ def pruning(level: Level, depth: int, heads: int) -> encoder.Pruning:
 
 def steps(level: Level) -> dict[str, Level | None]:
     """Returns the rows of the breakdown: each has one technique more."""
-    tokens = Level(level.tokens, level.start)
+    tokens = level.only_tokens()
     heads = tokens._replace(heads=level.heads)
     values = heads._replace(values=level.values)
     found = (None, tokens, heads, values, level)

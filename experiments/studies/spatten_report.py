@@ -9,7 +9,6 @@ import numpy as np
 from experiments import attention_plots as plots
 from experiments import finetune as ft
 from experiments.catalogue import Claim, Table
-from experiments.models import bert
 from experiments.stats import mean_and_spread, plus_minus, rounded
 from experiments.studies import spatten_levels as sl
 from experiments.studies.spatten_tasks import Problem
@@ -96,8 +95,8 @@ def caption(figures: dict[str, Any], settings: Any) -> str:
         "without more training. Schedules are chosen on a part of train. DRAM: rows of "
         "Q, K and V that attention reads, against float32. A row of probabilities that "
         "is not sure of itself asks for the keys' lower bits, which are then read for "
-        "all queries of that head. Milliseconds for a sentence on this machine, dense "
-        f"and with fewer tokens: {times}."
+        "all queries of that head. Milliseconds of processor time for a sentence, "
+        f"dense and with fewer tokens: {times}."
     )
 
 
@@ -176,25 +175,18 @@ def curve(
     return {"shares": list(SHARES), "scores": scores}
 
 
-def picture(problem: Problem, params: Any, kept: ft.Kept) -> dict[str, Any]:
+def picture(problem: Problem, judge: Any, params: Any, kept: ft.Kept) -> dict[str, Any]:
     """Returns the words of a sentence of dev and which are left after each layer.
 
     It is the first one of 12 to 24 tokens.
     """
-    lengths = problem.dev.tokens.lengths
-    row = int(np.argmax((lengths >= 12) & (lengths <= 24)))
-    batch = ft.batch_of(problem.dev, np.asarray([row]), int(lengths[row]), 1)
-    found = bert.encode(
-        params,
-        batch.ids,
-        batch.types,
-        batch.valid,
-        heads=problem.heads,
-        pruning=kept.pruning,
-        progressive=kept.progressive,
-    )
-    alive = np.asarray(jax.device_get(found.alive))[:, 0]
-    return {"words": problem.show(batch.ids[0]), "alive": alive.astype(int).tolist()}
+    tokens = problem.dev.tokens
+    row = int(np.argmax((tokens.lengths >= 12) & (tokens.lengths <= 24)))
+    one = jax.tree.map(lambda x: x[row : row + 1], problem.dev)
+    length = int(tokens.lengths[row])
+    alive = judge(params, one, kept).alive[0, :, :length]
+    words = problem.show(tokens.ids[row, :length])
+    return {"words": words, "alive": alive.astype(int).tolist()}
 
 
 def draw(path: Path, figures: dict[str, Any]) -> None:

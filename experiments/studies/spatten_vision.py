@@ -16,6 +16,7 @@ import optax
 from experiments import attention_plots as plots
 from experiments import data, train
 from experiments import finetune as ft
+from experiments.benchmarks import timing
 from experiments.catalogue import Claim, Outcome, Study, Table
 from experiments.models import encoder, vit
 from experiments.stats import mean_and_spread, plus_minus, rounded
@@ -79,7 +80,7 @@ def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
     dense = np.asarray(rows["dense"]["score"])
     for row in rows.values():
         row["lost"] = [rounded(x) for x in dense - np.asarray(row["score"])]
-    shown = {key: each[0][key] for key in ("curve", "pictures")}
+    shown = {key: each[0][key] for key in ("curve", "pictures", "seconds")}
     levels = [found["level"] for found in each]
     figures = {"rows": rows, "levels": levels, **shown}
 
@@ -124,7 +125,9 @@ def one(
     if shown:
         found["curve"] = curve(judge, splits, middle, tuned, sizes)
         kept = sl.kept_of(level, sizes, quantized=True)
-        found["pictures"] = pictures(settings, tuned.params, splits.test.images, kept)
+        images = splits.test.images
+        found["pictures"] = pictures(settings, tuned.params, images, kept)
+        found["seconds"] = seconds(settings, tuned.params, images[:64], level, sizes)
     return found
 
 
@@ -184,30 +187,38 @@ def outputs(
     return vit.logits(params, found), found
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
+PIECE = 250  # images that are judged together
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))
 def _judge(
-    heads: int, params: Any, images: jax.Array, pruning: Any, progressive: Any
+    heads: int, params: Any, images: Any, labels: Any, pruning: Any, progressive: Any
 ) -> Any:
+    """Of images of which some fill the piece only: those have the label -1."""
     kept = ft.Kept(pruning, progressive)
     logits, found = outputs(params, images, heads, kept)
-    return logits, found.counts
+    real = labels >= 0
+    counts = jax.tree.map(lambda x: (x * real).sum(-1), found.counts)
+    losses = ft.losses(logits, jnp.maximum(labels, 0)) * real
+    right = (logits.argmax(-1) == labels) & real
+    return right.sum(), losses.sum(), counts, found.alive
 
 
 def judged(heads: int, params: Any, part: data.Examples, kept: ft.Kept) -> Any:
     """Returns accuracy in percent, mean loss, and counts summed over images."""
-    piece = 250
-    logits, counts = [], []
-    for i in range(0, len(part.labels), piece):
-        images = part.images[i : i + piece]
-        found, count = jax.device_get(
-            _judge(heads, params, images, kept.pruning, kept.progressive)
-        )
-        logits.append(found)
-        counts.append(jax.tree.map(lambda x: x.astype(np.int64).sum(-1), count))
-    each = np.concatenate(logits)
-    loss = float(ft.losses(jnp.asarray(each), part.labels).mean())
-    score = 100 * float((each.argmax(-1) == np.asarray(part.labels)).mean())
-    return score, loss, jax.tree.map(lambda *x: sum(x), *counts)
+    count = len(part.labels)
+    extra = -count % PIECE
+    images = np.concatenate(
+        [part.images, np.zeros_like(part.images[:1].repeat(extra, 0))]
+    )
+    labels = np.concatenate([part.labels, np.full(extra, -1, np.int32)])
+    found = []
+    for i in range(0, count, PIECE):
+        piece = images[i : i + PIECE], labels[i : i + PIECE]
+        *sums, _ = _judge(heads, params, *piece, kept.pruning, kept.progressive)
+        found.append(jax.tree.map(lambda x: np.asarray(x, np.float64), sums))
+    right, loss, counts = jax.tree.map(lambda *x: sum(x), *found)
+    return 100 * float(right) / count, float(loss) / count, counts
 
 
 def curve(
@@ -227,17 +238,34 @@ def pictures(
     settings: Settings, params: Any, images: jax.Array, kept: ft.Kept
 ) -> list[dict[str, Any]]:
     """Returns the first four test images and the patches left after each layer."""
-    some = images[:4]
-    _, found = outputs(params, some, settings.heads, kept)
-    side = some.shape[1] // settings.patch
-    alive = np.asarray(found.alive)[:, :, 1:].reshape(-1, len(some), side, side)
+    labels = np.full(PIECE, -1, np.int32)
+    inputs = images[:PIECE], labels, kept.pruning, kept.progressive
+    *_, found = _judge(settings.heads, params, *inputs)
+    side = images.shape[1] // settings.patch
+    alive = np.asarray(found)[:, :4, 1:].reshape(-1, 4, side, side)
     return [
         {
-            "pixels": np.asarray(some[i, :, :, 0]).round(3).tolist(),
+            "pixels": np.asarray(images[i, :, :, 0]).round(3).tolist(),
             "alive": alive[:, i].astype(int).tolist(),
         }
-        for i in range(len(some))
+        for i in range(4)
     ]
+
+
+def seconds(
+    settings: Settings, params: Any, images: jax.Array, level: sl.Level, sizes: sl.Sizes
+) -> dict[str, float]:
+    """Returns milliseconds for an image, dense and with fewer tokens.
+
+    Heads, values and bits are masks and rounding here, which nothing runs faster.
+    """
+    forms = {}
+    for name, part in (("dense", None), ("tokens", level.only_tokens())):
+        kept = sl.kept_of(part, sizes, quantized=False, shrink=True)
+        run = jax.jit(lambda p, x, k=kept: outputs(p, x, settings.heads, k)[0])
+        forms[name] = functools.partial(run, params, images)
+    each = timing.in_turns(forms, 5)
+    return {name: 1e3 * one / len(images) for name, one in each.items()}
 
 
 def table(figures: dict[str, Any], settings: Settings) -> Table:
@@ -267,7 +295,9 @@ def table(figures: dict[str, Any], settings: Settings) -> Table:
             f"deviation over {len(settings.seeds)} seeds. {2 * settings.steps} steps "
             f"of {settings.batch_size}, of the pruned network the second half with all "
             "techniques on; rows between switch some off without more training. DRAM: "
-            "rows of Q, K and V that attention reads, against float32."
+            "rows of Q, K and V that attention reads, against float32. Milliseconds "
+            f"of processor time for an image, dense {figures['seconds']['dense']:.2f} "
+            f"and with fewer tokens {figures['seconds']['tokens']:.2f}."
         ),
     )
 

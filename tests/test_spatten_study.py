@@ -1,0 +1,198 @@
+"""The studies of SpAtten at a very small size, and how they count."""
+
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import finetune, toys
+from experiments.models import bert, encoder
+from experiments.studies import spatten_accuracy as accuracy
+from experiments.studies import spatten_decoding as decoding
+from experiments.studies import spatten_levels as levels
+from experiments.studies import spatten_report as report
+from experiments.studies import spatten_tasks as tasks
+from experiments.studies import spatten_vision as vision
+from jprune import attention as ja
+
+pytestmark = pytest.mark.others_code
+
+
+class Quiet:
+    """No progress bar."""
+
+    def add_task(self, *args, **kwargs):
+        return 0
+
+    def advance(self, *args):
+        pass
+
+
+def counts_of(tokens, heads):
+    """What plain attention works with, a sentence in each of two layers."""
+    rows = np.asarray([heads * tokens] * 2)
+    none = np.zeros(2, np.int64)
+    return encoder.Counts(
+        tokens=np.asarray([tokens] * 2),
+        after=np.asarray([tokens] * 2),
+        heads=np.asarray([heads] * 2),
+        spoken=rows,
+        pairs=rows * tokens,
+        products=rows * tokens,
+        unsure=none,
+        fetched=ja.Fetched(rows, rows, none, rows),
+    )
+
+
+SIZES = levels.Sizes(depth=2, heads=12, dim=64, width=768, hidden=3072)
+
+
+def test_costs_are_those_of_bert_base_by_hand():
+    found = levels.cost(counts_of(128, 12), SIZES)
+    # 3 arrays of 128 x 768 float32, 2 products of 128 x 128 x 768, two layers.
+    assert found.dram == 2 * 3 * 128 * 768 * 4
+    assert found.attention == 2 * 2 * 128 * 128 * 768
+    dense = ja.multiply_adds(ja.dense(2, 128, 12), 768, 3072)
+    assert found.layers == sum(dense)
+
+
+def test_half_the_heads_and_bits_are_counted():
+    full = levels.cost(counts_of(128, 12), SIZES)
+    half = levels.cost(counts_of(128, 6), SIZES, ja.Bits(8, 4, 4, 8))
+    saved = levels.savings(full, half)
+    assert saved["dram"] == pytest.approx(2 * 96 / (8 + 4 + 8))
+    assert saved["dram16"] == pytest.approx(saved["dram"] / 2)
+    assert saved["attention"] == 2
+    lower = counts_of(128, 6)
+    rows = lower.fetched.keys
+    lower = lower._replace(fetched=lower.fetched._replace(lower=rows), unsure=rows // 4)
+    more = levels.cost(lower, SIZES, ja.Bits(8, 4, 4, 8))
+    assert more.dram / half.dram == pytest.approx(24 / 20)
+    assert levels.refetched(lower) == {"rows": 25.0, "keys": 100.0}
+
+
+def test_the_cheapest_that_saves_enough_is_picked():
+    tried = [
+        {"dram": 7.0, "attention": 3.0, "loss": 0.1},
+        {"dram": 8.5, "attention": 2.0, "loss": 0.3},
+        {"dram": 8.1, "attention": 1.9, "loss": 0.2},
+        {"dram": 9.0, "attention": 1.0, "loss": 0.0},
+    ]
+    assert levels.pick(tried, 8.0, 1.8) == 2
+    assert levels.pick(tried, 20.0, 1.8) == 3
+
+
+def test_levels_follow_the_paper_rule():
+    found = levels.pruning(levels.Level(0.6, 0.8, 0.8, 0.5), 6, 12)
+    np.testing.assert_allclose(found.tokens, [1, 0.8, 0.7, 0.6, 0.5, 0.4], atol=1e-6)
+    assert found.heads.tolist() == [12, 12, 12, 10, 8, 7]
+    assert found.values.tolist() == [0.5] * 6
+
+
+def test_toy_sentences_say_what_their_class_is():
+    found = toys.sentiment(200, 0)
+    ids, lengths = found.tokens.ids, found.tokens.lengths
+    good = (ids >= toys.FIRST + toys.POLAR) & (ids < toys.FIRST + 2 * toys.POLAR)
+    bad = (ids >= toys.FIRST) & (ids < toys.FIRST + toys.POLAR)
+    assert ((good.sum(1) > bad.sum(1)) == found.labels.astype(bool)).all()
+    assert ((ids > 0).sum(1) == lengths).all()
+    assert (ids[:, 0] == toys.BEGIN).all()
+    assert 0.4 < found.labels.mean() < 0.6
+
+
+@pytest.fixture(scope="module")
+def small():
+    """The toy with an encoder of two layers and one width of batches."""
+    problem = tasks.toy(300)
+    init = functools.partial(
+        bert.init, vocabulary=toys.VOCABULARY, length=32, width=16, depth=2
+    )
+    cut = lambda part, n: jax.tree.map(lambda x: x[:n], part)  # noqa: E731
+    long = problem.fit.tokens.lengths > 24
+    fit = jax.tree.map(lambda x: x[long], problem.fit)
+    return problem._replace(
+        fit=fit,
+        choose=cut(problem.choose, 32),
+        dev=cut(problem.dev, 40),
+        init=lambda key: bert.with_head(init(key), key, 2),
+    )
+
+
+def test_accuracy_study(small, monkeypatch, tmp_path):
+    monkeypatch.setenv("JPRUNE_RESUME_DIR", str(tmp_path))
+    settings = accuracy.TOY_STUDY.settings._replace(
+        seeds=(3,), steps=4, batch_size=16, candidates=accuracy.CANDIDATES[:2]
+    )
+    found = accuracy.finished(
+        settings, "toy", 3, lambda: accuracy.one(small, settings, 3)
+    )
+    task = report.gathered([found], settings)
+    rows = task["rows"]
+    assert list(rows) == list(levels.ROWS)
+    for key in ("dram", "attention", "layers"):
+        values = [row[key][0] for row in rows.values()]
+        assert values[0] == 1
+        assert values == sorted(values)  # each technique saves, or does nothing
+    assert rows["+ quantization"]["dram"][0] > 4
+    assert rows["dense"]["lost"] == [0]
+    figures = {"tasks": {"toy": task}}
+    assert len(report.table(figures, settings).rows) == 5
+    report.draw(tmp_path / "plot.png", figures)
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+    json.dumps(figures, allow_nan=False)
+    claims = [claim.check(figures) for claim in accuracy.STUDY.claims]
+    assert claims[0]["ours"] == task["met"]
+
+    def again():
+        raise AssertionError("it is finished")
+
+    assert accuracy.finished(settings, "toy", 3, again) == found
+    with pytest.raises(AssertionError):  # other settings are another network
+        accuracy.finished(settings._replace(rate=1.0), "toy", 3, again)
+
+
+def test_vision_study(tmp_path):
+    settings = vision.DIGITS.settings._replace(
+        seeds=(1,), steps=3, batch_size=8, width=8, depth=2, patch=4, heads=2
+    )
+    settings = settings._replace(candidates=settings.candidates[:1])
+    outcome = vision.run(settings, None, Quiet())
+    rows = outcome.figures["rows"]
+    assert rows["dense"]["lost"] == [0]
+    assert rows["+ quantization"]["dram"][0] > 4
+    assert rows["tokens"]["attention"][0] >= 1
+    outcome.draw(tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+    assert np.asarray(outcome.figures["pictures"][0]["alive"]).shape == (2, 2, 2)
+    json.dumps(outcome.figures, allow_nan=False)
+
+
+def test_decoding_study(tmp_path):
+    settings = decoding.TOY_STUDY.settings._replace(
+        steps=3, length=40, width=8, depth=2, heads=2, batch_size=4, shares=(0.6,)
+    )
+    outcome = decoding.run(settings, None, Quiet())
+    found = outcome.figures["GPT"]
+    rows = found["texts"]["prose"]
+    assert list(rows) == list(levels.ROWS)
+    assert found["share"] == 0.6
+    # A cache of n slots is read whole: 0.9 n and 0.3 n on average, of up to 39.
+    read = [row["bytes"] for row in rows.values()]
+    assert read == sorted(read, reverse=True)
+    assert rows["dense"]["refetched"] == 0
+    mean = np.mean([min(n, 40) for n in range(21, 40)])
+    assert rows["dense"]["bytes"] == pytest.approx(2 * 2 * 8 * 4 * mean)
+    outcome.draw(tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+    json.dumps(outcome.figures, allow_nan=False)
+
+
+def test_examples_are_batched_with_their_labels():
+    part = toys.sentiment(30, 4)
+    for batch in finetune.batches(part, (24, 32), 8):
+        rows = batch.rows
+        assert (batch.labels == part.labels[rows]).all()
+        width = batch.ids.shape[1]
+        assert (batch.ids == part.tokens.ids[rows, :width]).all()
