@@ -87,18 +87,20 @@ def start(
     Returns:
       A `Cascade`.
     """
+    # From x itself, so that on a mesh all are laid out as it is.
+    none = jnp.zeros_like(x[..., 0], jnp.float32)
     rows, tokens = x.shape[:-2], x.shape[-2]
-    whole = (*rows, tokens)
-    positions = jnp.broadcast_to(lax.iota(jnp.int32, tokens), whole)
+    places = lax.broadcasted_iota(jnp.int32, (*rows, tokens), len(rows))
+    heads = jnp.broadcast_to(none[..., :1], (*rows, groups))
     return Cascade(
         x=x,
-        positions=positions,
-        valid=jnp.ones(whole, bool) if valid is None else valid,
-        protected=jnp.zeros(whole, bool) if protected is None else protected,
-        scores=jnp.zeros(whole, jnp.float32),
+        positions=places + none.astype(jnp.int32),
+        valid=none == 0 if valid is None else valid,
+        protected=none > 0 if protected is None else protected,
+        scores=none,
         heads=lax.iota(jnp.int32, groups),
-        alive=jnp.ones((*rows, groups), bool),
-        head_scores=jnp.zeros((*rows, groups) if per_sample else groups, jnp.float32),
+        alive=heads == 0,
+        head_scores=heads if per_sample else jnp.zeros(groups, jnp.float32),
     )
 
 
