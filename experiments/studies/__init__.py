@@ -125,4 +125,9 @@ STUDIES = (
         _SPATTEN_DECODING,
         "TOY_STUDY",
     ),
+    Entry(
+        "energy_pruning",
+        "Channels under a budget of energy or time on a machine: by worth or uniform",
+        "experiments.studies.energy_pruning",
+    ),
 )

@@ -33,7 +33,7 @@ BERTS = {"BERT-base": (12, 12), "BERT-large": (24, 16)}  # layers, heads
 GPTS = {"GPT-2 small": (12, 12), "GPT-2 medium": (24, 16)}
 PROMPT, STEPS, DIM = 992, 32, 64
 
-_COST = jax.jit(hw.cost)
+COST = jax.jit(hw.cost)
 
 
 class Scenario(NamedTuple):
@@ -215,7 +215,7 @@ def as_workload(attention: spatten.Attention) -> hw.Workload:
 
 def energy(attention: spatten.Attention, machine: hw.Accelerator) -> float:
     """Returns joules, of the machine's assumed energies."""
-    return float(_COST(as_workload(attention), machine).energy)
+    return float(COST(as_workload(attention), machine).energy)
 
 
 def measure(case: Benchmark) -> dict[str, float]:

@@ -22,6 +22,7 @@ from jprune.hardware.tracing import Metric, from_graph
 from jprune.hardware.workload import Workload
 
 _HALVINGS = 40
+_HARD = jax.jit(cost)
 
 
 def worth(
@@ -39,7 +40,8 @@ def worth(
       **fields: as in `from_graph`.
 
     Returns:
-      Path of a leaf that multiplies -> cost of one of its weights, at least 0.
+      Path of a leaf that multiplies -> cost of one of its weights, at least 0. Rounded
+      to integers of a small unit it is the cost of `jprune.keep_within_budget`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -59,7 +61,7 @@ def worth(
     weights = {p: float(_product(size(d) for d in graph.axes[p])) for p in paths}
 
     def at(density: dict[str, Any]) -> Any:
-        return metric(cost(from_graph(graph, density=density, **fields), machine))
+        return metric(_HARD(from_graph(graph, density=density, **fields), machine))
 
     full = {p: jnp.float32(1) for p in paths}
     whole = at(full)

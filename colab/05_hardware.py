@@ -1,0 +1,278 @@
+# ---
+# jupyter:
+#   accelerator: TPU
+#   colab:
+#     gpuType: V5E1
+#     name: 05_hardware.ipynb
+#     provenance: []
+#   jupytext:
+#     formats: ipynb,py:percent
+#     notebook_metadata_filter: all,-jupytext.text_representation.jupytext_version
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# [![Open in Colab][badge]][colab]
+#
+# [badge]: https://colab.research.google.com/assets/colab-badge.svg
+# [colab]: https://colab.research.google.com/github/jprune/jprune/blob/main/colab/05_hardware.ipynb
+#
+# # From a traced model to a Pareto front
+#
+# What is pruning worth on a machine that you do not have, or that does not exist yet?
+# jprune has one pure function for that, `cost(workload, machine)`: cycles, seconds,
+# energy, DRAM bytes and area. Both arguments are pytrees of arrays, so it is vmapped
+# over machines and pruning schedules, and differentiated by both.
+#
+# 1. **Trace** a network: its products become a workload.
+# 2. **Compare** machines: what bounds each of them?
+# 3. **Search**: thousands of accelerators at once, and the gradient of one.
+# 4. **Prune** to "30 % less energy on this machine".
+#
+# It runs on one CPU, GPU or TPU chip, in a minute or two on two CPU cores.
+#
+# *Licensed under the Apache License, Version 2.0.*
+
+# %% [markdown]
+# ## Install
+#
+# Only on Colab. jprune asks for no newer JAX than the one that Colab brings, so the
+# runtime's own JAX, which fits its GPU or TPU, has to stay; the cell checks that.
+
+# %%
+import importlib.metadata
+import os
+import subprocess
+import sys
+
+if "google.colab" in sys.modules:
+    ours = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
+    package = os.environ.get("JPRUNE_INSTALL", "jprune[experiments]")
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", package], check=True)
+    for name, version in ours.items():
+        now = importlib.metadata.version(name)
+        assert now == version, f"{name} {version} became {now}: restart the runtime"
+
+# %%
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+
+import jprune as jp
+from jprune import graph as jg
+from jprune import hardware as hw
+from jprune.hardware import machines, networks, workload
+
+device = jax.devices()[0]
+print(f"JAX {jax.__version__}, jprune {jp.__version__}")
+print(f"runs on {device.device_kind} ({device.platform}), one of {jax.device_count()}")
+
+# %%
+STEPS = int(os.environ.get("JPRUNE_NB_STEPS", 200))
+DESIGNS = 50 * STEPS  # random accelerators
+DESCENT = 100 + STEPS  # steps down the gradient
+
+# %% [markdown]
+# ## 1. Trace
+#
+# Any JAX function will do. Here a transformer's layer in plain JAX; its parameters are
+# only shapes, nothing is computed.
+
+# %%
+WIDTH, HEADS, HIDDEN, TOKENS = 256, 4, 1024, 128
+
+
+def layer(params, x):
+    def split(y):
+        return y.reshape(TOKENS, HEADS, -1).transpose(1, 0, 2)
+
+    q, k, v = (split(x @ params[name]) for name in ("q", "k", "v"))
+    probabilities = jax.nn.softmax(q @ k.transpose(0, 2, 1) / np.sqrt(WIDTH / HEADS))
+    y = (probabilities @ v).transpose(1, 0, 2).reshape(TOKENS, -1)
+    x = x + y @ params["o"]
+    return x + jax.nn.gelu(x @ params["up"]) @ params["down"]
+
+
+sizes = dict.fromkeys("qkvo", (WIDTH, WIDTH))
+sizes |= {"up": (WIDTH, HIDDEN), "down": (HIDDEN, WIDTH)}
+shapes = {name: jax.ShapeDtypeStruct(s, jnp.float32) for name, s in sizes.items()}
+graph = jg.trace(layer, shapes, jax.ShapeDtypeStruct((TOKENS, WIDTH), jnp.float32))
+net = hw.from_graph(graph, bits=8)
+print(f"{len(net.m)} products, {float(workload.multiply_adds(net)) / 1e6:.1f} M madds")
+for b, m, n, k in zip(net.batch, net.m, net.n, net.k, strict=True):
+    print(f"  {b:3.0f} x ({m:4.0f}, {k:4.0f}) times ({k:4.0f}, {n:4.0f})")
+
+# %% [markdown]
+# Well-known networks are built in, such as BERT, GPT-2, ResNet-50 and ViT.
+#
+# ## 2. Compare
+#
+# Published machines, each with its source in its docstring. `bound` says which resource
+# takes an operation longest. Absolute energies are those that the sources give or
+# imply: use them for ratios.
+
+# %%
+nets = {
+    "our layer": net,
+    "BERT-base": networks.bert_base(128),
+    "GPT-2, a token": networks.gpt2_small(1, 1024),
+    "ResNet-50": networks.resnet50(),
+}
+several = {
+    name: getattr(machines, name)()
+    for name in ("spatten", "eyeriss", "tpu_v1", "tpu_v5e", "h100", "xeon")
+}
+cost = jax.jit(hw.cost)
+print("network         machine       us       mJ    bound by")
+for title, each in nets.items():
+    for name, machine in several.items():
+        found = cost(each, machine)
+        which = np.bincount(found.bound, minlength=len(hw.RESOURCES)).argmax()
+        us, mj = 1e6 * float(found.seconds), 1e3 * float(found.energy)
+        print(f"{title:15} {name:8} {us:10.1f} {mj:8.3f}    {hw.RESOURCES[which]}")
+
+# %% [markdown]
+# A roofline: achieved operations against operations for a byte of DRAM.
+
+# %%
+intensity = np.logspace(-1, 4.5, 100)
+figure, axes = plt.subplots(figsize=(7, 4), constrained_layout=True)
+for i, (name, machine) in enumerate(several.items()):
+    peak = float(hw.accelerators.peak_tops(machine, 8))
+    roof = np.minimum(peak, intensity * float(machine.dram_bandwidth) * 1e-3)
+    axes.loglog(intensity, roof, color=f"C{i}", label=name)
+    for each, marker in zip(nets.values(), "*os^", strict=True):
+        found, done = cost(each, machine), 2 * float(workload.multiply_adds(each))
+        point = done / float(found.dram_bytes), 1e-12 * done / float(found.seconds)
+        axes.loglog(*point, marker, color=f"C{i}")
+axes.set(xlabel="operations for a byte of DRAM", ylabel="TOPS, 8 bits")
+axes.legend(fontsize="small")
+plt.show()
+
+# %% [markdown]
+# ## 3. Search
+#
+# A design is any pytree; a function makes of it a workload and a machine. Here it is an
+# array of multipliers, its SRAM and its DRAM, *and* the share of tokens that attention
+# pruning keeps: machine and pruning together. As a stand-in for accuracy, keeping less
+# costs points.
+
+# %%
+bounds = {
+    "rows": (8, 256),
+    "columns": (8, 256),
+    "sram": (32, 8192),
+    "dram_bandwidth": (4, 256),
+    "tokens": (0.3, 1.0),
+}
+base = machines.tpu_v1()._replace(dataflows=np.ones(3, np.float32), leakage=0.5)
+bert = nets["BERT-base"]
+
+
+def build(design):
+    machine = {k: v for k, v in design.items() if k != "tokens"}
+    keep = jnp.ones_like(bert.keep).at[:, 1].set(design["tokens"])
+    return bert._replace(keep=keep), base._replace(**machine)
+
+
+def points_lost(tokens):
+    return 4 * (1 - tokens) ** 2  # a proxy; measure it for your own model
+
+
+drawn = hw.search.random_designs(jax.random.key(0), DESIGNS, bounds)
+costs = hw.search.evaluate(drawn, build)
+objectives = jnp.stack([costs.seconds, costs.area, points_lost(drawn["tokens"])], 1)
+front = hw.search.pareto(objectives)
+print(f"{DESIGNS:,} designs, {int(front.sum())} on the front")
+
+# %%
+figure, axes = plt.subplots(figsize=(7, 4), constrained_layout=True)
+axes.scatter(costs.area, 1e3 * costs.seconds, s=2, color="lightgrey")
+dots = axes.scatter(
+    costs.area[front], 1e3 * costs.seconds[front], s=12, c=drawn["tokens"][front]
+)
+axes.set(xscale="log", yscale="log", xlabel="mm$^2$", ylabel="ms for BERT-base")
+figure.colorbar(dots, label="tokens kept")
+plt.show()
+
+# %% [markdown]
+# Gradients get there with fewer evaluations: eight descents at once on the smooth cost,
+# under a limit of area and of points, then rounding, and the hard cost.
+
+
+# %%
+def delay_energy(found):
+    return found.seconds * found.energy
+
+
+def limits(found):
+    return jnp.stack([found.area / 200])
+
+
+def descend(start):
+    return hw.search.descend(
+        start, build, delay_energy, bounds, limits=limits, steps=DESCENT
+    )
+
+
+bounds["tokens"] = (0.7, 1.0)  # at most 0.36 points
+starts = hw.search.random_designs(jax.random.key(1), 8, bounds)
+ends = jax.jit(jax.vmap(descend))(starts)
+rounded = {k: v if k == "tokens" else jnp.round(v) for k, v in ends.design.items()}
+after = hw.search.evaluate(rounded, build)
+best = int(jnp.argmin(jnp.where(after.area <= 201, delay_energy(after), jnp.inf)))
+print({k: round(float(v[best]), 2) for k, v in rounded.items()})
+fits = (costs.area <= 200) & (drawn["tokens"] >= 0.7)
+grid_best = float(jnp.min(jnp.where(fits, delay_energy(costs), jnp.inf)))
+print(f"energy x delay: {grid_best:.3g} of random designs,", end=" ")
+print(f"{float(delay_energy(after)[best]):.3g} by gradients")
+
+# %% [markdown]
+# ## 4. Prune to a budget of energy
+#
+# Wherever jprune takes a cost of groups' sizes, the machine's cost can stand: here 30 %
+# less energy of our layer on Eyeriss. Heads, head dimensions and hidden units compete.
+
+# %%
+params = {
+    name: jax.random.normal(key, s) / np.sqrt(s[0])
+    for key, (name, s) in zip(
+        jax.random.split(jax.random.key(2), len(sizes)), sizes.items(), strict=True
+    )
+}
+energy = hw.on(machines.eyeriss(), lambda found: found.energy, bits=8)
+scores = jg.group_scores(graph, jax.tree.map(jnp.square, params))
+keep = jg.select(graph, scores, 0.3, cost=energy)
+small, small_params = jg.shrink(graph, params, jg.make_plan(graph, keep))
+share = float(energy(graph, jg.sizes(graph, keep)) / energy(graph, {}))
+print(f"energy left: {100 * share:.1f} %")
+print({name: p.shape for name, p in small_params.items()})
+out = small(small_params, jnp.ones((TOKENS, WIDTH)))
+assert out.shape == (TOKENS, WIDTH)
+
+# %% [markdown]
+# And its gradient, for masks that are learned: what a unit of each group costs.
+
+# %%
+smooth = hw.on(machines.eyeriss(), lambda found: found.energy, bits=8, temperature=0.05)
+whole = {name: jnp.float32(group.size) for name, group in graph.groups.items()}
+for name, slope in jax.grad(lambda s: smooth(graph, s))(whole).items():
+    print(f"{name:12} {1e9 * float(slope):8.2f} nJ for an entry, of {whole[name]:.0f}")
+
+# %% [markdown]
+# ## Where to go next
+#
+# - How wrong is it? `python -m experiments hardware_validation` prints the model beside
+#   published figures, with every error.
+# - SpAtten's own stages and schedules: `jprune.hardware.spatten`; its tables:
+#   `python -m experiments spatten_tables`.
+# - Your own machine: `hw.accelerator(clock=..., rows=..., columns=..., sram=...,
+#   dram_bandwidth=...)`; every field has a unit in the docstring.

@@ -1,0 +1,190 @@
+"""Channels removed under a budget of a machine's energy, or time, on digits.
+
+A trained residual network loses channels until half of its energy on Eyeriss, or half
+of its time there, is left, and trains on. Uniform pruning takes the same share of every
+group; pruning by worth lets all groups compete by score per joule, or per second, that
+an entry costs. Both end at the same cost, so accuracy decides.
+"""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import data, train
+from experiments.catalogue import Claim, Outcome, Study, Table
+from experiments.models import resnet
+from experiments.stats import mean_and_spread, plus_minus, rounded
+from experiments.studies import group_pruning
+from jprune import graph as jg
+from jprune import hardware as hw
+from jprune.hardware import machines
+
+METRICS: dict[str, hw.tracing.Metric] = {
+    "energy": lambda found: found.energy,
+    "time": lambda found: found.seconds,
+}
+WAYS = ("the same share of each group", "by worth")
+
+
+class Settings(NamedTuple):
+    """What is trained and how.
+
+    Attributes:
+      seeds: Of initialisation and batches.
+      steps: Of the dense training.
+      extra: Steps after pruning.
+      removed: The share of energy or time that goes.
+      depth: Of the residual network.
+      width: Channels of its first stage.
+      bits: Of weights and activations on the machine.
+    """
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    steps: int = 300
+    extra: int = 150
+    removed: float = 0.6
+    depth: int = 8
+    width: int = 16
+    bits: int = 16
+
+
+def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
+    """Trains, prunes both ways under both budgets, trains on."""
+    splits = jax.tree.map(jnp.asarray, data.load("digits", data_dir))
+    shape = splits.train.images.shape[1:]
+    task = progress.add_task("train, prune, train on", total=5 * len(settings.seeds))
+    init = functools.partial(
+        resnet.init, image_shape=shape, depth=settings.depth, width=settings.width
+    )
+    abstract = jax.eval_shape(init, jax.random.key(0))
+    one = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    graph = jg.trace(resnet.apply, abstract, one)
+    tuning = group_pruning.Settings(
+        steps=settings.steps,
+        extra=settings.extra,
+        depth=settings.depth,
+        width=settings.width,
+    )
+    fit = trainer(settings, splits, init, tuning)
+    rows: dict[str, dict[str, list[float]]] = {}
+    for seed in settings.seeds:
+        params = fit(jax.random.key(seed))
+        progress.advance(task)
+        scores = jg.group_scores(
+            graph, jax.device_get(jax.tree.map(jnp.square, params))
+        )
+        for metric, measure in METRICS.items():
+            for way in WAYS:
+                keep, left = chosen(settings, graph, scores, measure, way)
+                before, after = group_pruning.tuned(
+                    tuning, splits, params, keep, jax.random.key(1000 + seed)
+                )
+                row = rows.setdefault(f"{metric}: {way}", {})
+                for name, value in (("left", 100 * left), ("test", after)):
+                    row.setdefault(name, []).append(rounded(value))
+                row.setdefault("before", []).append(rounded(before))
+                progress.advance(task)
+    return Outcome({"rows": rows}, {"main": table(rows, settings)})
+
+
+def trainer(
+    settings: Settings, splits: data.Splits, init: Any, tuning: group_pruning.Settings
+) -> Callable[[jax.Array], Any]:
+    """Returns the dense training: `key -> params`."""
+    tx = group_pruning.optimizer(tuning, settings.steps)
+
+    @jax.jit
+    def fit(key: jax.Array) -> Any:
+        first, second = jax.random.split(key)
+        state, _ = train.fit(
+            resnet.apply,
+            tx,
+            init(first),
+            splits.train,
+            second,
+            steps=settings.steps,
+            batch_size=tuning.batch_size,
+        )
+        return state.params
+
+    return fit
+
+
+def chosen(
+    settings: Settings,
+    graph: jg.Graph,
+    scores: dict[str, Any],
+    measure: hw.tracing.Metric,
+    way: str,
+) -> tuple[dict[str, jax.Array], float]:
+    """Returns what is kept, a mask for every group, and the share of cost that is left.
+
+    The worth of an entry is its score over what it costs: the derivative of the smooth
+    cost by the size of its group.
+    """
+    on = functools.partial(hw.on, machines.eyeriss(), measure, bits=settings.bits)
+    cost, scope = on(), jg.each_group
+    if way == "by worth":
+        slope = jax.grad(lambda sizes: on(temperature=0.05)(graph, sizes))
+        whole = {n: jnp.float32(g.size) for n, g in graph.groups.items()}
+        price = {n: float(x) for n, x in slope(whole).items()}
+        scores = {n: np.asarray(scores[n]) / price[n] for n in scores}
+        scope = jg.all_groups
+    keep = jg.select(graph, scores, settings.removed, scope=scope, cost=cost)
+    left = float(cost(graph, jg.sizes(graph, keep)) / cost(graph, {}))
+    full = {n: np.ones(g.size, bool) for n, g in graph.groups.items()}
+    return jax.tree.map(jnp.asarray, full | keep), left
+
+
+def table(rows: dict[str, dict[str, list[float]]], settings: Settings) -> Table:
+    """Returns a row for each budget and way."""
+    return Table(
+        columns=("budget: way", "left (%)", "before fine-tuning", "test accuracy (%)"),
+        rows=tuple(
+            (name, *(plus_minus(row[k]) for k in ("left", "before", "test")))
+            for name, row in rows.items()
+        ),
+        caption=(
+            f"digits, ResNet-{settings.depth} of width {settings.width} in "
+            f"{settings.bits} bits on Eyeriss, one image: {100 * settings.removed:.0f} "
+            f"% of its energy, or time, goes. {settings.steps} steps, then "
+            f"{settings.extra}; group L2; mean ± std over {len(settings.seeds)} seeds."
+        ),
+    )
+
+
+def missed(figures: dict[str, Any]) -> tuple[float, None]:
+    """Measures how far the worst network is from its target, in percent of it."""
+    target = 100 * (1 - Settings().removed)
+    lefts = [x for row in figures["rows"].values() for x in row["left"]]
+    return rounded(max(100 * abs(x - target) / target for x in lefts)), None
+
+
+def gained(metric: str, figures: dict[str, Any]) -> tuple[float, float | None]:
+    """Measures the points by which worth is above the same share of each."""
+    same, worth = (figures["rows"][f"{metric}: {way}"]["test"] for way in WAYS)
+    return mean_and_spread([b - a for a, b in zip(same, worth, strict=True)])
+
+
+STUDY = Study(
+    Settings(),
+    (
+        Claim(
+            "digits, budgets of energy and time on Eyeriss: missed by (% of target)",
+            *("jprune", ("<=", 2), missed),
+        ),
+        *(
+            Claim(
+                f"digits, 40 % of {metric} on Eyeriss: points by worth over uniform",
+                *("jprune", (">", 0), functools.partial(gained, metric)),
+            )
+            for metric in METRICS
+        ),
+    ),
+    run,
+)
