@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -113,10 +114,23 @@ def check_shrink(text):
     assert "exported for" in text
 
 
+def check_hardware(text):
+    """What the fifth notebook prints: a workload by hand, a front, less energy."""
+    # 128 tokens through 4 * 256^2 + 2 * 256 * 1024 weights; two products of 4 heads.
+    madds = 128 * (4 * 256**2 + 2 * 256 * 1024) + 2 * 4 * 128 * 128 * 64
+    assert f"8 products, {madds / 1e6:.1f} M madds" in text
+    left = re.search(r"energy left: ([\d.]+) %", text)
+    assert 60 < float(left[1]) <= 70
+    drawn, ours = re.search(r"delay: (\S+) of random designs, (\S+) by", text).groups()
+    assert float(ours) < 1.5 * float(drawn)
+    assert text.count(" nJ for an entry") >= 2
+
+
 CHECKS = {
     "01_quickstart": check_quickstart,
     "02_bip": check_bip,
     "03_shrink": check_shrink,
+    "05_hardware": check_hardware,
 }
 
 
