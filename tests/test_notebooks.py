@@ -114,6 +114,44 @@ def check_shrink(text):
     assert "exported for" in text
 
 
+# By hand, of two layers, the second of which keeps 12 of 17 tokens and 3 of 4 heads:
+# multiply-adds, and bytes of queries, keys and values in float32.
+ATTENTION = {
+    "dense": (1_188_096, 26_112),
+    "tokens": (1_085_696, 26_112),
+    "heads": (1_011_936, 22_848),
+}
+
+
+def check_attention(text):
+    """What the fourth notebook prints: counts, equalities, the authors' figures."""
+    lines = text.splitlines()
+    equal = [float(line.split()[-1]) for line in lines if "from plain" in line]
+    assert len(equal) == 2
+    assert max(equal) < 1e-4  # to rounding: the encoder, and the decoder
+    assert "tokens after each layer: [17 12]" in lines
+    rows = [line.replace(",", "").split() for line in lines if line.endswith("x")]
+    table = {row[-6]: row for row in rows if len(row) > 5}
+    assert list(table) == ["dense", "tokens", "heads", "values", "bits"]
+    for name, (cost, size) in ATTENTION.items():
+        assert tuple(map(int, table[name][-3:-1])) == (cost, size)
+    assert int(table["values"][-3]) == 994_800
+    # Of 119 rows of 16 numbers of each: queries in 12 bits, keys in 6, or in 10.
+    assert 1_904 * 18 / 8 < int(table["bits"][-2]) <= 1_904 * (12 + 10 + 6) / 8
+    assert "small: slots [32, 12], 22,528 bytes" in lines
+    held = next(line for line in lines if line.startswith("the last layer still has"))
+    held = json.loads(held.partition("has ")[2])
+    assert len(held) == 12
+    assert {0, 1, 60, 61, 62, 63} <= set(held)
+    # The published schedules' own totals.
+    traced = [line.split() for line in lines if line.startswith("GPT-2")]
+    less = [float(row[i]) for row in traced for i in (2, 10)]
+    assert less == pytest.approx([6.04, 28.9, 3.10, 8.96], rel=0.005)
+    learned = next(line for line in lines if line.startswith("learned: ("))
+    counts = json.loads(f"[{learned.partition('(')[2].partition(')')[0]}]")
+    assert 17 >= counts[0] >= counts[1] >= 1
+
+
 def check_hardware(text):
     """What the fifth notebook prints: a workload by hand, a front, less energy."""
     # 128 tokens through 4 * 256^2 + 2 * 256 * 1024 weights; two products of 4 heads.
@@ -130,6 +168,7 @@ CHECKS = {
     "01_quickstart": check_quickstart,
     "02_bip": check_bip,
     "03_shrink": check_shrink,
+    "04_attention": check_attention,
     "05_hardware": check_hardware,
 }
 

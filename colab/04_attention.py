@@ -1,0 +1,698 @@
+# ---
+# jupyter:
+#   accelerator: TPU
+#   colab:
+#     gpuType: V5E1
+#     name: 04_attention.ipynb
+#     provenance: []
+#   jupytext:
+#     formats: ipynb,py:percent
+#     notebook_metadata_filter: all,-jupytext.text_representation.jupytext_version
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# [![Open in Colab][badge]][colab]
+#
+# [badge]: https://colab.research.google.com/assets/colab-badge.svg
+# [colab]: https://colab.research.google.com/github/jprune/jprune/blob/main/colab/04_attention.ipynb
+#
+# # Attention that prunes as it goes
+#
+# Not all words of a sentence matter, nor all patches of an image, and attention knows
+# which: it has just looked at them. [SpAtten](https://arxiv.org/abs/2012.09852) uses
+# what attention computes anyway to drop, on the fly,
+#
+# - **tokens** that few others look at: they leave for good, layer by layer (a cascade);
+# - **heads** that say little: likewise;
+# - **values**, row by row, whose probability is next to nothing;
+# - **bits** of the keys, where the upper ones already decide.
+#
+# Here all of it runs on a small vision transformer and in a decoder with a cache:
+#
+# 1. train a transformer, prune tokens, see which patches are left;
+# 2. add heads, values and bits, count the bytes;
+# 3. decode with a cache that never grows;
+# 4. learn how many tokens each layer should keep.
+#
+# It runs on one CPU, GPU or TPU chip, in a few minutes on two CPU cores.
+#
+# *Licensed under the Apache License, Version 2.0.*
+
+# %% [markdown]
+# ## Install
+#
+# Only on Colab. jprune asks for no newer JAX than the one that Colab brings, so the
+# runtime's own JAX, which fits its GPU or TPU, has to stay; the cell checks that.
+
+# %%
+import importlib.metadata
+import os
+import subprocess
+import sys
+
+if "google.colab" in sys.modules:
+    ours = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
+    package = os.environ.get("JPRUNE_INSTALL", "jprune[experiments]")
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", package], check=True)
+    for name, version in ours.items():
+        now = importlib.metadata.version(name)
+        assert now == version, f"{name} {version} became {now}: restart the runtime"
+
+# %%
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+import jprune as jp
+from jprune import attention as ja
+from jprune.attention import cache as kv
+from jprune.attention import decode, traces
+
+device = jax.devices()[0]
+print(f"JAX {jax.__version__}, jprune {jp.__version__}")
+print(f"runs on {device.device_kind} ({device.platform}), one of {jax.device_count()}")
+
+# %% [markdown]
+# The sizes. Set the environment variables to try the notebook smaller or larger.
+
+# %%
+STEPS = int(os.environ.get("JPRUNE_NB_STEPS", 800))  # updates of the first training
+BATCH = int(os.environ.get("JPRUNE_NB_BATCH", 64))  # images in each
+FINE_TUNE = max(STEPS // 4, 1)  # updates after pruning
+
+full_size = STEPS >= 800  # only then do accuracies mean something
+
+# %% [markdown]
+# # 1. A vision transformer that drops patches
+#
+# ## Data and network
+#
+# Scikit-learn's digits, 8 x 8 pixels, a fifth of them put aside to test on. Patches of
+# 2 x 2 pixels make 16 tokens; a *class token* in front of them is the one that the
+# classifier reads in the end.
+
+# %%
+digits = load_digits()
+labels = digits.target.astype(np.int32)
+images = (digits.images / 16).astype(np.float32)
+train_images, test_images, train_labels, test_labels = map(
+    jnp.asarray,
+    train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0),
+)
+
+SIDE = 4  # patches in a row
+TOKENS = 1 + SIDE**2
+LAYERS = 3 if full_size else 2
+WIDTH, HEADS, HIDDEN = 64, 4, 128
+DIM = WIDTH // HEADS
+
+
+def cut(images):
+    tiles = images.reshape(-1, SIDE, 2, SIDE, 2).swapaxes(2, 3)
+    return tiles.reshape(-1, SIDE**2, 4)
+
+
+# %% [markdown]
+# Parameters are a dict of arrays, with an attention layer's projections in
+# `ja.HeadWeights`, by heads. A layer is two functions, and jprune prunes between them:
+# `mix` projects tokens to queries, keys and values and attends; `finish` does what
+# comes after.
+
+
+# %%
+def random(key, inputs, *shape):
+    return jax.random.normal(key, shape) / np.float32(np.sqrt(inputs))
+
+
+def init_heads(key):
+    keys = jax.random.split(key, 4)
+    q, k, v = (random(key, WIDTH, WIDTH, HEADS, DIM) for key in keys[:3])
+    return ja.HeadWeights(q, k, v, random(keys[3], WIDTH, HEADS, DIM, WIDTH))
+
+
+def init_layer(key):
+    keys = jax.random.split(key, 3)
+    return {
+        "heads": init_heads(keys[0]),
+        "up": random(keys[1], WIDTH, WIDTH, HIDDEN),
+        "down": random(keys[2], HIDDEN, HIDDEN, WIDTH),
+    }
+
+
+def init(key):
+    keys = jax.random.split(key, LAYERS + 3)
+    return {
+        "patches": random(keys[0], 4, 4, WIDTH),
+        "places": random(keys[1], WIDTH, TOKENS, WIDTH),
+        "layers": [init_layer(key) for key in keys[3:]],
+        "read": 0.1 * random(keys[2], WIDTH, WIDTH, 10),
+    }
+
+
+def normalize(x):
+    centred = x - x.mean(-1, keepdims=True)
+    return centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+
+
+def embed(params, images):
+    patches = cut(images) @ params["patches"]
+    return jnp.pad(patches, ((0, 0), (1, 0), (0, 0))) + params["places"]
+
+
+def mix(layer, x, valid, heads):
+    """Returns what each head says of each token, and the probabilities."""
+    return ja.cascade.mix_heads(layer["heads"], normalize(x), valid, heads)
+
+
+def finish(layer, x, outputs, heads):
+    x = x + ja.combine(ja.take_heads(layer["heads"], heads), outputs)
+    return x + jax.nn.gelu(normalize(x) @ layer["up"]) @ layer["down"]
+
+
+# %% [markdown]
+# `cascade.encode` runs the layers under a *schedule*, which says how many tokens and
+# heads each of them keeps. Between `mix` and `finish` the importance of tokens is added
+# up: how much attention each one got, over all heads, queries and layers so far. The
+# least important leave; `finish` and all later layers never see them. The schedule is
+# static, so arrays become smaller, and XLA compiles them once.
+#
+# A schedule that keeps everything is the plain transformer.
+
+
+# %%
+is_class = jnp.arange(TOKENS) == 0
+
+
+def start(params, images):
+    x = embed(params, images)
+    protected = jnp.broadcast_to(is_class, x.shape[:2])  # never leaves
+    return ja.cascade.start(x, HEADS, protected=protected)
+
+
+def network(params, images, plan, mix=mix):
+    state = ja.cascade.encode(
+        start(params, images), params["layers"], plan, mix, finish
+    )
+    return normalize(state.x[:, 0]) @ params["read"]
+
+
+def plain(params, images):
+    x = embed(params, images)
+    for layer in params["layers"]:
+        q, k, v = (
+            jnp.einsum("ntw,whd->nthd", normalize(x), w) for w in layer["heads"][:3]
+        )
+        y = jax.nn.dot_product_attention(q, k, v)
+        x = x + jnp.einsum("nthd,hdw->ntw", y, layer["heads"].output)
+        x = x + jax.nn.gelu(normalize(x) @ layer["up"]) @ layer["down"]
+    return normalize(x[:, 0]) @ params["read"]
+
+
+@jax.jit
+def from_plain(params, images):
+    with jax.default_matmul_precision("highest"):
+        difference = network(params, images, dense) - plain(params, images)
+    return jnp.abs(difference).max()
+
+
+dense = ja.dense(LAYERS, TOKENS, HEADS)
+params = jax.jit(init)(jax.random.key(0))
+print(dense)
+print(f"from plain attention: at most {from_plain(params, test_images[:8]):.1e}")
+
+# %% [markdown]
+# ## Training
+#
+# An ordinary loop. What it trains is an argument (static, so everything that changes
+# shapes is in there): a function of parameters and images.
+
+
+# %%
+@functools.partial(jax.jit, static_argnames=("forward", "steps"))
+def train(forward, params, key, steps, rate):
+    tx = optax.adam(optax.cosine_decay_schedule(rate, steps))
+
+    def loss(params, batch):
+        logits = forward(params, train_images[batch])
+        wanted = train_labels[batch]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, wanted).mean()
+
+    def step(carry, key):
+        params, state = carry
+        batch = jax.random.randint(key, (BATCH,), 0, len(train_labels))
+        updates, state = tx.update(jax.grad(loss)(params, batch), state)
+        return (optax.apply_updates(params, updates), state), None
+
+    keys = jax.random.split(key, steps)
+    return jax.lax.scan(step, (params, tx.init(params)), keys)[0][0]
+
+
+@functools.partial(jax.jit, static_argnames="forward")
+def accuracy(forward, params):
+    return (forward(params, test_images).argmax(-1) == test_labels).mean()
+
+
+def pruned(plan):
+    return functools.partial(network, plan=plan)
+
+
+params = train(pruned(dense), params, jax.random.key(1), STEPS, 2e-3)
+print(f"dense: {accuracy(pruned(dense), params):.1%} of the test images are right")
+
+# %% [markdown]
+# ## Prune tokens
+#
+# `ja.ramp` makes the counts of a schedule as the paper does: the first layer keeps all,
+# then the share falls linearly from layer to layer. Four schedules, milder to harsher.
+# Each is applied to the dense network as it is, and once more after some training in
+# which pruning is active.
+
+
+# %%
+def counts(average):
+    return ja.ramp(LAYERS, TOKENS, average, start=min(1.5 * average, 1), multiple=1)
+
+
+def cost(plan):
+    """Returns the multiply-adds of one image."""
+    return sum(ja.multiply_adds(plan, WIDTH, HIDDEN))
+
+
+def fine_tuned(forward, params):
+    return train(forward, params, jax.random.key(2), FINE_TUNE, 1e-3)
+
+
+averages = (0.75, 0.5, 0.35, 0.25) if full_size else (0.5,)
+curve = {}
+for average in averages:
+    plan = ja.schedule(TOKENS, counts(average), (HEADS,) * LAYERS)
+    forward = pruned(plan)
+    tuned = fine_tuned(forward, params)
+    found = accuracy(forward, params), accuracy(forward, tuned)
+    curve[average] = (cost(plan) / cost(dense), *map(float, found), tuned)
+    print(
+        f"tokens {plan.tokens}: {cost(plan) / cost(dense):.1%} of the multiply-adds, "
+        f"{found[0]:.1%} as it is, {found[1]:.1%} fine-tuned"
+    )
+
+# %%
+share, before, after, _ = zip(*curve.values(), strict=True)
+figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+axes.plot(share, after, "o-", label="fine-tuned with pruning")
+axes.plot(share, before, "o:", mfc="w", label="dense network, pruned as it is")
+axes.axhline(float(accuracy(pruned(dense), params)), color="0.6", lw=1, label="dense")
+axes.set_xlabel("multiply-adds left")
+axes.set_ylabel("test accuracy")
+axes.xaxis.set_major_formatter("{x:.0%}")
+axes.yaxis.set_major_formatter("{x:.0%}")
+axes.invert_xaxis()
+axes.legend(frameon=False)
+plt.show()
+
+# %% [markdown]
+# ## Which patches are left?
+#
+# A `Cascade`, the state between two layers, knows where in the input each token stood.
+# So we take the layers one by one and look.
+
+
+# %%
+@functools.partial(jax.jit, static_argnames="plan")
+def survivors(params, images, plan):
+    """Returns for each layer (images, tokens): True for those that leave it."""
+    state, alive = start(params, images), []
+    for layer, tokens in zip(params["layers"], plan.tokens, strict=True):
+        state = ja.cascade.cascade_layer(
+            state,
+            functools.partial(mix, layer),
+            functools.partial(finish, layer),
+            tokens,
+        )
+        places = jax.nn.one_hot(state.positions, TOKENS, dtype=bool)
+        alive.append(places.any(axis=1))
+    return jnp.stack(alive)
+
+
+average = 0.5
+tuned = curve[average][-1]
+plan = ja.schedule(TOKENS, counts(average), (HEADS,) * LAYERS)
+some = np.array([int(np.argmax(test_labels == digit)) for digit in (0, 2, 4, 7, 8)])
+alive = np.asarray(survivors(tuned, test_images[some], plan))
+assert alive[:, :, 0].all()  # the class token
+
+figure, grid = plt.subplots(5, LAYERS + 1, figsize=(7, 7), layout="constrained")
+for row, image, patches in zip(grid, some, alive[:, :, 1:].swapaxes(0, 1), strict=True):
+    row[0].imshow(test_images[image], cmap="gray_r")
+    for axes, left in zip(row[1:], patches, strict=True):
+        left = np.kron(left.reshape(SIDE, SIDE), np.ones((2, 2), bool))
+        shown = np.where(left, test_images[image], np.nan)
+        axes.imshow(shown, cmap="gray_r", vmin=0, vmax=1)
+        axes.set_facecolor("#e9c46a")
+for axes in grid.flat:
+    axes.set_xticks([])
+    axes.set_yticks([])
+grid[0, 0].set_title("image", fontsize=9)
+for i, axes in enumerate(grid[0, 1:]):
+    axes.set_title(f"after layer {i + 1}", fontsize=9)
+plt.show()
+print(f"tokens after each layer: {alive.sum(-1)[:, 0]}")
+
+# %% [markdown]
+# # 2. Heads, values, bits
+#
+# Heads are one more list of counts in the schedule. Values and bits are choices inside
+# an attention layer, so they go into `mix`: `ja.keep_values` says which probabilities
+# of a row are large enough for their value to be fetched, and `ja.progressive_attend`
+# first tries the keys' upper bits, and takes the lower ones where a row's largest
+# probability is below a threshold.
+#
+# Fewer tokens and heads mean smaller arrays, on any device. Fewer values and bits do
+# not: XLA reads whole arrays. Here they are a mask and a rounding, with the answer of a
+# machine that fetches on demand, and `ja.fetched` counts what that machine reads.
+
+
+# %%
+class Technique(NamedTuple):
+    """What is pruned; hashable, so that it can be a static argument."""
+
+    plan: ja.Schedule
+    values: float = 1.0  # the share of a row's values that is fetched
+    bits: ja.Bits | None = None
+
+
+THRESHOLD = 0.2  # of a row's largest probability; with 1,000 words 0.1 or less
+FLOAT = ja.Bits(query=32, msb=32, lsb=0, value=32)
+
+
+def mixer(technique, seen):
+    """Returns a `mix` that also lists what it saw."""
+
+    def mix(layer, x, valid, heads):
+        q, k, v = ja.project(ja.take_heads(layer["heads"], heads), normalize(x))
+        if technique.bits:
+            _, probs, refetched = ja.progressive_attend(
+                q, ja.center_keys(k), v, bits=technique.bits, threshold=THRESHOLD
+            )
+            v = ja.fake_quantize(v, technique.bits.value)
+        else:
+            _, probs = ja.attend(q, k, v)
+            refetched = jnp.zeros(q.shape[:-1], bool)
+        visible = jnp.broadcast_to(valid[:, None, None], probs.shape)
+        kept = visible
+        if technique.values < 1:
+            kept = ja.keep_values(probs, ja.count_values(technique.values, visible))
+        rows = ja.fetched(visible, k.shape[1], refetched=refetched, kept=kept)
+        seen.append((rows, ja.refetch_fraction(refetched, visible)))
+        return ja.weigh_values(probs, v, kept), probs
+
+    return mix
+
+
+@functools.partial(jax.jit, static_argnames="technique")
+def measure(technique, params):
+    """Returns accuracy, and for each layer the rows read and the share refetched."""
+    seen = []
+    logits = network(params, test_images, technique.plan, mixer(technique, seen))
+    return (logits.argmax(-1) == test_labels).mean(), seen
+
+
+def bytes_read(technique, seen):
+    """Returns the bytes of queries, keys and values, of one image."""
+    bits = technique.bits or FLOAT
+    total = sum(sum(ja.fetched_bits(rows, DIM, bits)) for rows, _ in seen)
+    return total / 8 / len(test_labels)
+
+
+# %% [markdown]
+# One after the other, as in the paper. The two accuracies are those of the dense
+# network pruned as it is, and after the fine-tuning above, which knew of tokens only.
+# Bytes are those of queries, keys and values of an image, in float32 until bits are
+# pruned too. In an encoder a row of V is read once for all queries, and one query that
+# wants it is enough: what values save is products. When text is generated, next, each
+# query reads anew.
+
+# %%
+fewer_heads = ja.ramp(LAYERS, HEADS, 0.75, start=0.75, front=0.3, multiple=1)
+both = ja.schedule(TOKENS, plan.tokens, fewer_heads)
+half = [keys // 2 for keys in both.entering]  # as `ja.count_values` counts
+all_three = ja.schedule(TOKENS, plan.tokens, fewer_heads, half)
+bits = ja.Bits(query=12, msb=6, lsb=4, value=6)
+techniques = {
+    "dense": Technique(dense),
+    "+ tokens": Technique(plan),
+    "+ heads": Technique(both),
+    "+ values": Technique(all_three, 0.5),
+    "+ bits": Technique(all_three, 0.5, bits),
+}
+print(f"tokens {both.tokens}, heads {both.heads}, half of the values, {bits}")
+print(f"{'':10}{'as it is':>10}{'tuned':>8}{'mult.-adds':>12}{'bytes':>9}{'less':>8}")
+results = {}
+for name, technique in techniques.items():
+    before, seen = measure(technique, params)
+    after, seen = measure(technique, params if name == "dense" else tuned)
+    results[name] = float(after), bytes_read(technique, seen)
+    less = results["dense"][1] / results[name][1]
+    print(
+        f"{name:10}{before:10.1%}{after:8.1%}{cost(technique.plan):12,}"
+        f"{results[name][1]:9,.0f}{less:7.2f}x"
+    )
+print("rows that fetched lower bits:", *(f"{share:.1%}" for _, share in seen))
+
+# %% [markdown]
+# # 3. A cache that never grows
+#
+# A decoder reads the keys and values of all earlier tokens again for each new one. Here
+# every layer has a fixed number of *slots*; when they are full, the new token takes the
+# slot of the least important one. Nothing is gathered or moved, so generation is one
+# `lax.scan` with the caches in its carry.
+#
+# `decode.step` is a layer's attention for one token. It takes the *stream*, the
+# importance of all positions so far, and passes it on: to the next layer, and from the
+# last layer to the next token. The first tokens (*sinks*) and the most recent ones are
+# protected. What the decoder says is of no interest here: its weights are random.
+
+# %%
+LENGTH, DEPTH, WORDS = 64, 2, 32
+BUDGETS = (32, 12)  # slots of each layer
+SINKS, RECENT = 2, 4
+
+
+def init_decoder(key):
+    def layer(key):
+        heads = init_heads(key)
+        return heads._replace(query=4 * heads.query)  # sharper, as in a trained one
+
+    keys = jax.random.split(key, DEPTH + 2)
+    return {
+        "embed": random(keys[0], WIDTH, WORDS, WIDTH),
+        "places": random(keys[1], WIDTH, LENGTH, WIDTH),
+        "layers": [layer(key) for key in keys[2:]],
+    }
+
+
+def word_step(params, carry, key):
+    word, caches, stream = carry
+    x, kept = params["embed"][word] + params["places"][stream.position], []
+    for layer, cache in zip(params["layers"], caches, strict=True):
+        q, k, v = (y[:, :, 0] for y in ja.project(layer, normalize(x)[:, None]))
+        out, cache, stream = decode.step(
+            q, k, v, cache, stream, sinks=SINKS, recent=RECENT
+        )
+        x = x + ja.combine(layer, out[:, :, None])[:, 0]
+        kept.append(cache)
+    logits = normalize(x) @ params["embed"].T
+    carry = jax.random.categorical(key, logits), kept, kv.advance(stream)
+    return carry, (word, logits, kept[-1].positions)
+
+
+@functools.partial(jax.jit, static_argnames="budgets")
+def generate(params, key, budgets):
+    """Returns the last caches; and words, logits, the last layer's slots, by step."""
+    caches = [kv.init(1, HEADS, slots, DIM, dtype=jnp.float32) for slots in budgets]
+    first = jnp.zeros(1, jnp.int32), caches, kv.start(1, LENGTH)
+    step = functools.partial(word_step, params)
+    (_, caches, _), said = jax.lax.scan(step, first, jax.random.split(key, LENGTH))
+    return caches, said
+
+
+@jax.jit
+def all_at_once(params, words):
+    """Returns logits by plain causal attention."""
+    x = params["embed"][words] + params["places"]
+    for layer in params["layers"]:
+        q, k, v = ja.project(layer, normalize(x))
+        x = x + ja.combine(layer, ja.attend(q, k, v, causal=True)[0])
+    return normalize(x) @ params["embed"].T
+
+
+decoder = jax.jit(init_decoder)(jax.random.key(3))
+with jax.default_matmul_precision("highest"):
+    whole, (words, logits, _) = generate(decoder, jax.random.key(4), (LENGTH,) * DEPTH)
+    small, (_, _, slots) = generate(decoder, jax.random.key(4), BUDGETS)
+    difference = jnp.abs(logits[:, 0] - all_at_once(decoder, words[:, 0])).max()
+for name, caches in (("whole", whole), ("small", small)):
+    size = sum(cache.keys.nbytes + cache.values.nbytes for cache in caches)
+    print(f"{name}: slots {[len(c.positions[0]) for c in caches]}, {size:,} bytes")
+print(f"slots for all, from plain attention: at most {difference:.1e}")
+print(f"the last layer still has {sorted(small[-1].positions[0].tolist())}")
+
+# %% [markdown]
+# Which positions does the last layer hold, from word to word? Sinks are the columns at
+# the left, recent words the diagonal; between them are those that were looked at most.
+# Importance is a sum, as in the paper: early words have had more time to earn theirs.
+
+# %%
+held = np.zeros((LENGTH, LENGTH), bool)
+for step, positions in enumerate(np.asarray(slots[:, 0])):
+    held[step, positions[: step + 1]] = True  # slots fill from the first
+assert (held.sum(1) == np.minimum(np.arange(LENGTH) + 1, BUDGETS[-1])).all()
+
+figure, axes = plt.subplots(figsize=(4.6, 4.4), layout="constrained")
+axes.imshow(~held, cmap="gray", vmin=-0.4)
+axes.set_xlabel("position in the text")
+axes.set_ylabel("words generated")
+plt.show()
+
+# %% [markdown]
+# ## What the authors' GPT-2 reads
+#
+# SpAtten's authors published what each layer of two GPT-2 models keeps on WikiText-2.
+# `jprune.attention.traces` has these schedules as data, and counts.
+
+# %%
+for name, trace in (("small", traces.GPT2_SMALL), ("medium", traces.GPT2_MEDIUM)):
+    less = traces.reduction(trace)
+    print(
+        f"GPT-2 {name}: {less.elements:.2f} times fewer numbers of K and V, "
+        f"{less.bits:.2f} times fewer bytes than float32, "
+        f"{less.refetched:.1%} of rows fetched lower bits"
+    )
+
+# %% [markdown]
+# # 4. Learn how many tokens each layer keeps
+#
+# A count is not differentiable, but a *gate* is: `soft.straight_keep` gives zeros and
+# ones, the same tokens as before, with the derivatives of gates that add up to a real
+# number. `soft.soft_layer` runs a layer under gates. So gradient descent can move the
+# counts: a token more where it helps most, and `soft.over_budget` charges for what is
+# spent beyond a budget, the multiply-adds of the schedule above.
+#
+# Each layer keeps a share of what the one before has kept, so counts never grow. The
+# network rests; only the shares are learned.
+
+
+# %%
+def soft_counts(raw):
+    return TOKENS * jnp.cumprod(jax.nn.sigmoid(raw))
+
+
+def soft_cost(counts):
+    entering = (TOKENS, *counts[:-1])
+    soft = ja.Schedule(TOKENS, tuple(counts), (HEADS,) * LAYERS, entering)
+    return cost(soft)
+
+
+def soft_mix(layer, x, gates):
+    q, k, v = ja.project(layer["heads"], normalize(x))
+    return ja.soft.gated_attend(q, k, v, gates)
+
+
+def soft_network(params, raw, images, temperature=1.0):
+    x = embed(params, images)
+    ones = jnp.ones(x.shape[:2])
+    protected = jnp.broadcast_to(is_class, x.shape[:2])
+    state = ja.soft.SoftCascade(x, gates=ones, scores=jnp.zeros_like(ones))
+    for layer, count in zip(params["layers"], soft_counts(raw), strict=True):
+        keep = functools.partial(
+            ja.soft.straight_keep,
+            count=count,
+            temperature=temperature,
+            protected=protected,
+        )
+        state = ja.soft.soft_layer(
+            state,
+            functools.partial(soft_mix, layer),
+            functools.partial(finish, layer, heads=jnp.arange(HEADS)),
+            lambda scores, valid, keep=keep: keep(scores, valid=valid),
+        )
+    return normalize(state.x[:, 0]) @ params["read"]
+
+
+budget = cost(plan)
+
+
+@functools.partial(jax.jit, static_argnames="steps")
+def learn_counts(params, key, steps):
+    tx = optax.adam(0.05)
+
+    def loss(raw, batch):
+        logits = soft_network(params, raw, train_images[batch])
+        wanted = train_labels[batch]
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, wanted)
+        over = ja.soft.over_budget(soft_cost(soft_counts(raw)), budget)
+        return losses.mean() + 10 * over
+
+    def step(carry, key):
+        raw, state = carry
+        batch = jax.random.randint(key, (BATCH,), 0, len(train_labels))
+        updates, state = tx.update(jax.grad(loss)(raw, batch), state)
+        raw = optax.apply_updates(raw, updates)
+        return (raw, state), soft_counts(raw)
+
+    raw = jnp.full(LAYERS, 2.0, jnp.float32)
+    return jax.lax.scan(step, (raw, tx.init(raw)), jax.random.split(key, steps))[1]
+
+
+path = np.asarray(learn_counts(params, jax.random.key(5), FINE_TUNE))
+learned = [max(1, round(count)) for count in path[-1].tolist()]
+learned_plan = ja.schedule(TOKENS, learned, (HEADS,) * LAYERS)
+print(f"ramp:    {plan.tokens}, {cost(plan) / cost(dense):.1%} of the multiply-adds")
+print(f"learned: {learned_plan.tokens}, {cost(learned_plan) / cost(dense):.1%}")
+found = [float(accuracy(pruned(one), params)) for one in (plan, learned_plan)]
+print("dense network pruned as it is: ramp {:.1%}, learned {:.1%}".format(*found))
+
+# %%
+figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
+for layer, line in enumerate(path.T):
+    axes.plot(line, label=f"layer {layer + 1}", color=f"C{layer}")
+    axes.axhline(plan.tokens[layer], color=f"C{layer}", ls=":", lw=1)
+axes.set_xlabel("updates")
+axes.set_ylabel("tokens kept (dotted: ramp)")
+axes.legend(frameon=False)
+plt.show()
+
+# %%
+if full_size:
+    accuracy_of = {name: value for name, (value, _) in results.items()}
+    assert accuracy_of["dense"] > 0.95, accuracy_of
+    assert accuracy_of["+ tokens"] > accuracy_of["dense"] - 0.02, accuracy_of
+    assert accuracy_of["+ bits"] > accuracy_of["dense"] - 0.04, accuracy_of
+    assert results["dense"][1] > 4 * results["+ bits"][1]
+    assert cost(learned_plan) < 1.1 * budget
+
+# %% [markdown]
+# ## Where to go next
+#
+# - Your own model: give `ja.cascade.encode` the two functions of your layers. Flax's
+#   modules take what `ja.adapters.attention_fn` makes as their `attention_fn`.
+# - Speed: at this size there is nothing to gain. `python -m experiments bench
+#   attention` times an encoder of BERT's size, and decoding with thousands of words.
+# - Accuracy: `python -m experiments spatten_accuracy` fine-tunes a pretrained encoder
+#   on GLUE and adds one technique after the other, as the table above does.
+# - Tokens that are merged instead of dropped, thresholds that are learned, routers:
+#   `ja.merge`, `ja.soft.threshold_keep`, `ja.routers`.
