@@ -192,7 +192,16 @@ def _layer_lottery(graph: jg.Graph, sparsity: float) -> Any:
     return jp.recipes.layer_lottery(graph, ones, lambda fn, params: params, count)
 
 
+def _beta_rank(graph: jg.Graph, sparsity: Any) -> Any:
+    """By the gains of weights of 1, which frameworks cannot order differently."""
+    ones = jax.tree.map(lambda w: jnp.ones(w.shape, w.dtype), graph.params)
+    rng = np.random.default_rng(0)
+    batch = [jnp.asarray(rng.normal(size=x.shape), x.dtype) for x in graph.inputs]
+    return jp.recipes.beta_rank(graph, sparsity, jg.gains(graph, ones, *batch))
+
+
 STRUCTURAL_CASES = [
+    StructuralCase("beta_rank", _beta_rank),
     StructuralCase("group_magnitude", jp.recipes.group_magnitude),
     StructuralCase("group_taylor", jp.recipes.group_taylor),
     StructuralCase(

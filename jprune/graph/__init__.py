@@ -28,10 +28,14 @@ from jprune.graph.depth import branch_scores as branch_scores
 from jprune.graph.depth import branches as branches
 from jprune.graph.depth import without as without
 from jprune.graph.distances import geometric_median_scores as geometric_median_scores
+from jprune.graph.gains import gain_scores as gain_scores
+from jprune.graph.gains import gains as gains
+from jprune.graph.gains import written as written
 from jprune.graph.groups import Group as Group
 from jprune.graph.groups import Member as Member
 from jprune.graph.groups import check_known as check_known
 from jprune.graph.groups import places as places
+from jprune.graph.inner import is_inner as is_inner
 from jprune.graph.masking import keep_groups as keep_groups
 from jprune.graph.masking import kept_by as kept_by
 from jprune.graph.plan import Plan as Plan

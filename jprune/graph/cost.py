@@ -76,11 +76,23 @@ def _operations(program: Program, origins: dict[int, str], turns: Axes) -> Any:
             found.append(_operation(node, tuple(dict.fromkeys(named)), turns))
         elif node.inner:
             found += _inside(node, origins, turns)
-        elif len(named) == 1 and len(node.outputs) == 1:
-            others = [v for v in node.inputs if id(v) not in origins]
-            if not any(v.active for v in others):  # a view of a leaf, a cast
-                origins[id(node.outputs[0])] = named[0]
+        else:
+            note_view(node, origins)
     return found
+
+
+def note_view(node: Node, origins: dict[int, str]) -> None:
+    """Notes where the result of an equation comes from, if it is a view of a leaf.
+
+    Args:
+      node: the equation; a cast, a transposition.
+      origins: id of a value -> path of the leaf; the result is added.
+    """
+    named = [origins[id(v)] for v in node.inputs if id(v) in origins]
+    if node.inner or len(named) != 1 or len(node.outputs) != 1:
+        return
+    if not any(v.active for v in node.inputs if id(v) not in origins):
+        origins[id(node.outputs[0])] = named[0]
 
 
 def _inside(node: Node, origins: dict[int, str], turns: Axes) -> list[Operation]:

@@ -58,7 +58,7 @@ def branches(graph: Graph) -> dict[str, Branch]:
       a: a, b
     """
     program = graph.program
-    before = _ancestors(program)
+    before = ancestors(program)
     maker = {id(v): i for i, n in enumerate(program.nodes) for v in n.outputs}
     users = _users(program)
     found: dict[str, Branch] = {}
@@ -196,8 +196,12 @@ def _source(value: Value, nodes: list[Node], maker: dict[int, int]) -> Value:
     return value
 
 
-def _ancestors(program: Program) -> dict[int, set[int]]:
-    """For each value the ids of the active values that it was computed from."""
+def ancestors(program: Program) -> dict[int, set[int]]:
+    """Returns for each value the ids of the active values that it was computed from.
+
+    Args:
+      program: the equations; those of loops are one step.
+    """
     found: dict[int, set[int]] = {}
     for node in program.nodes:
         above: set[int] = set()

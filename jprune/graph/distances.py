@@ -64,7 +64,7 @@ def geometric_median_scores(
             for m in group.members
             if m.path in leaves and where(m.path, leaves[m.path])
         ]
-        outputs = [m for m in members if _is_output(m, shapes[m.path], layout)]
+        outputs = [m for m in members if is_output(m, shapes[m.path], layout)]
         return [_distances(group, m, leaves[m.path]) for m in outputs or members]
 
     return over_members(graph, distances, combine, normalize)
@@ -113,5 +113,12 @@ def _row_distances(rows: jax.Array) -> jax.Array:
     return jax.lax.map(one, rows)
 
 
-def _is_output(member: Member, leaf: Any, layout: tree.KernelLayout) -> bool:
+def is_output(member: Member, leaf: Any, layout: tree.KernelLayout) -> bool:
+    """Returns whether a group's axis is one that the filters of a kernel are along.
+
+    Args:
+      member: of the group.
+      leaf: the array of that member, or its shape.
+      layout: which axes of a leaf are its output axes.
+    """
     return len(leaf.shape) > 1 and member.axis in layout(member.path, leaf).output

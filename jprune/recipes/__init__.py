@@ -24,6 +24,7 @@ from jprune.recipes.score_search import edge_popup as edge_popup
 from jprune.recipes.score_search import hydra as hydra
 from jprune.recipes.score_search import lottery_jackpots as lottery_jackpots
 from jprune.recipes.score_search import sign_supermask as sign_supermask
+from jprune.recipes.structural import beta_rank as beta_rank
 from jprune.recipes.structural import fpgm as fpgm
 from jprune.recipes.structural import group_fisher as group_fisher
 from jprune.recipes.structural import group_magnitude as group_magnitude
@@ -35,6 +36,7 @@ from jprune.recipes.structural_depth import precrop as precrop
 from jprune.recipes.tickets import lottery_ticket as lottery_ticket
 
 __all__ = [
+    "beta_rank",
     "bip",
     "consensus",
     "edge_popup",
