@@ -201,7 +201,6 @@ def _beta_rank(graph: jg.Graph, sparsity: Any) -> Any:
 
 
 STRUCTURAL_CASES = [
-    StructuralCase("beta_rank", _beta_rank),
     StructuralCase("group_magnitude", jp.recipes.group_magnitude),
     StructuralCase("group_taylor", jp.recipes.group_taylor),
     StructuralCase(
@@ -215,6 +214,7 @@ STRUCTURAL_CASES = [
         "network_slimming",
         lambda graph, s: jp.recipes.network_slimming(graph, s, SCALES),
     ),
+    StructuralCase("beta_rank", _beta_rank),
     StructuralCase("mask_sparsity", _mask_sparsity, "link"),
     StructuralCase("precrop", _precrop, "sizes"),
     StructuralCase("layer_lottery", _layer_lottery, "branches"),

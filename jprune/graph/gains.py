@@ -142,7 +142,7 @@ def _gain(product: Product, x: jax.Array, y: jax.Array) -> jax.Array:
         gain, order = _convolution_gain(product, x, y)
     rest = [i for i in range(len(kernel.axes)) if i not in order]
     gain = jnp.expand_dims(gain, tuple(range(gain.ndim, len(kernel.axes))))
-    gain = jnp.transpose(gain, np.argsort([*order, *rest]))
+    gain = jnp.transpose(gain, np.argsort([*order, *rest]).tolist())
     return jnp.broadcast_to(gain, kernel.shape).astype(kernel.dtype)
 
 
@@ -161,8 +161,7 @@ def _matrix_gain(
     _check(product, [y.shape[i] for i in others])
     # The kernel's batch axes stand in the order of the operand's.
     inside = x.std(tuple(i for i in range(x.ndim) if i not in batch))
-    places = np.argsort(np.argsort(batch))
-    inside = jnp.transpose(inside, places) if len(batch) else inside
+    inside = jnp.transpose(inside, np.argsort(np.argsort(batch)).tolist())
     inside = jnp.expand_dims(inside, tuple(range(len(batch), len(batch) + len(free))))
     return _over(y.std(others), inside), order + free
 
