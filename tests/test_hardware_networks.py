@@ -194,7 +194,8 @@ def test_weights_are_worth_what_their_zeros_save(graph):
         k: jnp.asarray(rng.normal(size=s), jnp.float32)
         for k, s in {"in": (64, 256), "mid": (256, 512), "out": (512, 8)}.items()
     }
-    cost = {k: round(x / 1e-15) for k, x in each.items()}  # in fJ: costs are integers
+    unit = max(each.values()) / 2**15  # J: costs are integers up to 2^16
+    cost = {k: max(1, round(x / unit)) for k, x in each.items()}
     whole = sum(cost[k] * params[k].size for k in params)
     pruner = jp.keep_within_budget(round(0.4 * whole), lambda path, w: cost[path])
     masks = pruner.update(jax.tree.map(jnp.abs, params), pruner.init(params), params)[0]

@@ -41,7 +41,8 @@ def worth(
 
     Returns:
       Path of a leaf that multiplies -> cost of one of its weights, at least 0. Rounded
-      to integers of a small unit it is the cost of `jprune.keep_within_budget`.
+      to multiples of a unit, of which the dearest weight costs at most 2^16, it is the
+      cost of `jprune.keep_within_budget`.
 
     Example:
       >>> import jax.numpy as jnp

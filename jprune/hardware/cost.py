@@ -115,6 +115,12 @@ def cost(workload: Workload, machine: Accelerator, *, temperature: Any = None) -
       >>> RESOURCES[int(found.bound[0])], round(1e6 * float(found.seconds), 1)
       ('dram', 69.4)
     """
+    return _cost(workload, machine, temperature)
+
+
+# Jitted, as hundreds of small steps would be compiled one by one.
+@jax.jit
+def _cost(workload: Workload, machine: Accelerator, temperature: Any) -> Cost:
     r = arithmetic.hard() if temperature is None else arithmetic.smooth(temperature)
     use = jax.vmap(lambda o: operation(o, machine, r))(workload)
     cycles = _in_turn(use, workload, machine, r)
