@@ -2,8 +2,9 @@
 
 Queries are the outer loop: one query of one head at a time. A head's keys meet 8 a
 cycle, its values 8 a cycle, and a selection drops values; keys and values come from
-DRAM once for a head. `jprune.hardware.cost` says the same from tiles, to a few percent;
-here are the paper's own quantities, and the sum that its released model takes.
+DRAM once for a head. `jprune.hardware.cost` says the same from tiles, which take values
+by 64: within a few percent where that divides them, else up to a quarter more. Here are
+the paper's own quantities, and the sum that its released model takes.
 """
 
 import math
