@@ -33,7 +33,7 @@ class Settings(NamedTuple):
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    steps: int = 5
+    steps: int = 3
     shape: encoding.Shape = encoding.Shape()
     lengths: tuple[int, ...] = (128, 384, 512)
     multiple_of: int = 16
@@ -230,11 +230,6 @@ def _worst_choice(figures: dict[str, Any]) -> tuple[float, float | None]:
     return 100 * mean, None if spread is None else 100 * spread
 
 
-def _bandwidth(case: str, figures: dict[str, Any]) -> tuple[float, float | None]:
-    one = figures["decoding"][case]
-    return mean_and_spread(np.divide(one["GB/s, dense"], one["GB/s, streaming"]))
-
-
 def _times_fewer(figures: dict[str, Any]) -> tuple[float, None]:
     return min(one["times_fewer"] for one in figures["encoder"].values()), None
 
@@ -274,10 +269,11 @@ STUDY = Study(
         ),
         *(
             Claim(
-                f"dense cache, context {length}: its GB/s over a streaming product's",
+                f"the dense cache it is compared with, context {length}: GB/s",
                 "jprune",
-                (">=", 0.5),
-                functools.partial(_bandwidth, f"1 x {length}"),
+                # Where XLA stumbles over a batch of one it is about 1.
+                (">=", 5.0),
+                functools.partial(_figure, "decoding", f"1 x {length}", "GB/s, dense"),
             )
             for length in (1024, 4096)
         ),
