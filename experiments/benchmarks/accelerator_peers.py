@@ -92,7 +92,7 @@ def zigzag(products: list[list[Any]], folder: Path) -> dict[str, Any]:
     """Returns ZigZag's least cycles and energy in pJ for each product."""
     api = importlib.import_module("zigzag.api")
     yaml = importlib.import_module("yaml")
-    inputs = Path(api.__file__).parent / "inputs" / "hardware" / "tpu_like.yaml"
+    inputs = Path(str(api.__file__)).parent / "inputs" / "hardware" / "tpu_like.yaml"
     found: dict[str, Any] = {"cycles": [], "energy": [], "seconds": []}
     for i, (m, n, k, rows, columns) in enumerate(products):
         machine = yaml.safe_load(inputs.read_text())
