@@ -33,7 +33,7 @@ from experiments.studies import spatten_report as report
 from experiments.studies.spatten_tasks import TOY, Problem, problem
 from jprune import attention as ja
 
-RAMPS = ((0.6, 0.85), (0.5, 0.8), (0.45, 0.7), (0.4, 0.6), (0.35, 0.55))
+RAMPS = ((0.65, 0.9), (0.6, 0.85), (0.5, 0.8), (0.45, 0.7), (0.4, 0.6))
 CANDIDATES = tuple(
     sl.Level(tokens, start, heads, 0.5, ja.Bits(6, 4, 4, 6), threshold)
     for tokens, start in RAMPS
