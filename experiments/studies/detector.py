@@ -52,12 +52,12 @@ class Settings(NamedTuple):
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    steps: int = 1600
-    extra: int = 400
+    steps: int = 800
+    extra: int = 200
     batch_size: int = 16
     width: int = 12
     rate: float = 1e-2
-    pull: float = 1e-2
+    pull: float = 3e-3
     lead: float = 10.0
     removed: float = 0.5
     calibration: int = 256
