@@ -1,83 +1,27 @@
 """Decoding with a pruned cache against the paper's algorithm and against all keys."""
 
-import re
-
 import decode_oracle
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from decode_cases import (
+    BUDGETS,
+    DIM,
+    HEADS,
+    KV_HEADS,
+    begin,
+    decoded,
+    draw,
+    members,
+    token,
+)
 from jax import lax
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 
-import jprune as jp
 from experiments.models import decoder as decoders
 from jprune import attention as ja
 from jprune.attention import cache as caches
 from jprune.attention import decode
-
-LENGTH, BUDGETS, HEADS, KV_HEADS, DIM = 40, (16, 9, 6), 4, 2, 8
-
-
-def _draw(seed, batch, prompt, steps, layers=3):
-    """Heads that look hard at few tokens, or softly at many."""
-    rng = np.random.default_rng(seed)
-    sharp = rng.choice([0.3, 1.0, 3.0], (batch, 1, 1, 1))
-
-    def normal(*shape):
-        return rng.standard_normal((layers, batch, *shape)).astype("f4")
-
-    return {
-        "keys": normal(KV_HEADS, prompt, DIM),
-        "values": normal(KV_HEADS, prompt, DIM),
-        "scores": rng.uniform(0, 3, (batch, prompt)).astype("f4"),
-        "q": (sharp * normal(steps, HEADS, DIM)).astype("f4"),
-        "k": normal(steps, KV_HEADS, DIM),
-        "v": normal(steps, KV_HEADS, DIM),
-    }
-
-
-def _token(carry, qkv, *, sinks=0, recent=0):
-    """One token through all layers; `qkv` are `(layers, batch, ...)`."""
-    layers, stream = list(carry[0]), carry[1]
-    outs, kept, gone = [], [], []
-    for i, (q, k, v) in enumerate(zip(*qkv, strict=True)):
-        out, layers[i], stream = decode.step(
-            q, k, v, layers[i], stream, sinks=sinks, recent=recent
-        )
-        outs.append(out)
-        kept.append(_members(layers[i], stream))
-        gone.append(stream.evicted)
-    stream = caches.advance(stream)
-    return (tuple(layers), stream), (jnp.stack(outs), jnp.stack(kept), jnp.stack(gone))
-
-
-def _members(cache, stream):
-    """(batch, length): which positions a layer holds."""
-    set_at = jax.vmap(lambda row, at, live: row.at[at].max(live))
-    none = jnp.zeros(stream.scores.shape, bool)
-    return set_at(none, cache.positions, caches.live_slots(cache))
-
-
-def _begin(data, lengths, budgets=BUDGETS, length=LENGTH, **protected):
-    batch = data["scores"].shape[0]
-    stream = caches.start(batch, length, scores=data["scores"], position=lengths)
-    layers = tuple(
-        caches.fill(k, v, stream, n, **protected)
-        for k, v, n in zip(data["keys"], data["values"], budgets, strict=True)
-    )
-    return layers, stream
-
-
-def _decode(data, lengths, budgets=BUDGETS, length=LENGTH, **protected):
-    """Outputs (steps, layers, batch, ...), kept sets and what was given up."""
-    data = jax.tree.map(jnp.asarray, data)
-    carry = _begin(data, lengths, budgets, length, **protected)
-    first = tuple(_members(c, carry[1]) for c in carry[0])
-    qkv = tuple(jnp.moveaxis(data[n], 2, 0) for n in "qkv")
-    carry, found = lax.scan(lambda c, x: _token(c, x, **protected), carry, qkv)
-    return carry, found, jnp.stack(first)
 
 
 @pytest.mark.parametrize(
@@ -86,9 +30,9 @@ def _decode(data, lengths, budgets=BUDGETS, length=LENGTH, **protected):
 def test_decoding_is_that_of_the_paper(protected, batch):
     """Prompts of 0 to 20 tokens: outputs, kept sets, evictions, importance."""
     prompt, steps, seed = 20, 16, batch
-    data = _draw(seed, batch, prompt, steps)
+    data = draw(seed, batch, prompt, steps)
     lengths = np.random.default_rng(seed).integers(0, prompt + 1, batch)
-    run = jax.jit(lambda d, n: _decode(d, n, **protected))
+    run = jax.jit(lambda d, n: decoded(d, n, **protected))
     carry, (outs, kept, gone), first = run(data, jnp.asarray(lengths, jnp.int32))
     near = 0
     for b, n in enumerate(lengths):
@@ -120,9 +64,9 @@ def test_decoding_is_that_of_the_paper(protected, batch):
 def test_the_cascade_holds():
     """What a layer has, all before it have; nobody comes back; protected stay."""
     protected = {"sinks": 2, "recent": 2}
-    data = _draw(7, 32, 20, 20)
+    data = draw(7, 32, 20, 20)
     lengths = jnp.full(32, 20, jnp.int32)
-    _, (_, kept, _), first = jax.jit(lambda d: _decode(d, lengths, **protected))(data)
+    _, (_, kept, _), first = jax.jit(lambda d: decoded(d, lengths, **protected))(data)
     kept = np.concatenate([first[None], kept])
     assert np.all(kept[:, :-1] >= kept[:, 1:])
     np.testing.assert_array_equal(
@@ -227,7 +171,7 @@ def _generate(model, params, ids, prompt, budgets):
         caches.fill(k, v, stream, n) for (k, v), n in zip(rows, budgets, strict=True)
     )
 
-    def token(carry, ids):
+    def one(carry, ids):
         layers, stream = list(carry[0]), carry[1]
         at = stream.position[:1]
         x, kept = model.embed(params, ids[:, None], at), []
@@ -235,22 +179,22 @@ def _generate(model, params, ids, prompt, budgets):
             q, k, v = (y[:, :, 0] for y in model.qkv(layer, x, at))
             out, layers[i], stream = decode.step(q, k, v, layers[i], stream)
             x = model.finish(layer, x, out[:, :, None])
-            kept.append(_members(layers[i], stream))
+            kept.append(members(layers[i], stream))
         logits = model.logits(params, x)[:, 0]
         return (tuple(layers), caches.advance(stream)), (logits, jnp.stack(kept))
 
-    return lax.scan(token, (layers, stream), ids[:, prompt:].T)[1]
+    return lax.scan(one, (layers, stream), ids[:, prompt:].T)[1]
 
 
 def test_with_room_for_all_it_is_plain_attention():
     """Against `jax.nn.dot_product_attention`, and its gradients with it."""
     batch, prompt, steps = 3, 5, 6
-    data = jax.tree.map(jnp.asarray, _draw(3, batch, prompt, steps, layers=1))
+    data = jax.tree.map(jnp.asarray, draw(3, batch, prompt, steps, layers=1))
     lengths = jnp.full(batch, prompt, jnp.int32)
     total = prompt + steps
 
     def pruned(data):
-        return _decode(data, lengths, (total,), total)[1][0][:, 0]
+        return decoded(data, lengths, (total,), total)[1][0][:, 0]
 
     def plain(data):
         rows = ((data["keys"], data["k"]), (data["values"], data["v"]))
@@ -271,12 +215,12 @@ def test_with_room_for_all_it_is_plain_attention():
 
 def test_gradients_are_those_of_the_kept_tokens():
     """By finite differences; what was pruned has none."""
-    data = jax.tree.map(jnp.asarray, _draw(5, 2, 12, 3))
+    data = jax.tree.map(jnp.asarray, draw(5, 2, 12, 3))
     lengths = jnp.full(2, 12, jnp.int32)
 
     @jax.jit
     def loss(data):
-        _, (outs, kept, _), first = _decode(data, lengths, (8, 6, 5))
+        _, (outs, kept, _), first = decoded(data, lengths, (8, 6, 5))
         return jnp.sum(jnp.square(outs)), (kept, first)
 
     grads, (kept, first) = jax.grad(loss, has_aux=True)(data)
@@ -294,16 +238,16 @@ def test_gradients_are_those_of_the_kept_tokens():
 
 def test_compaction_keeps_the_best_of_what_there_is():
     """As for the paper's first token, which reads all keys."""
-    data = _draw(11, 4, 12, 6)
+    data = draw(11, 4, 12, 6)
     lengths = jnp.full(4, 12, jnp.int32)
-    carry = _begin(jax.tree.map(jnp.asarray, data), lengths, (13,) * 3)
+    carry = begin(jax.tree.map(jnp.asarray, data), lengths, (13,) * 3)
     qkv = [jnp.asarray(data[n]) for n in "qkv"]
-    carry, _ = _token(carry, [x[:, :, 0] for x in qkv])
+    carry, _ = token(carry, [x[:, :, 0] for x in qkv])
     small = tuple(
         caches.compact(c, carry[1], n) for c, n in zip(carry[0], BUDGETS, strict=True)
     )
     stream = carry[1]
-    _, (outs, kept, _) = _token((small, stream), [x[:, :, 1] for x in qkv])
+    _, (outs, kept, _) = token((small, stream), [x[:, :, 1] for x in qkv])
     for b in range(4):
         slow = decode_oracle.Slow((13,) * 3)
         slow.prompt(data["keys"][:, b], data["values"][:, b], data["scores"][b])
@@ -316,7 +260,7 @@ def test_compaction_keeps_the_best_of_what_there_is():
     # A cache may grow too: more room, the same tokens.
     large = caches.compact(small[2], stream, 20)
     assert large.keys.shape == (4 * KV_HEADS, 20, DIM)
-    np.testing.assert_array_equal(_members(large, stream), _members(small[2], stream))
+    np.testing.assert_array_equal(members(large, stream), members(small[2], stream))
 
 
 def test_prompts_that_are_already_pruned():
@@ -332,105 +276,3 @@ def test_prompts_that_are_already_pruned():
     np.testing.assert_array_equal(cache.values[0, :3], 2 * keys[0, 0, [1, 2, 4]])
     cache = caches.fill(keys, keys, stream, 2, positions=positions)
     assert cache.positions.tolist() == [[0, 4]]
-
-
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_types(dtype):
-    """Keys and values as they are stored; importance in float32."""
-    x = jax.random.normal(jax.random.key(0), (2, 4, 8)).astype(dtype)
-    cache, stream = caches.init(2, 2, 3, 8, dtype=dtype), caches.start(2, 5)
-    for _ in range(4):
-        out, cache, stream = decode.step(x, x[:, :2], x[:, 2:], cache, stream)
-        stream = caches.advance(stream)
-    assert out.dtype == cache.keys.dtype == cache.values.dtype == dtype
-    assert stream.scores.dtype == jnp.float32
-    # Whatever the weights, they add up to one for each head, layer and token.
-    np.testing.assert_allclose(stream.scores.sum(1), 4 * 4, rtol=1e-5)
-    expected = np.repeat(np.asarray(x[:, 2:], "f4"), 2, axis=1)  # all values are equal
-    np.testing.assert_allclose(np.asarray(out, "f4"), expected, rtol=1e-2)
-
-
-def test_one_trace_and_the_cache_is_reused():
-    traces = []
-
-    @jax.jit
-    def token(carry, qkv):
-        traces.append(None)
-        return _token(carry, qkv)
-
-    data = jax.tree.map(jnp.asarray, _draw(1, 2, 20, 6))
-    carry = _begin(data, jnp.array([20, 3], jnp.int32))
-    for t in range(6):
-        carry, _ = token(carry, tuple(data[n][:, :, t] for n in "qkv"))
-    assert len(traces) == 1
-    donating = jax.jit(lambda c, x: _token(c, x)[0], donate_argnums=0)
-    old = carry
-    donating(carry, tuple(data[n][:, :, 0] for n in "qkv"))
-    assert all(c.keys.is_deleted() and c.values.is_deleted() for c in old[0])
-
-
-def test_under_vmap_and_remat():
-    data = _draw(2, 6, 20, 4)
-    lengths = np.array([20, 3, 0, 11, 8, 20], np.int32)
-    *_, (outs, kept, gone), _ = _decode(data, jnp.asarray(lengths))
-
-    def half(data, lengths):
-        return jax.checkpoint(lambda d, n: _decode(d, n)[1])(data, lengths)
-
-    split = {
-        n: x.reshape(2, 3, *x.shape[1:])
-        if n == "scores"
-        else np.moveaxis(x.reshape(x.shape[0], 2, 3, *x.shape[2:]), 1, 0)
-        for n, x in data.items()
-    }
-    found = jax.jit(jax.vmap(half))(split, lengths.reshape(2, 3))
-    for ours, theirs in zip(found, (outs, kept, gone), strict=True):
-        joined = jnp.concatenate(list(ours), axis=2)
-        np.testing.assert_allclose(joined, theirs, rtol=1e-5, atol=1e-6)
-
-
-def test_a_batch_over_eight_devices():
-    """The same as on one, and no key or value is sent anywhere."""
-    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
-    data = jax.tree.map(jnp.asarray, _draw(4, 16, 20, 1))
-    qkv = tuple(data[n][:, :, 0] for n in "qkv")
-    carry = _begin(data, jnp.arange(5, 21, dtype=jnp.int32))
-    expected = _token(carry, qkv)
-    place = NamedSharding(mesh, P("x"))
-    sharded = jax.tree.map(lambda x: jax.device_put(x, place), carry)
-    there = tuple(jax.device_put(x, NamedSharding(mesh, P(None, "x"))) for x in qkv)
-    token = jax.jit(_token)
-    found = token(sharded, there)
-    for ours, theirs in zip(
-        jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
-    ):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
-    layers, stream = found[0]
-    for x in jax.tree.leaves((layers, stream.scores)):
-        assert x.sharding.is_equivalent_to(place, x.ndim)
-    program = token.lower(sharded, there).compile().as_text()
-    assert not re.findall(
-        "all-gather|all-to-all|collective-permute|all-reduce", program
-    )
-
-
-def test_an_empty_batch():
-    data = jax.tree.map(jnp.asarray, _draw(0, 0, 20, 2))
-    _, (outs, kept, _), _ = _decode(data, jnp.zeros(0, jnp.int32))
-    assert outs.shape == (2, 3, 0, HEADS, DIM)
-    assert kept.shape == (2, 3, 0, LENGTH)
-
-
-def test_what_cannot_be_meant_is_refused():
-    cache, stream = caches.init(1, 2, 4, 8, dtype=jnp.float32), caches.start(1, 9)
-    q, k = jnp.zeros((1, 4, 8)), jnp.zeros((1, 2, 8))
-    with pytest.raises(jp.PruningError, match="4 slots do not hold 2 sinks"):
-        decode.step(q, k, k, cache, stream, sinks=2, recent=3)
-    with pytest.raises(jp.PruningError, match="queries"):
-        decode.step(q[:, :3], k, k, cache, stream)
-    with pytest.raises(jp.PruningError, match="keys"):
-        decode.step(q, q, q, cache, stream)
-    with pytest.raises(jp.PruningError, match="0 slots"):
-        caches.init(1, 2, 0, 8, dtype=jnp.float32)
-    with pytest.raises(jp.PruningError, match="a prompt of 6 tokens"):
-        caches.start(1, 5, scores=jnp.zeros((1, 6)))
