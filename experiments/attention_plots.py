@@ -32,7 +32,7 @@ def sentences(
     some = dict(list(shown.items())[:3])
     figure = Figure(figsize=(11, 4.4 + 2.6 * len(some)), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    parts = figure.subfigures(2, 1, height_ratios=(4.4, 2.6 * len(some)))
+    parts: Any = figure.subfigures(2, 1, height_ratios=(4.4, 2.6 * len(some)))
     first, second = parts[0].subplots(1, 2)
     _breakdown(first, points, rows)
     _keep_ratios(second, curves)
@@ -135,7 +135,9 @@ def images(
     size = (1.5 * (layers + 1) + 4.4, max(1.6 * len(shown), 3.6))
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subfigures(1, 2, width_ratios=(1.5 * (layers + 1), 4.4))
+    ratios = (1.5 * (layers + 1), 4.4)
+    halves: Any = figure.subfigures(1, 2, width_ratios=ratios)
+    left, right = halves
     grid = left.subplots(len(shown), layers + 1, squeeze=False)
     for line, one in zip(grid, shown, strict=True):
         pixels = np.asarray(one["pixels"])

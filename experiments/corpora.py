@@ -7,7 +7,7 @@ Without a directory there is `descriptions`, the prose that scikit-learn carries
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -75,7 +75,7 @@ def descriptions() -> Text:
     """Returns what scikit-learn says of its toy sets: some 20 kB of English."""
     from sklearn import datasets
 
-    loaders = (
+    loaders: tuple[Any, ...] = (
         datasets.load_iris,
         datasets.load_digits,
         datasets.load_wine,

@@ -41,12 +41,12 @@ class Batch(NamedTuple):
       rows: `(batch,)`, which examples these are.
     """
 
-    ids: np.ndarray
-    types: np.ndarray
-    valid: np.ndarray
-    labels: np.ndarray
-    weights: np.ndarray
-    rows: np.ndarray
+    ids: Any
+    types: Any
+    valid: Any
+    labels: Any
+    weights: Any
+    rows: Any
 
 
 class Kept(NamedTuple):
@@ -108,7 +108,8 @@ def batches(
         found += [(rows[i : i + size], width) for i in range(0, len(rows), size)]
     order = range(len(found)) if rng is None else rng.permutation(len(found))
     for i in order:
-        yield batch_of(examples, *found[i], size)
+        rows, width = found[i]
+        yield batch_of(examples, rows, width, size)
 
 
 def batch_of(examples: Examples, rows: np.ndarray, width: int, size: int) -> Batch:

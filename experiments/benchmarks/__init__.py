@@ -45,7 +45,7 @@ BENCHMARKS = (
     ),
     Entry(
         "attention",
-        "Pruned attention: an encoder at half the FLOPs, decoding with an evicting cache",
+        "Pruned attention: an encoder at half the FLOPs, an evicting cache",
         "experiments.benchmarks.attention",
     ),
     Entry(

@@ -81,7 +81,7 @@ NETWORKS = {
     "ResNet-50": Network(lambda depth: RESNET50),
     "ResNet-50, no module": Network(
         lambda depth: RESNET50,
-        functools.partial(bottleneck.apply, depths=RESNET50.depths),
+        functools.partial(bottleneck.apply, depths=tuple(RESNET50.depths)),
     ),
     "ViT-B": Network(lambda depth: ViT(depth)),
     "tiny": Network(lambda depth: ViT(depth, 16, 2, 32)),

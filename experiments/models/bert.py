@@ -129,4 +129,3 @@ def mean_embedding(found: encoder.Encoded) -> jax.Array:
     weight = found.valid.astype(found.x.dtype)[..., None]
     mean = (found.x * weight).sum(1) / weight.sum(1)
     return mean / jnp.linalg.norm(mean, axis=-1, keepdims=True)
-

@@ -201,9 +201,8 @@ def options_of(
     start = min(1.0, 1.5 * way.share)
     budgets = ja.ramp(depth, length, way.share, start=start, front=0.0, multiple=1)
     heads = ja.ramp(depth, groups, way.heads, front=0.3, multiple=1)
-    kept = decoding.Kept(
-        np.asarray(heads, np.float32), np.float32(way.values), settings.threshold
-    )
+    numbers: tuple[Any, Any] = (np.asarray(heads, np.float32), np.float32(way.values))
+    kept = decoding.Kept(numbers[0], numbers[1], settings.threshold)
     recent = min(16, min(budgets) // 2)
     return kept, decoding.Plan(budgets, way.bits, recent=recent)
 
@@ -241,7 +240,7 @@ def judged(settings: Settings, model: Model) -> dict[str, Any]:
         name: {"bytes": [], "perplexity": []} for name in ROWS[1:]
     }
     dense = measured(settings, model, model.choose, Way())
-    chosen = max(settings.shares)
+    chosen, found = max(settings.shares), dense
     for share in sorted(settings.shares, reverse=True):
         for name, way in ways(settings, share).items():
             if name == ROWS[0]:

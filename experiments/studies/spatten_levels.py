@@ -57,11 +57,12 @@ def pruning(level: Level, depth: int, heads: int) -> encoder.Pruning:
     fine = 10_000  # shares by way of counts
     tokens = ja.ramp(depth, fine, level.tokens, start=level.start, multiple=1)
     kept = ja.ramp(depth, heads, level.heads, front=0.3, multiple=1)
-    return encoder.Pruning(
+    shares: tuple[Any, ...] = (
         np.asarray(tokens, np.float32) / np.float32(fine),
         np.asarray(kept, np.float32),
         np.full(depth, level.values, np.float32),
     )
+    return encoder.Pruning(*shares)
 
 
 def steps(level: Level) -> dict[str, Level | None]:

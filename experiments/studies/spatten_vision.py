@@ -82,7 +82,7 @@ def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
         row["lost"] = [rounded(x) for x in dense - np.asarray(row["score"])]
     shown = {key: each[0][key] for key in ("curve", "pictures", "seconds")}
     levels = [found["level"] for found in each]
-    figures = {"rows": rows, "levels": levels, **shown}
+    figures: dict[str, Any] = {"rows": rows, "levels": levels, **shown}
 
     def draw(path: Path) -> None:
         title = f"{settings.dataset}: patches that leave the attention of each layer"
@@ -125,7 +125,7 @@ def one(
     if shown:
         found["curve"] = curve(judge, splits, middle, tuned, sizes)
         kept = sl.kept_of(level, sizes, quantized=True)
-        images = splits.test.images
+        images: Any = splits.test.images
         found["pictures"] = pictures(settings, tuned.params, images, kept)
         found["seconds"] = seconds(settings, tuned.params, images[:64], level, sizes)
     return found

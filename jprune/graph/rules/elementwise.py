@@ -204,7 +204,12 @@ def _value(scalar: Scalar) -> float:
     name = scalar.primitive.name
     if name == "integer_pow":
         return operands[0] ** scalar.params["y"] if operands[0] else math.nan
-    known = {"mul": np.multiply, "div": np.divide, "pow": np.power, "sqrt": np.sqrt}
+    known: dict[str, Any] = {
+        "mul": np.multiply,
+        "div": np.divide,
+        "pow": np.power,
+        "sqrt": np.sqrt,
+    }
     with np.errstate(all="ignore"):
         if name in known:
             return float(known[name](*operands))
