@@ -55,7 +55,7 @@ def test_thresholds_of_parts_take_the_same_share_of_each():
             shares.setdefault(scope, {})[part] = share
     alike = list(shares[study.part].values())
     assert max(alike) - min(alike) < 0.02
-    assert shares[study.jg.all_groups]["neck"] == 0
+    assert shares[study.jg.all_groups]["neck"] < 0.1  # where ranges overlap
     assert shares[study.jg.all_groups]["fine"] > 0.9
 
 
