@@ -50,7 +50,7 @@ def results(fn):
 
 
 def compare(fn, params, x, driven, seed):
-    """Asserts that three ways agree; returns the shares of axes that shrink."""
+    """Asserts that three ways agree."""
     graph = jg.trace(fn, params, x, options=OPTIONS)
     keep = keep_some(graph, seed)
     plan = jg.make_plan(graph, keep)
@@ -70,8 +70,6 @@ def compare(fn, params, x, driven, seed):
     if driven:
         assert_near(out, plain[0][1], 1e-9)
         assert_near(grads, plain[1], 1e-9)
-    count = sum(map(np.size, jax.tree.leaves(small_params)))
-    return count / sum(map(np.size, jax.tree.leaves(params)))
 
 
 slow = (pytest.param(i, marks=pytest.mark.slow) for i in range(4, 30))
@@ -86,13 +84,29 @@ def double_precision():
 
 @pytest.mark.parametrize("chunk", [*range(4), *slow])
 def test_random_functions_compute_the_same(chunk):
-    shares, driven = [], 0
+    driven = 0
     for seed in range(EACH * chunk, EACH * (chunk + 1)):
         fn, params, x, by_shapes = draw(seed)
         driven += by_shapes
         try:
-            shares.append(compare(fn, params, x, by_shapes, seed))
+            compare(fn, params, x, by_shapes, seed)
         except Exception as e:
             raise AssertionError(f"the function of seed {seed}") from e
     assert driven >= 2
-    assert np.median(shares) < 1.0  # most of them really shrink
+
+
+@pytest.mark.parametrize(
+    "block", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 10))]
+)
+def test_most_of_what_is_drawn_really_shrinks(block):
+    shares = []
+    for seed in range(30 * block, 30 * (block + 1)):
+        fn, params, x, _ = draw(seed)
+        graph = jg.trace(fn, params, x, options=OPTIONS)
+        plan = jg.make_plan(graph, keep_some(graph, seed))
+        sizes = [
+            sum(map(np.size, jax.tree.leaves(p)))
+            for p in (jg.slice_tree(plan, params), params)
+        ]
+        shares.append(sizes[0] / sizes[1])
+    assert np.median(shares) < 0.8

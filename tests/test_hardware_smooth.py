@@ -10,6 +10,7 @@ from jprune import hardware as hw
 from jprune.hardware import accelerators, arithmetic, workload
 
 T = 0.05
+X64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
 
 
 def stacked(rng, count, **fixed):
@@ -33,6 +34,15 @@ OF_WORKLOAD = (
 )
 
 
+def in_float64(nets, machines):
+    """Both in float64, and the fields that have derivatives."""
+    nets, machines = (
+        jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), t) for t in (nets, machines)
+    )
+    of_machine = {k: getattr(machines, k) for k in OF_MACHINE}
+    return nets, machines, (of_machine, {k: getattr(nets, k) for k in OF_WORKLOAD})
+
+
 def objective(continuous, net, machine):
     ours, theirs = continuous
     found = hw.cost(net._replace(**theirs), machine._replace(**ours), temperature=T)
@@ -45,15 +55,8 @@ def test_gradients_agree_with_differences_at_a_thousand_points():
     # Away from 1, where a bound of shares begins, and from 0, where logarithms end.
     nets, machines = stacked(rng, 1000, density=0.45)
     nets = nets._replace(keep=np.minimum(nets.keep, 0.97))
-    with jax.enable_x64(True):
-        nets, machines = (
-            jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), t)
-            for t in (nets, machines)
-        )
-        values = (
-            {k: getattr(machines, k) for k in OF_MACHINE},
-            {k: getattr(nets, k) for k in OF_WORKLOAD},
-        )
+    with X64(True):
+        nets, machines, values = in_float64(nets, machines)
         directions = jax.tree.map(
             lambda x: jnp.asarray(rng.normal(size=x.shape)), values
         )
@@ -78,15 +81,8 @@ def test_every_field_has_the_right_derivative():
     rng = np.random.default_rng(1)
     nets, machines = stacked(rng, 20, density=0.45)
     nets = nets._replace(keep=np.minimum(nets.keep, 0.97))
-    with jax.enable_x64(True):
-        nets, machines = (
-            jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), t)
-            for t in (nets, machines)
-        )
-        values = (
-            {k: getattr(machines, k) for k in OF_MACHINE},
-            {k: getattr(nets, k) for k in OF_WORKLOAD},
-        )
+    with X64(True):
+        nets, machines, values = in_float64(nets, machines)
         gradient = jax.jit(jax.vmap(jax.grad(objective)))(values, nets, machines)
         at = jax.jit(jax.vmap(objective))
         for side, fields in enumerate((OF_MACHINE, OF_WORKLOAD)):

@@ -7,7 +7,6 @@ an entry costs. Both end at the same cost, so accuracy decides.
 """
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import data, train
+from experiments import data
 from experiments.catalogue import Claim, Outcome, Study, Table
 from experiments.models import resnet
 from experiments.stats import mean_and_spread, plus_minus, rounded
@@ -70,7 +69,8 @@ def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
         depth=settings.depth,
         width=settings.width,
     )
-    fit = trainer(settings, splits, init, tuning)
+    tx = group_pruning.optimizer(tuning, settings.steps)
+    fit = group_pruning.trainer(tx, splits, init, settings.steps, tuning.batch_size)
     rows: dict[str, dict[str, list[float]]] = {}
     for seed in settings.seeds:
         params = fit(jax.random.key(seed))
@@ -90,29 +90,6 @@ def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
                 row.setdefault("before", []).append(rounded(before))
                 progress.advance(task)
     return Outcome({"rows": rows}, {"main": table(rows, settings)})
-
-
-def trainer(
-    settings: Settings, splits: data.Splits, init: Any, tuning: group_pruning.Settings
-) -> Callable[[jax.Array], Any]:
-    """Returns the dense training: `key -> params`."""
-    tx = group_pruning.optimizer(tuning, settings.steps)
-
-    @jax.jit
-    def fit(key: jax.Array) -> Any:
-        first, second = jax.random.split(key)
-        state, _ = train.fit(
-            resnet.apply,
-            tx,
-            init(first),
-            splits.train,
-            second,
-            steps=settings.steps,
-            batch_size=tuning.batch_size,
-        )
-        return state.params
-
-    return fit
 
 
 def chosen(

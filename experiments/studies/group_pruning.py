@@ -98,6 +98,32 @@ def methods(graph: jg.Graph) -> dict[str, Method]:
     }
 
 
+def trainer(
+    tx: optax.GradientTransformation,
+    splits: data.Splits,
+    init: Any,
+    steps: int,
+    batch_size: int,
+) -> Callable[[jax.Array], Any]:
+    """Returns the training of a whole network: `key -> params`, jitted."""
+
+    @jax.jit
+    def fit(key: jax.Array) -> Any:
+        first, second = jax.random.split(key)
+        state, _ = train.fit(
+            resnet.apply,
+            tx,
+            init(first),
+            splits.train,
+            second,
+            steps=steps,
+            batch_size=batch_size,
+        )
+        return state.params
+
+    return fit
+
+
 def optimizer(settings: Settings, steps: int) -> optax.GradientTransformation:
     """Returns SGD with momentum, warm-up and a cosine decay."""
     rate = optax.schedules.warmup_cosine_decay_schedule(
@@ -178,21 +204,7 @@ def trained(
     found: dict[str, dict[int, Any]] = {}
     for how, link in links.items():
         tx = optax.chain(link, optimizer(settings, settings.steps))
-
-        @jax.jit
-        def fit(key: jax.Array, tx: Any = tx) -> Any:
-            first, second = jax.random.split(key)
-            state, _ = train.fit(
-                resnet.apply,
-                tx,
-                init(first),
-                splits.train,
-                second,
-                steps=settings.steps,
-                batch_size=settings.batch_size,
-            )
-            return state.params
-
+        fit = trainer(tx, splits, init, settings.steps, settings.batch_size)
         found[how] = {seed: fit(jax.random.key(seed)) for seed in settings.seeds}
         advance()
     return found

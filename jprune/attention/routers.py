@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 
 from jprune import gates
@@ -174,8 +175,8 @@ def guide_loss(
       >>> round(float(guide_loss(jnp.zeros(3), jnp.array([True, False, True]))), 4)
       0.6931
     """
-    wide = logits.astype(jnp.float32)
-    each = jax.nn.softplus(wide) - jnp.where(target, wide, 0)
+    wide, goal = logits.astype(jnp.float32), target.astype(jnp.float32)
+    each = optax.losses.sigmoid_binary_cross_entropy(wide, goal)
     real = jnp.ones(each.shape, bool) if valid is None else valid
     total = jnp.sum(jnp.where(real, each, 0))
     return total / jnp.maximum(jnp.sum(real, dtype=jnp.float32), 1)
@@ -232,7 +233,8 @@ def distillation_loss(
     fixed = lax.stop_gradient(teacher).astype(jnp.float32)
     goal = jax.nn.log_softmax(fixed / t, axis=-1)
     found = jax.nn.log_softmax(logits.astype(jnp.float32) / t, axis=-1)
-    return t**2 * jnp.mean(jnp.sum(jnp.exp(goal) * (goal - found), axis=-1))
+    each = optax.losses.kl_divergence_with_log_targets(found, goal)
+    return t**2 * jnp.mean(each)
 
 
 def mass_mask(scores: jax.Array, share: Any) -> jax.Array:

@@ -6,6 +6,7 @@ what is pruned stays pruned. A `Schedule` is hashable, so it can be a static arg
 of `jax.jit`; every other schedule is another compilation.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -71,7 +72,7 @@ def schedule(
     if not len(tokens) or len({len(counts) for counts in made[1:]}) > 1:
         raise base.PruningError(f"Not one count of each kind for each layer: {made}.")
     for name, counts in (("tokens", (length, *tokens)), ("heads", made.heads)):
-        if min(counts) < 1 or any(b > a for a, b in zip(counts, counts[1:])):  # noqa: B905, RUF007
+        if min(counts) < 1 or _grows(counts):
             raise base.PruningError(
                 f"What is pruned stays pruned, but {name} go from layer to layer as "
                 f"{counts}."
@@ -122,7 +123,7 @@ def from_ratios(ratios: Sequence[float], total: int, multiple: int = 1) -> Count
     """
     if not all(0 < r <= 1 for r in ratios):
         raise base.PruningError(f"Keep ratios are in (0, 1]; got {list(ratios)}.")
-    if any(b > a + 1e-9 for a, b in zip(ratios, ratios[1:])):  # noqa: B905, RUF007
+    if _grows(ratios, 1e-9):
         raise base.PruningError(f"Keep ratios must not grow; got {list(ratios)}.")
     # 0.29 of 100 is 29, although the product of the floats is a little less.
     floors = (multiple * math.floor(r * total / multiple + 1e-9) for r in ratios)
@@ -295,3 +296,7 @@ def multiply_adds(
 
 def _quotient(a: Any, b: int) -> Any:
     return a // b if isinstance(a, int) else a / b
+
+
+def _grows(numbers: Sequence[float], slack: float = 0) -> bool:
+    return any(b > a + slack for a, b in itertools.pairwise(numbers))

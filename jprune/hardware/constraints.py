@@ -6,14 +6,14 @@ saving(found, full)        for `jprune.controllers.lagrangian`, to learn masks
 fit(workload, ...)         keep ratios that meet a budget: a projection
 """
 
-from collections.abc import Callable
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+import numpy as np
 
-from jprune import base
+from jprune import base, roots
 from jprune.graph import cost as graph_cost
 from jprune.graph.trace import Graph
 from jprune.hardware.accelerators import Accelerator
@@ -22,7 +22,6 @@ from jprune.hardware.tracing import Metric, from_graph
 from jprune.hardware.workload import Workload
 
 _HALVINGS = 40
-_HARD = jax.jit(cost)
 
 
 def worth(
@@ -59,25 +58,22 @@ def worth(
     used = [path for o in graph_cost.operations(graph) for path in o.leaves]
     paths = list(dict.fromkeys(used))
     size = graph_cost.measure(graph)
-    weights = {p: float(_product(size(d) for d in graph.axes[p])) for p in paths}
+    weights = {p: float(math.prod(map(size, graph.axes[p]))) for p in paths}
 
-    def at(density: dict[str, Any]) -> Any:
-        return metric(_HARD(from_graph(graph, density=density, **fields), machine))
+    # The whole network, and one for each leaf of zeros, in one traced expression.
+    densities = jnp.concatenate([jnp.ones((1, len(paths))), 1 - jnp.eye(len(paths))])
 
-    full = {p: jnp.float32(1) for p in paths}
-    whole = at(full)
-    found = {}
-    for p in paths:
-        less = at({**full, p: jnp.float32(0)})
-        found[p] = max(0.0, float(whole - less)) / weights[p]
-    return found
+    @jax.jit
+    @jax.vmap
+    def at(row: jax.Array) -> Any:
+        density = dict(zip(paths, row, strict=True))
+        return metric(cost(from_graph(graph, density=density, **fields), machine))
 
-
-def _product(sizes: Any) -> Any:
-    total = 1
-    for s in sizes:
-        total *= s
-    return total
+    whole, *less = np.asarray(at(densities), np.float64).tolist()
+    return {
+        p: max(0.0, whole - rest) / weights[p]
+        for p, rest in zip(paths, less, strict=True)
+    }
 
 
 def saving(found: Any, full: Any) -> jax.Array:
@@ -148,17 +144,6 @@ def fit(
         return metric(cost(lowered(t), machine, temperature=temperature))
 
     zero = jnp.zeros((), keep.dtype)
-    return lowered(_least(lambda t: spent(t) <= budget, zero))
-
-
-def _least(fits: Callable[[Any], Any], zero: Any) -> Any:
-    """The smallest t in [0, 1] that fits, by bisection; 0 if that does, else 1."""
-
-    def halve(_: Any, ends: tuple[Any, Any]) -> tuple[Any, Any]:
-        low, high = ends
-        middle = (low + high) / 2
-        good = fits(middle)
-        return jnp.where(good, low, middle), jnp.where(good, middle, high)
-
-    _, high = lax.fori_loop(0, _HALVINGS, halve, (zero, zero + 1))
-    return jnp.where(fits(zero), zero, high)
+    left = lambda t: budget - spent(t)  # noqa: E731
+    _, least_cut = roots.bisect(left, zero, zero + 1, _HALVINGS)
+    return lowered(jnp.where(left(zero) >= 0, zero, least_cut))

@@ -23,7 +23,7 @@ from jprune.hardware.arithmetic import Arithmetic
 from jprune.hardware.systolic import Tiles
 from jprune.hardware.workload import Workload
 
-RESOURCES = (*("multipliers", "vector", "softmax", "top-k", "sram", "dram", "launch"),)
+RESOURCES = "multipliers", "vector", "softmax", "top-k", "sram", "dram", "launch"
 """What bounds an operation: `Cost.bound` counts in this order."""
 
 

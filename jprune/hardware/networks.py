@@ -171,7 +171,7 @@ def gpt2_small(
       Radford et al., Language Models are Unsupervised Multitask Learners, 2019.
     """
     layer = transformer_layer(
-        *(tokens,),
+        tokens,
         width=768,
         heads=12,
         hidden=3072,
@@ -197,7 +197,7 @@ def gpt2_medium(
       A `Workload` of six operations, each 24 times.
     """
     layer = transformer_layer(
-        *(tokens,),
+        tokens,
         width=1024,
         heads=16,
         hidden=4096,

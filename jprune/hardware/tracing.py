@@ -8,7 +8,6 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -21,8 +20,6 @@ from jprune.hardware.workload import Workload, product
 
 Metric = Callable[[Cost], Any]
 """What counts, such as `lambda found: found.energy`."""
-
-_HARD_COST = jax.jit(cost)
 
 
 def from_graph(
@@ -161,8 +158,6 @@ def on(
 
     def charge(graph: Graph, sizes: graph_cost.Sizes) -> Any:
         net = from_graph(graph, sizes, **fields)
-        if temperature is None:
-            return metric(_HARD_COST(net, machine))
         return metric(cost(net, machine, temperature=temperature))
 
     return charge
