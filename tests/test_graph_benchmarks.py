@@ -43,12 +43,12 @@ def test_parts_of_the_way_add_up(monkeypatch):
 
 
 def test_half_of_the_entries_of_the_tiny_network_go():
-    module = graph_timed.NETWORKS["tiny"](1)
+    module = graph_timed.NETWORKS["tiny"].module(1)
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
     shapes = jax.eval_shape(module.init, jax.random.key(0), images)
     first, second = (graph_timed.drawn(shapes, seed) for seed in (0, 1))
     assert not np.array_equal(*(jax.tree.leaves(p)[-1] for p in (first, second)))
-    parts, graph = graph_timed.once(module, first, images, True)
+    parts, graph = graph_timed.once(module.apply, first, images, True)
     assert set(parts) == set(graph_bench.PARTS)
     assert len(graph.groups) > 0
 
@@ -56,21 +56,24 @@ def test_half_of_the_entries_of_the_tiny_network_go():
 def test_ratios_to_the_peer_are_claimed_only_where_it_is():
     settings = graph_bench.Settings()
     alone, both = (graph_bench.claims(settings, peer) for peer in (False, True))
-    assert len(alone) == 3
-    assert [c.claim for c in both[:3]] == [c.claim for c in alone]
-    assert len(both) == 7
+    # Of three networks and of their growth; against the peer, each at two times.
+    assert len(alone) == 4
+    assert [c.claim for c in both[:4]] == [c.claim for c in alone]
+    assert len(both) == 10
+    names = ("ResNet-50", "ResNet-50, no module", "ViT-B")
     times = {"whole": [100.0], "first whole": [400.0], "analysis": [30.0]}
     figures = {
-        "milliseconds": {"ResNet-50": times, "ViT-B": times},
+        "milliseconds": dict.fromkeys(names, times),
         "peer_milliseconds": {
             name: {"whole": [200.0], "first whole": [200.0]}
-            for name in ("ResNet-50", "ViT-B")
+            for name in names
         },
         "growth_milliseconds": {"12": {"analysis": [10]}, "96": {"analysis": [60]}},
     }
     checked = [claim.check(figures) for claim in both]
-    assert [c["ours"] for c in checked] == [30, 30, 6, 0.5, 0.5, 2, 2]
-    assert [c["target"] for c in checked][2:5] == ["<= 8", "<= 1", "<= 0.25"]
+    assert [c["ours"] for c in checked] == [30] * 3 + [6] + [0.5] * 3 + [2] * 3
+    bounds = ["<= 8", "<= 1", "<= 1", "<= 0.25"]
+    assert [c["target"] for c in checked][3:7] == bounds
 
 
 def test_what_a_peer_needs_is_its_pruner_and_its_step():

@@ -206,8 +206,9 @@ def check_outputs(notebook, check):
     outputs = [output for cell in code for output in cell["outputs"]]
     assert [output for output in outputs if output.get("name") == "stderr"] == []
     data = [output.get("data", {}) for output in outputs]
+    # What is shown has lines of its own, which do not end as printed ones do.
     texts = [
-        o.get("text", d.get("text/plain", ""))
+        ["\n", *d["text/plain"], "\n"] if "text/plain" in d else o.get("text", "")
         for o, d in zip(outputs, data, strict=True)
     ]
     check("".join("".join(text) for text in texts))
