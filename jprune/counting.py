@@ -162,10 +162,14 @@ def ranks(x: jax.Array, top: jax.Array, spec: Any = None) -> jax.Array:
     """
     shape = x.shape
     names = _names_by_axis(spec, x.ndim)
+    # On a mesh of explicit axes the indices are sharded as `x` is: of replicated
+    # ones and sharded keys XLA would gather the keys.
+    sharding = jax.typeof(x).sharding
+    sharding = sharding if any(sharding.spec) else None
     # It starts from `top`: a constant XLA would compute ahead of a loop, and keep.
     result, stride = jnp.zeros_like(x, jnp.int32) + top, 1
     for axis in reversed(range(x.ndim)):
-        place = lax.broadcasted_iota(jnp.int32, shape, axis)
+        place = lax.broadcasted_iota(jnp.int32, shape, axis, out_sharding=sharding)
         if names[axis]:
             place += lax.axis_index(names[axis]) * np.int32(shape[axis])
         result -= place * np.uint32(stride).astype(np.int32)

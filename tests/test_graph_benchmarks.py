@@ -65,8 +65,7 @@ def test_ratios_to_the_peer_are_claimed_only_where_it_is():
     figures = {
         "milliseconds": dict.fromkeys(names, times),
         "peer_milliseconds": {
-            name: {"whole": [200.0], "first whole": [200.0]}
-            for name in names
+            name: {"whole": [200.0], "first whole": [200.0]} for name in names
         },
         "growth_milliseconds": {"12": {"analysis": [10]}, "96": {"analysis": [60]}},
     }
