@@ -4,9 +4,8 @@ IMP trains a network again and again, one round for each fifth of the survivors;
 trains mask and weights of one network in turns. Both are run at two budgets:
 
     short    a dense training, and BiP for the rest of 0.16 of the gradients that
-             full IMP takes to that sparsity; and IMP with as many. A step of BiP
-             selects as well: with 0.2 of the gradients it took 0.24 of the time,
-             and a fifth of the time is what is asked
+             full IMP takes to that sparsity; and IMP with as many. What is asked is
+             a fifth of the time, and a step of BiP selects as well
     full     IMP with a whole training a round; and BiP with as many gradients
 
 "BiP" leaves the implicit term out, as its released code does in effect; beside it
