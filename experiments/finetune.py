@@ -149,7 +149,8 @@ def start(params: Any, tx: optax.GradientTransformation, *, fixed: bool) -> Stat
     """
     stay = {"embed": params["embed"]} if fixed else {}
     free = {name: value for name, value in params.items() if name not in stay}
-    return State(free, stay, tx.init(free))
+    # Copies: a step donates the state, and the next seed starts from these again.
+    return jax.tree.map(jnp.copy, State(free, stay, tx.init(free)))
 
 
 def outputs(

@@ -3,13 +3,25 @@
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import ExperimentError
 from experiments.benchmarks import accelerator_peers
 from experiments.benchmarks import hardware as bench
-from experiments.studies import hardware_rows, hardware_rows_networks, spatten_shapes
+from experiments.models import cnn
+from experiments.studies import (
+    energy_pruning,
+    energy_weights,
+    hardware_rows,
+    hardware_rows_networks,
+    spatten_shapes,
+)
 from experiments.studies.hardware_row import Row, median_error
+from jprune import graph as jg
+from jprune import hardware as hw
 from jprune.hardware import machines, systolic, workload
 
 RESULTS = Path(__file__).parents[1] / "experiments" / "results"
@@ -105,3 +117,46 @@ def test_tile_model_and_closed_form_agree_on_a_benchmark():
     found = spatten_shapes.COST(net, chip._replace(softmax=np.float32(1e6)))
     # Tiles take values by 64, the closed form by 8: the last tile is in part empty.
     assert cycles < float(found.cycles) < 1.25 * cycles
+
+
+@pytest.mark.others_code
+@pytest.mark.parametrize("name", ["energy", "time"])
+def test_worth_buys_more_squares_than_other_ways_at_the_same_cost(name):
+    settings = energy_weights.Settings(removed=0.5)
+    metric = energy_pruning.METRICS[name]
+    params = cnn.init(jax.random.key(0))
+    graph = jg.trace(cnn.apply, params, jnp.ones((1, 8, 8, 1)))
+    left = energy_weights.share_left(settings, graph, metric)
+    weights = energy_weights.kernels(params)
+    rest = left(jax.tree.map(lambda w: jnp.zeros_like(w, bool), weights))
+    least = settings._replace(removed=1 - 0.9 * rest)
+    with pytest.raises(ExperimentError, match="Without any weight"):
+        energy_weights.chosen(least, graph, metric, left, weights, "global")
+    bought = {}
+    for way in energy_weights.WAYS:
+        masks = energy_weights.chosen(settings, graph, metric, left, weights, way)
+        assert left(masks) == pytest.approx(0.5, rel=0.02)
+        kept = jax.tree.map(lambda w, m: float((w * w * m).sum()), weights, masks)
+        bought[way] = sum(kept.values())
+    # Greedy by value per cost is optimal to within one entry; prices are linear to
+    # within the machine's rounding.
+    most = max(float((w * w).max()) for w in weights.values())
+    assert bought["by worth"] >= max(bought.values()) - most
+    assert bought["by worth"] > bought["uniform"]
+
+
+@pytest.mark.others_code
+def test_channels_of_one_rank_go_one_after_the_other():
+    params = cnn.init(jax.random.key(1), channels=(8, 8), hidden=8)
+    graph = jg.trace(cnn.apply, params, jnp.ones((1, 8, 8, 1)))
+    scores = jg.group_scores(graph, jax.tree.map(jnp.square, params))
+    cost = hw.on(machines.eyeriss(), lambda found: found.energy, bits=16)
+    for sparsity in (0.2, 0.35, 0.5):
+        keep = jg.select(graph, scores, sparsity, scope=jg.each_group, cost=cost)
+        sizes = {n: g.size for n, g in graph.groups.items()} | jg.sizes(graph, keep)
+        budget = (1 - sparsity) * cost(graph, {})
+        assert cost(graph, sizes) <= budget
+        # The group that gave the last entry would be too large with it.
+        more = [cost(graph, {**sizes, n: k + 1}) for n, k in sizes.items()]
+        assert max(more) > budget
+        assert max(sizes.values()) - min(sizes.values()) <= 1  # the same share

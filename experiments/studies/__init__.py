@@ -127,7 +127,7 @@ STUDIES = (
     ),
     Entry(
         "energy_pruning",
-        "Channels under a budget of energy or time on a machine: by worth or uniform",
+        "Weights, and channels, under a budget of energy or time on a machine",
         "experiments.studies.energy_pruning",
     ),
 )

@@ -1,12 +1,14 @@
-"""Channels removed under a budget of a machine's energy, or time, on digits.
+"""Weights, and channels, removed under a budget of a machine's energy, or time.
 
-A trained residual network loses channels until half of its energy on Eyeriss, or half
-of its time there, is left, and trains on. Uniform pruning takes the same share of every
-group; pruning by worth lets all groups compete by score per joule, or per second, that
-an entry costs. Both end at the same cost, so accuracy decides.
+Single weights first: see `energy_weights`. Then channels: a trained residual network
+loses them until 40 % of its energy on Eyeriss, or of its time there, is left, and
+trains on. Uniform pruning takes the same share of every group; pruning by worth lets
+all groups compete by score per joule, or per second, that an entry costs. All ways end
+at the same cost, so accuracy decides.
 """
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +20,7 @@ from experiments import data
 from experiments.catalogue import Claim, Outcome, Study, Table
 from experiments.models import resnet
 from experiments.stats import mean_and_spread, plus_minus, rounded
-from experiments.studies import group_pruning
+from experiments.studies import energy_weights, group_pruning
 from jprune import graph as jg
 from jprune import hardware as hw
 from jprune.hardware import machines
@@ -34,6 +36,7 @@ class Settings(NamedTuple):
     """What is trained and how.
 
     Attributes:
+      weights: Of the part with single weights; the rest is of that with channels.
       seeds: Of initialisation and batches.
       steps: Of the dense training.
       extra: Steps after pruning.
@@ -43,6 +46,7 @@ class Settings(NamedTuple):
       bits: Of weights and activations on the machine.
     """
 
+    weights: energy_weights.Settings = energy_weights.Settings()
     seeds: tuple[int, ...] = (0, 1, 2)
     steps: int = 300
     extra: int = 150
@@ -53,10 +57,31 @@ class Settings(NamedTuple):
 
 
 def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
-    """Trains, prunes both ways under both budgets, trains on."""
+    """Trains, prunes all ways under both budgets, trains on."""
     splits = jax.tree.map(jnp.asarray, data.load("digits", data_dir))
+    single = settings.weights
+    each = 1 + len(METRICS) * len(energy_weights.WAYS)
+    total = each * len(single.seeds) + 5 * len(settings.seeds)
+    task = progress.add_task("train, prune, train on", total=total)
+
+    def advance() -> None:
+        progress.advance(task)
+
+    weights = energy_weights.rows(single, splits, METRICS, splits.test, advance)
+    channels = channel_rows(settings, splits, advance)
+    figures = {"weights": weights, "channels": channels}
+    tables = {
+        "main": weights_table(weights, single),
+        "channels": table(channels, settings),
+    }
+    return Outcome(figures, tables)
+
+
+def channel_rows(
+    settings: Settings, splits: data.Splits, advance: Callable[[], None]
+) -> dict[str, dict[str, list[float]]]:
+    """Trains, prunes channels both ways under both budgets, trains on."""
     shape = splits.train.images.shape[1:]
-    task = progress.add_task("train, prune, train on", total=5 * len(settings.seeds))
     init = functools.partial(
         resnet.init, image_shape=shape, depth=settings.depth, width=settings.width
     )
@@ -74,7 +99,7 @@ def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
     rows: dict[str, dict[str, list[float]]] = {}
     for seed in settings.seeds:
         params = fit(jax.random.key(seed))
-        progress.advance(task)
+        advance()
         scores = jg.group_scores(
             graph, jax.device_get(jax.tree.map(jnp.square, params))
         )
@@ -88,8 +113,8 @@ def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
                 for name, value in (("left", 100 * left), ("test", after)):
                     row.setdefault(name, []).append(rounded(value))
                 row.setdefault("before", []).append(rounded(before))
-                progress.advance(task)
-    return Outcome({"rows": rows}, {"main": table(rows, settings)})
+                advance()
+    return rows
 
 
 def chosen(
@@ -135,33 +160,74 @@ def table(rows: dict[str, dict[str, list[float]]], settings: Settings) -> Table:
     )
 
 
-def missed(figures: dict[str, Any]) -> tuple[float, None]:
+def weights_table(
+    rows: dict[str, dict[str, list[float]]], settings: energy_weights.Settings
+) -> Table:
+    """Returns a row for each budget and way."""
+    keys = ("left", "weights", "before", "test")
+    return Table(
+        columns=(
+            *("budget: way", "left (%)", "weights (%)", "before fine-tuning"),
+            "test accuracy (%)",
+        ),
+        rows=tuple(
+            (name, *(plus_minus(row[k]) for k in keys)) for name, row in rows.items()
+        ),
+        caption=(
+            f"digits, a CNN of two convolutions and two dense layers in "
+            f"{settings.bits} bits on Eyeriss with the zeros of Eyeriss v2 (none "
+            f"stored, none computed with), one image: {100 * settings.removed:.0f} % "
+            f"of its energy, or time, goes. {settings.steps} steps, then "
+            f"{settings.extra}; by w^2; mean ± std over {len(settings.seeds)} seeds."
+        ),
+    )
+
+
+def missed(
+    part: str, target: float, figures: dict[str, Any]
+) -> tuple[float, float | None]:
     """Measures how far the worst network is from its target, in percent of it."""
-    target = 100 * (1 - Settings().removed)
-    lefts = [x for row in figures["rows"].values() for x in row["left"]]
+    lefts = [x for row in figures[part].values() for x in row["left"]]
     return rounded(max(100 * abs(x - target) / target for x in lefts)), None
 
 
-def gained(metric: str, figures: dict[str, Any]) -> tuple[float, float | None]:
+def gained(
+    part: str, metric: str, uniform: str, figures: dict[str, Any]
+) -> tuple[float, float | None]:
     """Measures the points by which worth is above the same share of each."""
-    same, worth = (figures["rows"][f"{metric}: {way}"]["test"] for way in WAYS)
+    ways = (uniform, "by worth")
+    same, worth = (figures[part][f"{metric}: {way}"]["test"] for way in ways)
     return mean_and_spread([b - a for a, b in zip(same, worth, strict=True)])
+
+
+def _claims(part: str, removed: float, uniform: str) -> tuple[Claim, ...]:
+    target = 100 * (1 - removed)
+    return (
+        Claim(
+            f"digits, {part}, budgets of energy and time on Eyeriss: missed by (% of "
+            "target)",
+            "jprune",
+            ("<=", 2),
+            functools.partial(missed, part, target),
+        ),
+        *(
+            Claim(
+                f"digits, {part}, {target:.0f} % of the {metric} on Eyeriss: points by "
+                "worth over uniform",
+                "jprune",
+                (">", 0),
+                functools.partial(gained, part, metric, uniform),
+            )
+            for metric in METRICS
+        ),
+    )
 
 
 STUDY = Study(
     Settings(),
     (
-        Claim(
-            "digits, budgets of energy and time on Eyeriss: missed by (% of target)",
-            *("jprune", ("<=", 2), missed),
-        ),
-        *(
-            Claim(
-                f"digits, 40 % of {metric} on Eyeriss: points by worth over uniform",
-                *("jprune", (">", 0), functools.partial(gained, metric)),
-            )
-            for metric in METRICS
-        ),
+        *_claims("weights", Settings().weights.removed, energy_weights.WAYS[0]),
+        *_claims("channels", Settings().removed, WAYS[0]),
     ),
     run,
 )

@@ -65,11 +65,13 @@ def select(
 ) -> dict[str, np.ndarray]:
     """Returns the entries to keep: the highest scores of each scope.
 
-    With a cost the least share f is removed, the same in every scope, for which
+    With a cost as few entries are removed as
 
-        cost(sizes(f)) <= (1 - sparsity) * cost(all).
+        cost(sizes) <= (1 - sparsity) * cost(all)
 
-    It is found by bisection on exact polynomials: nothing is pruned to be measured.
+    asks for, the lowest of every scope first: the same share of each, up to an entry.
+    How many is found by bisection on exact polynomials: nothing is pruned to be
+    measured.
 
     Args:
       graph: the recorded function.
@@ -112,30 +114,39 @@ def select(
     }
     ranked = _ranks(groups, given, scope)
 
-    def counts(share: float) -> dict[str, int]:
-        found = {}
-        for n, ranks in ranked.items():
-            left = int((ranks >= share - 1e-12).sum())
-            found[n] = _rounded(left, groups[n].size, floors[n], multiple_of, cost)
-        return found
+    def rounded(left: Mapping[str, Any]) -> dict[str, int]:
+        return {
+            n: _rounded(int(left[n]), g.size, floors[n], multiple_of, cost)
+            for n, g in groups.items()
+        }
 
     if cost is None:
-        return _best(given, counts(sparsity))
+        left = {n: (ranks >= sparsity - 1e-12).sum() for n, ranks in ranked.items()}
+        return _best(given, rounded(left))
+
+    # Of scopes that compete apart, entries of one rank go one after the other.
+    order = np.argsort(np.concatenate(list(ranked.values())), kind="stable")
+    each = [g.size for g in groups.values()]
+    owners = np.repeat(np.arange(len(each)), each)[order]
+
+    def without(first: int) -> dict[str, int]:
+        gone = np.bincount(owners[:first], minlength=len(each))
+        return rounded(dict(zip(groups, each - gone, strict=True)))
+
     budget = (1 - sparsity) * cost(graph, {})
-    if cost(graph, counts(2.0)) > budget:
+    low, high = 0, len(owners)  # what `high` removes fits
+    if cost(graph, without(high)) > budget:
         raise base.PruningError(
-            f"Even the least sizes cost {cost(graph, counts(2.0))}, more than "
-            f"{budget}: {counts(2.0)}"
+            f"Even the least sizes cost {cost(graph, without(high))}, more than "
+            f"{budget}: {without(high)}"
         )
-    shares = np.unique(np.concatenate([[0.0, 2.0], *ranked.values()]))
-    low, high = 0, len(shares) - 1  # what `high` removes fits
     while low < high:
         middle = (low + high) // 2
-        if cost(graph, counts(shares[middle])) <= budget:
+        if cost(graph, without(middle)) <= budget:
             high = middle
         else:
             low = middle + 1
-    return _best(given, counts(shares[high]))
+    return _best(given, without(high))
 
 
 def _checked(group: Group, scores: Mapping[str, Any]) -> np.ndarray:

@@ -116,7 +116,7 @@ def _inside(node: Node, origins: dict[int, str], turns: Axes) -> list[Operation]
 
 def _operation(node: Node, leaves: tuple[str, ...], turns: Axes) -> Operation:
     left, right = node.inputs
-    result = node.outcome.axes[0]
+    result = node.outputs[0].axes
     if node.name == "dot_general":
         (summed, _), _ = node.params["dimension_numbers"]
         over = tuple(left.axes[i] for i in summed)

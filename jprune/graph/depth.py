@@ -6,7 +6,7 @@ empty. Stacked layers of a scan are a group of their own kind, "layer".
 """
 
 import posixpath
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -159,11 +159,11 @@ def _rewired(graph: Graph, names: Iterable[str]) -> Graph:
 def _passing(node: Node, stream: int) -> Node:
     new = Node(node.equation, [node.inputs[stream]])
     new.outputs = node.outputs
-    new.outcome = Outcome(node.outcome.axes, run=lambda view, x: [x])
+    new.outcome = Outcome((), run=lambda view, x: [x])
     return new
 
 
-def _needed(nodes: list[Node], outputs: list[Value]) -> list[Node]:
+def _needed(nodes: list[Node], outputs: Sequence[Value]) -> list[Node]:
     wanted = {id(v) for v in outputs}
     kept = []
     for node in reversed(nodes):

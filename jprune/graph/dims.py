@@ -13,6 +13,7 @@ one leaf. Where two views of an axis do not fit into each other, all that takes 
 frozen: it is never pruned, which is always right.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
@@ -22,7 +23,6 @@ Form = Literal["leaf", "product", "concatenation"]
 MOST_CUTS = 128
 """How often two terms are refined to fit: an axis added to itself rolled by one would
 fall into single entries. What needs more is frozen."""
-
 
 _births = itertools.count()
 
@@ -55,7 +55,7 @@ class Dim:
         self.parts = parts
         self.parent: Dim | None = None
         self.frozen = frozen
-        self.marks: set[str] = set()
+        self.marks: frozenset[str] = frozenset()
 
 
 def leaf(size: int, frozen: str = "") -> Dim:
@@ -143,7 +143,12 @@ def freeze(d: Dim, why: str) -> None:
 def mark(d: Dim, word: str) -> None:
     """Notes on all leaves under a term how they are used."""
     for one in leaves_of(d):
-        one.marks.add(word)
+        one.marks = _union(one.marks, frozenset((word,)))
+
+
+@functools.cache
+def _union(a: frozenset[str], b: frozenset[str]) -> frozenset[str]:
+    return a | b  # one object for all leaves with the same marks
 
 
 def factor(d: Dim, sizes: Sequence[int]) -> list[Dim]:
@@ -362,7 +367,7 @@ def _become(d: Dim, term: Dim) -> None:
     d.parent = term
     for one in leaves_of(term):
         one.frozen = one.frozen or d.frozen
-        one.marks |= d.marks
+        one.marks = _union(one.marks, d.marks)
 
 
 def _expanded(queue: list[Dim], parts_of: Callable[[Dim], list[Dim]]) -> list[Dim]:

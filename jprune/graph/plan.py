@@ -13,7 +13,7 @@ from jprune.graph import dims as dims_lib
 from jprune.graph import layout
 from jprune.graph.dims import Dim
 from jprune.graph.groups import check_known
-from jprune.graph.hosting import like, on_host
+from jprune.graph.hosting import on_host, put_like
 from jprune.graph.trace import Graph
 
 Plan = dict[str, dict[int, np.ndarray]]
@@ -134,8 +134,8 @@ def keep_of(graph: Graph, plan: Plan) -> dict[str, np.ndarray]:
         for axis, entries in axes.items():
             if not 0 <= axis < len(graph.axes[path]):
                 raise base.PruningError(f"{path} has no axis {axis}.")
-            size = graph.axes[path][axis].size
-            if len(entries) == 0 or min(entries) < 0 or max(entries) >= size:
+            size, given = graph.axes[path][axis].size, np.asarray(entries)
+            if given.size == 0 or given.min() < 0 or given.max() >= size:
                 raise base.PruningError(
                     f"{path}[{axis}] has {size} entries; the plan keeps {entries}."
                 )
@@ -198,18 +198,25 @@ def slice_tree(plan: Plan, full: Any) -> Any:
                 )
             elif np.shape(x)[axis] != 1:
                 cut[axis] = kept
-        return _taken(x, cut)
+        return _taken(x, cut) if cut else x
 
-    return tree.map_with_path(leaf, full)
+    taken, structure = jax.tree.flatten(tree.map_with_path(leaf, full))
+    return structure.unflatten(put_like(taken, jax.tree.leaves(full)))
 
 
 def _taken(x: Any, cut: Mapping[int, np.ndarray]) -> Any:
     """Entries of some axes; on the host where that is possible: shapes are many."""
     host = on_host(x)
     found: Any = x if host is None else host
-    for axis, kept in cut.items():
-        found = (np if host is not None else jnp).take(found, kept, axis=axis)
-    return x if not cut else found if host is None else like(np.asarray(found), x)
+    # Outer axes first: NumPy copies whole rows along them, single entries along the
+    # last one, of which fewer are left then. No place is out of range, see above;
+    # without its check for it NumPy takes a third less time.
+    for axis, kept in sorted(cut.items()):
+        if host is None:
+            found = jnp.take(found, kept, axis=axis)
+        else:
+            found = found.take(kept, axis=axis, mode="wrap")
+    return found
 
 
 def expand(plan: Plan, small: Any, full: Any) -> Any:

@@ -133,6 +133,9 @@ class Outcome(NamedTuple):
     along: frozenset[int] | None = None
 
 
+_PLAIN = Outcome(())  # of all nodes that run as they are: most
+
+
 class Node:
     """An equation.
 
@@ -140,18 +143,18 @@ class Node:
       equation: of the jaxpr.
       inputs: operands.
       outputs: results.
-      outcome: what its rule says.
+      outcome: what its rule says, but for the dims of the results, which these have.
       inner: the bodies of a loop, a branch or a custom derivative.
     """
 
     __slots__ = ("equation", "inner", "inputs", "outcome", "outputs")
 
-    def __init__(self, equation: Any, inputs: list[Value]):
+    def __init__(self, equation: Any, inputs: Sequence[Value]):
         self.equation = equation
         self.inputs = inputs
-        self.outputs: list[Value] = []
-        self.outcome: Outcome = Outcome(())
-        self.inner: list[Program] = []
+        self.outputs: Sequence[Value] = ()
+        self.outcome: Outcome = _PLAIN
+        self.inner: Sequence[Program] = ()
 
     @property
     def name(self) -> str:
@@ -178,9 +181,9 @@ class Program(NamedTuple):
       outputs: values that are returned.
     """
 
-    inputs: list[Value]
+    inputs: Sequence[Value]
     nodes: list[Node]
-    outputs: list[Value]
+    outputs: Sequence[Value]
 
 
 class Note(NamedTuple):
@@ -255,7 +258,7 @@ class Recorder:
         self,
         jaxpr: Any,
         constants: Sequence[Any],
-        inputs: list[Value],
+        inputs: Sequence[Value],
         used: Any = None,
     ) -> Program:
         """Records the equations of a jaxpr for some inputs.
@@ -280,7 +283,7 @@ class Recorder:
 
         nodes: list[Node] = []
         for equation, wanted in live:
-            given = [read(a) for a in equation.invars]
+            given = tuple([read(a) for a in equation.invars])
             if equation.primitive.name in INLINED:
                 closed = _inner(equation)
                 self.calls.append(equation)
@@ -304,14 +307,18 @@ class Recorder:
         rule = self.rules.get(node.name)
         self._facts = (None, None)
         self.calls.append(node.equation)
-        node.outcome = unknown(node, self) if rule is None else rule(node, self)
+        said = unknown(node, self) if rule is None else rule(node, self)
         self.calls.pop()
+        if any(part is not None for part in said[1:]):
+            node.outcome = said
         scalar, total = (None, None) if node.inner else self._facts
         active = any(v.active for v in node.inputs)
-        for var, axes in zip(node.equation.outvars, node.outcome.axes, strict=True):
+        outputs = []
+        for var, axes in zip(node.equation.outvars, said.axes, strict=True):
             value = Value(tuple(axes), var.aval.dtype)
             value.active = active
-            node.outputs.append(value)
+            outputs.append(value)
+        node.outputs = tuple(outputs)
         if len(node.outputs) == 1:
             node.outputs[0].scalar, node.outputs[0].sum = scalar, total
 

@@ -98,11 +98,32 @@ def trace(
     structs = jax.tree.map(_struct, params)
     shapes = jax.tree.map(_struct, inputs)
     closed, results = jax.make_jaxpr(fn, return_shape=True)(structs, *shapes)
-    recorder = Recorder(RULES | (rules or {}))
-    paths = tree.leaf_paths(structs)
-    leaves, given = jax.tree.leaves(structs), jax.tree.leaves(shapes)
-    of_params = [_value(x, False) for x in leaves]
-    of_inputs = [_value(x, True) for x in given]
+    with _without_collection():
+        recorder = Recorder(RULES | (rules or {}))
+        program, axes = _recorded(recorder, closed, structs, shapes)
+        _protect(program, results, shrinking)
+        return Graph(
+            groups=find_groups(axes),
+            notes=tuple(recorder.notes),
+            fn=fn,
+            params=structs,
+            inputs=shapes,
+            axes=axes,
+            program=program,
+            structure=jax.tree.structure(results),
+            options=options,
+            shrinking=shrinking,
+            rules=dict(rules or {}),
+        )
+
+
+def _recorded(
+    recorder: Recorder, closed: Any, params: Any, inputs: Any
+) -> tuple[Program, dict[str, tuple[Dim, ...]]]:
+    """Records a closed jaxpr; returns the dims of the params by path, too."""
+    paths = tree.leaf_paths(params)
+    of_params = [_value(x, False) for x in jax.tree.leaves(params)]
+    of_inputs = [_value(x, True) for x in jax.tree.leaves(inputs)]
     for path, value in zip(paths, of_params, strict=True):
         if jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended):
             for d in value.axes:
@@ -110,26 +131,9 @@ def trace(
     for value in of_inputs:
         for d in value.axes:
             dims_lib.freeze(d, "it is an axis of an input")
-    axes = {p: v.axes for p, v in zip(paths, of_params, strict=True)}
-    with _without_collection():
-        program = recorder.instantiate(
-            closed.jaxpr, closed.consts, of_params + of_inputs
-        )
-        _protect(program, results, shrinking)
-        groups = find_groups(axes)
-    return Graph(
-        groups=groups,
-        notes=tuple(recorder.notes),
-        fn=fn,
-        params=structs,
-        inputs=shapes,
-        axes=axes,
-        program=program,
-        structure=jax.tree.structure(results),
-        options=options,
-        shrinking=shrinking,
-        rules=dict(rules or {}),
-    )
+    values = of_params + of_inputs
+    program = recorder.instantiate(closed.jaxpr, closed.consts, values)
+    return program, {p: v.axes for p, v in zip(paths, of_params, strict=True)}
 
 
 def _protect(program: Program, results: Any, shrinking: base.Predicate | None) -> None:

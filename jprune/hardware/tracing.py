@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -156,8 +157,13 @@ def on(
       True
     """
 
-    def charge(graph: Graph, sizes: graph_cost.Sizes) -> Any:
-        net = from_graph(graph, sizes, **fields)
+    # A search asks for many sizes of one graph. Their products stay outside: known
+    # sizes are exact there, and float32 might make one tile more of them.
+    @jax.jit
+    def charged(net: Workload) -> Any:
         return metric(cost(net, machine, temperature=temperature))
+
+    def charge(graph: Graph, sizes: graph_cost.Sizes) -> Any:
+        return charged(from_graph(graph, sizes, **fields))
 
     return charge

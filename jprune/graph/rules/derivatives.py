@@ -7,7 +7,7 @@ rules give way to ordinary differentiation.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -114,7 +114,7 @@ def _copies(values: list[Value]) -> list[Value]:
     return made
 
 
-def _moving(structs: list[Any]) -> list[bool]:
+def _moving(structs: Sequence[Any]) -> list[bool]:
     return [bool(jax.numpy.issubdtype(s.dtype, jax.numpy.inexact)) for s in structs]
 
 

@@ -51,12 +51,12 @@ def elementwise(node: Node, recorder: Recorder) -> Outcome:
     """Relates axes of one size; axes of size 1 are broadcast."""
     if node.name == "bitcast_convert_type" and _width_changes(node):
         return _reinterpreted(node, recorder)
-    results = []
-    for i, shape in enumerate(node.shapes):
+    results, shapes = [], node.shapes
+    for i, shape in enumerate(shapes):
         # With several results each belongs to the operand of its place.
-        given = node.inputs if len(node.shapes) == 1 else [node.inputs[i]]
+        given = node.inputs if len(shapes) == 1 else [node.inputs[i]]
         results.append(joined(given, shape))
-    if len(node.shapes) > 1:
+    if len(shapes) > 1:
         return Outcome(results)
     follow(node, recorder)
     sized = _sized_operand(node, recorder, results[0])
@@ -70,12 +70,12 @@ def joined(values: Sequence[Value], shape: Sequence[int]) -> Axes:
         if len(value.axes) != len(shape):
             continue  # a scalar
         for i, d in enumerate(value.axes):
-            if d.size != shape[i] or d.size == 1:
+            if d.size != shape[i]:
                 continue
             before = axes[i]
             if before is None:
                 axes[i] = d
-            else:
+            elif d.size > 1:
                 dims_lib.unify(before, d)
     return tuple(
         dims_lib.leaf(n) if d is None else d for d, n in zip(axes, shape, strict=True)
