@@ -6,6 +6,7 @@ found = cost(gemm, machines.tpu_v1())          one pure function of two pytrees
 
 from jprune.hardware import accelerators as accelerators
 from jprune.hardware import constraints as constraints
+from jprune.hardware import evolve as evolve
 from jprune.hardware import machines as machines
 from jprune.hardware import networks as networks
 from jprune.hardware import search as search
