@@ -319,7 +319,7 @@ axes.axhline(float(accuracy(pruned(dense), params)), color="0.6", lw=1, label="d
 axes.set_xlabel("multiply-adds left")
 axes.set_ylabel("test accuracy")
 axes.xaxis.set_major_formatter("{x:.0%}")
-axes.yaxis.set_major_formatter("{x:.0%}")
+axes.yaxis.set_major_formatter("{x:.1%}")
 axes.invert_xaxis()
 axes.legend(frameon=False)
 plt.show()

@@ -18,6 +18,15 @@ _PROCESS = os.environ.get("PYTEST_XDIST_WORKER", "main")
 jax.config.update("jax_compilation_cache_dir", str(_CACHE / _PROCESS))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+# What a test computes is small: to optimize it takes longer than to run it as it is.
+jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(autouse=True)
+def optimized(request):
+    """Tests of what is compiled, or of much work, are compiled as users have it."""
+    whole = request.node.get_closest_marker("optimized") is not None
+    jax.config.update("jax_disable_most_optimizations", not whole)
 
 
 @pytest.fixture(autouse=True)

@@ -50,6 +50,7 @@ def test_dense_is_the_cascade_that_keeps_all():
     assert shape[1] == plan.tokens[-1]
 
 
+@pytest.mark.optimized
 def test_the_schedule_costs_half_as_xla_counts_too():
     layers, x, plan = _encoder()
     counts = [

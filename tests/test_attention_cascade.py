@@ -223,6 +223,7 @@ def test_derivatives_are_those_of_the_kept_tokens_and_remat_changes_nothing():
     assert jnp.isfinite(value)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_a_batch_over_eight_devices(kind):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))

@@ -70,6 +70,7 @@ def test_under_vmap_and_remat():
         np.testing.assert_allclose(joined, theirs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.optimized
 def test_a_batch_over_eight_devices():
     """The same as on one, and no key or value is sent anywhere."""
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))

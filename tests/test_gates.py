@@ -284,6 +284,7 @@ def test_one_descent_plays_both_sides_of_a_game():
     assert jax.vmap(jax.grad(gates.reverse_gradient))(x[None])[0] == -1
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_sharded_logits_draw_the_same_gates_where_they_are(kind):
     mesh = jax.make_mesh((8,), ("x",), axis_types=(kind,))

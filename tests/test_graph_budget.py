@@ -101,6 +101,7 @@ def test_costs_are_those_of_the_smaller_function(case):
         assert jg.parameters(graph, sizes) == sum(x.size for x in jax.tree.leaves(left))
 
 
+@pytest.mark.optimized
 def test_multiply_adds_are_half_of_the_flops_that_xla_counts():
     graph, params = traced("mlp")
     linear = lambda p, x: x @ p["a"]["kernel"] @ p["b"]["kernel"]  # noqa: E731

@@ -157,6 +157,7 @@ def _collectives(program):
     return found
 
 
+@pytest.mark.optimized
 def test_collectives_are_found():
     sharding = NamedSharding(_mesh(), P("x"))
     x = jax.ShapeDtypeStruct((64, 16), jnp.float32, sharding=sharding)
@@ -164,6 +165,7 @@ def test_collectives_are_found():
     assert any(size > 64 and moved == 4 * size for _, size, moved in _collectives(text))
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize(
     "kind", [AxisType.Auto, pytest.param(AxisType.Explicit, marks=pytest.mark.slow)]
 )

@@ -90,6 +90,7 @@ def test_in_a_scan():
         np.testing.assert_array_equal(flat(masks), oracles.top_k(values_of(scores), k))
 
 
+@pytest.mark.optimized
 def test_what_a_trace_holds_at_a_time_and_that_nothing_is_sorted():
     """Kernels read the scores where they lie: no copy of keys, ranks or pivots."""
     shapes = {"a": (1000, 1000), "b": (2**20,), "c": (64, 128, 128)}
@@ -127,6 +128,7 @@ def _different_kernels(leaves):
     return len({re.sub(r"%([a-z_-]+)[\w.-]*", r"%\1", body) for body in plain})
 
 
+@pytest.mark.optimized
 def test_leaves_of_one_shape_compile_to_the_same_kernels():
     """XLA compiles equal kernels once: thousands of leaves need a few."""
     few, many = _different_kernels(24), _different_kernels(48)

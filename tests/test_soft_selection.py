@@ -167,6 +167,7 @@ def test_many_counts_and_temperatures_at_once():
     np.testing.assert_allclose(integers.sum(1), np.arange(1, 5), rtol=1e-5)
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_sharded_leaves_are_selected_where_they_are(kind):
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind,) * 2)

@@ -11,7 +11,7 @@ from jax import lax
 
 import jprune as jp
 
-pytestmark = pytest.mark.others_code
+pytestmark = [pytest.mark.others_code, pytest.mark.optimized]
 
 N, LAYERS = 128, 2
 WEIGHTS = LAYERS * N * N

@@ -21,6 +21,7 @@ FORMS = {
     "global": "BiP, global",
     "leaf": "BiP, each layer",
     "n_of_m": "BiP, 2:4",
+    "above": "BiP, scores above a number: no search",
 }
 
 
@@ -121,6 +122,8 @@ def steps(settings: Settings, network: Network) -> dict[str, jp.Algorithm]:
         "global": bip(jp.keep_top(settings.sparsity, scope="global")),
         "leaf": bip(jp.keep_top(settings.sparsity)),
         "n_of_m": bip(jp.keep_n_of_m(2, 4), where=where),
+        # What is left without the search for a threshold: the least that a step costs.
+        "above": bip(jp.keep_above(0.01)),
     }
 
 
