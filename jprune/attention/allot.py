@@ -92,7 +92,7 @@ def search(
       blocks: how many.
       mean: of the sparsities, in (0, 1).
       least: the least sparsity, one known number in [0, 1] or `(blocks,)` of them.
-      most: the largest, likewise. Where both are 0 a block stays whole, as FTP's outer ones do.
+      most: the largest, likewise. Where both are 0 a block stays whole.
       population: candidates of a generation, at least 8.
       generations: how many.
       step: the standard deviation of the first steps.
