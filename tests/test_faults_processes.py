@@ -55,6 +55,7 @@ def run_pair(directory: Path, kind: str) -> list[str]:
     return [out for out, _ in said]
 
 
+@pytest.mark.optimized  # as the other processes are: bit for bit
 @pytest.mark.others_code
 @pytest.mark.parametrize(
     "kind", ["auto", pytest.param("explicit", marks=pytest.mark.slow)]

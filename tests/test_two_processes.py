@@ -77,6 +77,7 @@ def _assembled(directory, run, like):
     return jax.tree.unflatten(jax.tree.structure(like), whole.values())
 
 
+@pytest.mark.optimized  # as the other processes are: bit for bit
 @pytest.mark.others_code
 def test_two_processes_select_what_one_does(tmp_path):
     _run_pair(tmp_path)
