@@ -141,7 +141,7 @@ def once(
     parts = {"trace": sum(traced), "analysis": clock[1] - begin - sum(traced)}
     if not whole:
         return parts, graph
-    scores = jg.group_scores(graph, jax.tree.map(jnp.square, params))
+    scores = jg.group_scores(graph, params, each=lambda w: w * w)
     jax.block_until_ready(scores)
     clock.append(timing.clock())
     keep = jg.select(graph, scores, RATIO)

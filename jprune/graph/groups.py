@@ -94,6 +94,11 @@ def places(group: Group, member: Member) -> list[np.ndarray]:
     return layout.positions(member.dim, group.dim)
 
 
+def is_whole(group: Group, member: Member) -> bool:
+    """Returns whether a group is the whole of an axis, entry by entry."""
+    return dims_lib.resolve(member.dim) is dims_lib.resolve(group.dim)
+
+
 def check_known(groups: Mapping[str, Group], names: Iterable[str]) -> None:
     """Checks that names are those of groups.
 

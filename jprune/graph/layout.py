@@ -49,6 +49,8 @@ def positions(d: Dim, one: Dim) -> list[np.ndarray]:
       entry of the leaf a place belongs to, or -1.
     """
     one = dims_lib.resolve(one)
+    if dims_lib.resolve(d) is one:  # as nearly always: the whole axis
+        return [np.arange(one.size)]
     count = sum(x is one for x in dims_lib.leaves_of(d))
     found = []
     for which in range(count):

@@ -12,7 +12,7 @@ from jprune import base, tree
 from jprune.graph import dims as dims_lib
 from jprune.graph import layout
 from jprune.graph.dims import Dim
-from jprune.graph.groups import check_known
+from jprune.graph.groups import check_known, is_whole
 from jprune.graph.hosting import on_host, put_like
 from jprune.graph.trace import Graph
 
@@ -146,9 +146,12 @@ def keep_of(graph: Graph, plan: Plan) -> dict[str, np.ndarray]:
             if kept is None:
                 continue
             mask = np.zeros(group.size, bool)
-            for place in layout.positions(member.dim, group.dim):
-                entries = place[np.asarray(kept)]
-                mask[entries[entries >= 0]] = True
+            if is_whole(group, member):
+                mask[kept] = True
+            else:
+                for place in layout.positions(member.dim, group.dim):
+                    entries = place[np.asarray(kept)]
+                    mask[entries[entries >= 0]] = True
             if not mask.all():
                 found[name] = mask & found.get(name, True)
     again = make_plan(graph, found)
@@ -159,9 +162,12 @@ def keep_of(graph: Graph, plan: Plan) -> dict[str, np.ndarray]:
 def _check_same(plan: Plan, again: Plan, graph: Graph) -> None:
     for path, axes in graph.axes.items():
         for axis, d in enumerate(axes):
+            given, needed = (p.get(path, {}).get(axis) for p in (plan, again))
+            if given is None and needed is None:
+                continue
             full = np.arange(d.size)
-            given = plan.get(path, {}).get(axis, full)
-            needed = again.get(path, {}).get(axis, full)
+            given = full if given is None else given
+            needed = full if needed is None else needed
             if not np.array_equal(np.asarray(given), needed):
                 why = {x.frozen for x in dims_lib.leaves_of(d) if x.frozen}
                 raise base.PruningError(

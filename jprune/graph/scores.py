@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import base, compat, tree
-from jprune.graph.groups import Group, Member, places
+from jprune.graph.groups import Group, Member, is_whole, places
 from jprune.graph.hosting import on_host
 from jprune.graph.trace import Graph
 
@@ -45,6 +45,7 @@ def group_scores(
     graph: Graph,
     scores: base.Scores,
     *,
+    each: Callable[[Any], Any] | None = None,
     combine: Callable[..., Any] = mean,
     normalize: Callable[[Any], Any] | None = by_mean,
     where: base.Predicate = tree.is_float,
@@ -64,6 +65,9 @@ def group_scores(
         they are summed on the host, where no shape has to be compiled, unless
         several devices hold them. Running statistics that are among the params
         would count like weights: leave them out, or say so by `where`.
+      each: what is done to a leaf before it is summed, such as `lambda w: w * w` on
+        params: so no second tree of that size is ever made. It may get an array of
+        NumPy. None leaves it as it is.
       combine: over an array `(members, size)`, with `axis=0`: `mean`, `jnp.sum`,
         `jnp.max`, or `first` for the first member alone.
       normalize: `(size,) -> (size,)` within a group, or None. Without it groups with
@@ -91,13 +95,22 @@ def group_scores(
     """
     by_path = _leaves(graph, scores)
     shapes = _leaves(graph, graph.params)
+    members: dict[str, list[tuple[Group, Member]]] = {}
+    for group in graph.groups.values():
+        for m in group.members:
+            if m.path in by_path and where(m.path, shapes[m.path]):
+                members.setdefault(m.path, []).append((group, m))
+    found: dict[tuple[str, str, int], Any] = {}
+    for path, of in members.items():
+        host = on_host(by_path[path])
+        leaf = by_path[path] if host is None else host
+        leaf = leaf if each is None else each(leaf)
+        for group, m in of:
+            found[group.name, path, m.axis] = entry_sums(group, m, leaf)
 
     def sums(group: Group) -> list[Any]:
-        return [
-            entry_sums(group, m, by_path[m.path])
-            for m in group.members
-            if m.path in by_path and where(m.path, shapes[m.path])
-        ]
+        keys = [(group.name, m.path, m.axis) for m in group.members]
+        return [found[key] for key in keys if key in found]
 
     return over_members(graph, sums, combine, normalize)
 
@@ -127,8 +140,10 @@ def over_members(
             continue
         host = all(isinstance(x, np.ndarray) for x in each)
         total = combine((np if host else jnp).stack(each), axis=0)
-        found[name] = jnp.asarray(total if normalize is None else normalize(total))
-    return found
+        found[name] = total if normalize is None else normalize(total)
+    # In one call, and not where they are part of a compiled program.
+    put = jax.device_put({n: x for n, x in found.items() if isinstance(x, np.ndarray)})
+    return {n: put[n] if n in put else jnp.asarray(x) for n, x in found.items()}
 
 
 def entry_sums(group: Group, member: Member, leaf: Any) -> jax.Array:
@@ -167,6 +182,8 @@ def _host_sums(group: Group, member: Member, x: np.ndarray) -> Any:
     """The same without a compilation for each shape."""
     others = tuple(i for i in range(x.ndim) if i != member.axis)
     sums = x.sum(axis=others, dtype=np.promote_types(x.dtype, np.float32))
+    if is_whole(group, member):
+        return sums
     total = np.zeros(group.size, sums.dtype)
     for place in places(group, member):
         inside = place >= 0
