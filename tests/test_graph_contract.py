@@ -1,6 +1,7 @@
 """What a shrunk function and its plan promise: JAX's transforms, plans, errors."""
 
 import functools
+import gc
 import json
 
 import jax
@@ -295,3 +296,27 @@ def test_states_made_for_a_part_of_the_params_are_cut_along():
 def test_options_are_one_of_two_words():
     with pytest.raises(jp.PruningError, match='divisors is "rescale" or "keep"; got'):
         jg.trace(jnp.sum, normal(3), options=jg.Options(divisors="scale"))
+
+
+def test_the_collector_of_garbage_is_as_it_was():
+    def trace():
+        return jg.trace(lambda w, x: x @ w, jnp.ones((3, 4)), jnp.ones((2, 3)))
+
+    assert gc.isenabled()
+    trace()
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
+    gc.freeze()
+    try:
+        frozen = gc.get_freeze_count()
+        trace()
+        # What has died is no longer counted; nothing was thawed.
+        assert 0.9 * frozen < gc.get_freeze_count() <= frozen
+    finally:
+        gc.unfreeze()
+    gc.disable()
+    try:
+        trace()
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

@@ -358,17 +358,23 @@ def _inner(equation: Any) -> Any:
     raise TypeError(f"jprune does not know the call {equation.primitive.name!r}.")
 
 
-def _live(jaxpr: Any, used: list[bool]) -> list[tuple[Any, list[bool]]]:
-    """The equations that matter for the used outputs, with which results do."""
+def _live(jaxpr: Any, used: list[bool]) -> list[tuple[Any, list[bool] | None]]:
+    """The equations that matter for the used outputs, with which results do.
+
+    None if all do, as of nearly every equation.
+    """
     wanted = {
         v
         for v, u in zip(jaxpr.outvars, used, strict=True)
         if u and not isinstance(v, core.Literal)
     }
-    live = []
+    live: list[tuple[Any, list[bool] | None]] = []
     for equation in reversed(jaxpr.eqns):
         results = [v in wanted for v in equation.outvars]
         if any(results) or equation.effects:
-            live.append((equation, results))
-            wanted |= {v for v in equation.invars if not isinstance(v, core.Literal)}
-    return live[::-1]
+            live.append((equation, None if all(results) else results))
+            for v in equation.invars:
+                if not isinstance(v, core.Literal):
+                    wanted.add(v)
+    live.reverse()
+    return live

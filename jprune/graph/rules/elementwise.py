@@ -77,9 +77,11 @@ def joined(values: Sequence[Value], shape: Sequence[int]) -> Axes:
                 axes[i] = d
             elif d.size > 1:
                 dims_lib.unify(before, d)
-    return tuple(
+    found = tuple(
         dims_lib.leaf(n) if d is None else d for d, n in zip(axes, shape, strict=True)
     )
+    # One tuple for a chain of operations: recordings are large.
+    return next((v.axes for v in values if v.axes == found), found)
 
 
 def follow(node: Node, recorder: Recorder) -> None:
