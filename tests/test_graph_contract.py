@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax import export
 
 import jprune as jp
 from jprune import graph as jg
@@ -86,8 +87,8 @@ def test_export(case):
     """Bit for bit after serialization; the derivative too."""
     graph, params, x, plan = case
     small, p = jg.shrink(graph, params, plan)
-    exported = jax.export.export(jax.jit(small))(p, x)
-    again = jax.export.deserialize(exported.serialize(vjp_order=1))
+    exported = export.export(jax.jit(small))(p, x)
+    again = export.deserialize(exported.serialize(vjp_order=1))
     np.testing.assert_array_equal(again.call(p, x), jax.jit(small)(p, x))
     slopes, expected = (
         jax.grad(lambda p, fn=fn: jnp.square(fn(p, x)).sum())(p)
@@ -303,12 +304,14 @@ def test_the_collector_of_garbage_is_as_it_was():
         return jg.trace(lambda w, x: x @ w, jnp.ones((3, 4)), jnp.ones((2, 3)))
 
     assert gc.isenabled()
+    at_first = gc.get_freeze_count()  # Python 3.12 freezes some objects itself
     trace()
     assert gc.isenabled()
-    assert gc.get_freeze_count() == 0
+    assert gc.get_freeze_count() == at_first
     gc.freeze()
     try:
         frozen = gc.get_freeze_count()
+        assert frozen > at_first
         trace()
         # What has died is no longer counted; nothing was thawed.
         assert 0.9 * frozen < gc.get_freeze_count() <= frozen

@@ -244,7 +244,8 @@ def _evaluate(scalar: Scalar | None, before: int, after: Any) -> Any:
     operands = [jnp.asarray(x) for x in operands]
     if scalar.primitive.name in _MOVES:
         return operands[0]
-    return scalar.primitive.bind(*operands, **scalar.params)
+    found = scalar.primitive.bind(*operands, **scalar.params)
+    return found[0] if scalar.primitive.multiple_results else found  # `device_put`
 
 
 def _width_changes(node: Node) -> bool:
