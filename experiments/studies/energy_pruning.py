@@ -94,7 +94,7 @@ def channel_rows(
         depth=settings.depth,
         width=settings.width,
     )
-    tx = group_pruning.optimizer(tuning, settings.steps)
+    tx = group_pruning.optimizer(tuning.rate, settings.steps)
     fit = group_pruning.trainer(tx, splits, init, settings.steps, tuning.batch_size)
     rows: dict[str, dict[str, list[float]]] = {}
     for seed in settings.seeds:

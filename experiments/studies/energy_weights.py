@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 import jprune as jp
 from experiments import ExperimentError, data, train
 from experiments.models import cnn
 from experiments.stats import rounded
+from experiments.studies import group_pruning
 from jprune import graph as jg
 from jprune import hardware as hw
 from jprune import selection
@@ -118,37 +118,24 @@ def trainers(
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Returns the dense training, and that under masks with what comes of it."""
 
-    def tx(rate: float, steps: int) -> optax.GradientTransformation:
-        schedule = optax.schedules.warmup_cosine_decay_schedule(
-            0.0, rate, warmup_steps=max(steps // 10, 1), decay_steps=steps
-        )
-        return optax.chain(
-            optax.add_decayed_weights(1e-4), optax.sgd(schedule, momentum=0.9)
-        )
-
     def percent(params: Any) -> jax.Array:
         found = cnn.apply(params, split.images).argmax(-1)
         return 100 * (found == split.labels).mean()
 
-    @jax.jit
-    def fit(key: jax.Array) -> Any:
-        first, second = jax.random.split(key)
-        state, _ = train.fit(
-            cnn.apply,
-            tx(settings.rate, settings.steps),
-            init(first),
-            splits.train,
-            second,
-            steps=settings.steps,
-            batch_size=settings.batch_size,
-        )
-        return state.params
+    fit = group_pruning.trainer(
+        group_pruning.optimizer(settings.rate, settings.steps),
+        splits,
+        init,
+        settings.steps,
+        settings.batch_size,
+        apply=cnn.apply,
+    )
 
     @jax.jit
     def tune(params: Any, masks: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         state, _ = train.fit(
             lambda p, x: cnn.apply(jp.masks.apply(p, masks), x),
-            tx(settings.rate / 2, settings.extra),
+            group_pruning.optimizer(settings.rate / 2, settings.extra),
             params,
             splits.train,
             key,

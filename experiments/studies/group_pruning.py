@@ -104,6 +104,7 @@ def trainer(
     init: Any,
     steps: int,
     batch_size: int,
+    apply: train.Apply = resnet.apply,
 ) -> Callable[[jax.Array], Any]:
     """Returns the training of a whole network: `key -> params`, jitted."""
 
@@ -111,7 +112,7 @@ def trainer(
     def fit(key: jax.Array) -> Any:
         first, second = jax.random.split(key)
         state, _ = train.fit(
-            resnet.apply,
+            apply,
             tx,
             init(first),
             splits.train,
@@ -124,13 +125,13 @@ def trainer(
     return fit
 
 
-def optimizer(settings: Settings, steps: int) -> optax.GradientTransformation:
+def optimizer(rate: float, steps: int) -> optax.GradientTransformation:
     """Returns SGD with momentum, warm-up and a cosine decay."""
-    rate = optax.schedules.warmup_cosine_decay_schedule(
-        0.0, settings.rate, warmup_steps=max(steps // 10, 1), decay_steps=steps
+    schedule = optax.schedules.warmup_cosine_decay_schedule(
+        0.0, rate, warmup_steps=max(steps // 10, 1), decay_steps=steps
     )
     decayed = optax.add_decayed_weights(1e-4)
-    return optax.chain(decayed, optax.sgd(rate, momentum=0.9))
+    return optax.chain(decayed, optax.sgd(schedule, momentum=0.9))
 
 
 def logits_of(params: Any, calibration: jax.Array, images: jax.Array) -> jax.Array:
@@ -203,7 +204,7 @@ def trained(
     }
     found: dict[str, dict[int, Any]] = {}
     for how, link in links.items():
-        tx = optax.chain(link, optimizer(settings, settings.steps))
+        tx = optax.chain(link, optimizer(settings.rate, settings.steps))
         fit = trainer(tx, splits, init, settings.steps, settings.batch_size)
         found[how] = {seed: fit(jax.random.key(seed)) for seed in settings.seeds}
         advance()
@@ -257,7 +258,7 @@ def _compiled(settings: Settings, count: int, shape: Any, test: int) -> Any:
     held = jax.ShapeDtypeStruct((test, *shape), jnp.float32)
     training = jg.trace(resnet.apply, abstract, batch)
     judging = jg.trace(logits_of, abstract, every, held)
-    tx = optimizer(settings, settings.extra)
+    tx = optimizer(settings.rate, settings.extra)
 
     @jax.jit
     def go(params: Any, keep: Any, splits: data.Splits, key: jax.Array) -> Any:

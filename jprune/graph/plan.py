@@ -12,7 +12,7 @@ from jprune import base, tree
 from jprune.graph import dims as dims_lib
 from jprune.graph import layout
 from jprune.graph.dims import Dim
-from jprune.graph.groups import check_known, is_whole
+from jprune.graph.groups import check_known
 from jprune.graph.hosting import on_host, put_like
 from jprune.graph.trace import Graph
 
@@ -146,12 +146,9 @@ def keep_of(graph: Graph, plan: Plan) -> dict[str, np.ndarray]:
             if kept is None:
                 continue
             mask = np.zeros(group.size, bool)
-            if is_whole(group, member):
-                mask[kept] = True
-            else:
-                for place in layout.positions(member.dim, group.dim):
-                    entries = place[np.asarray(kept)]
-                    mask[entries[entries >= 0]] = True
+            for place in layout.positions(member.dim, group.dim):
+                entries = place[np.asarray(kept)]
+                mask[entries[entries >= 0]] = True
             if not mask.all():
                 found[name] = mask & found.get(name, True)
     again = make_plan(graph, found)
@@ -215,13 +212,9 @@ def _taken(x: Any, cut: Mapping[int, np.ndarray]) -> Any:
     host = on_host(x)
     found: Any = x if host is None else host
     # Outer axes first: NumPy copies whole rows along them, single entries along the
-    # last one, of which fewer are left then. No place is out of range, see above;
-    # without its check for it NumPy takes a third less time.
+    # last one, of which fewer are left then.
     for axis, kept in sorted(cut.items()):
-        if host is None:
-            found = jnp.take(found, kept, axis=axis)
-        else:
-            found = found.take(kept, axis=axis, mode="wrap")
+        found = (np if host is not None else jnp).take(found, kept, axis=axis)
     return found
 
 

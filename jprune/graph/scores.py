@@ -168,13 +168,12 @@ def _sums(group: Group, member: Member, x: jax.Array) -> jax.Array:
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     others = tuple(i for i in range(x.ndim) if i != member.axis)
     sums = x.sum(axis=others)
+    if is_whole(group, member):
+        return sums
     total = jnp.zeros(group.size, sums.dtype)
     for place in places(group, member):
         inside = place >= 0
-        if inside.all() and np.array_equal(place, np.arange(group.size)):
-            total = total + sums
-        else:
-            total = total.at[place[inside]].add(sums[np.flatnonzero(inside)])
+        total = total.at[place[inside]].add(sums[np.flatnonzero(inside)])
     return total
 
 

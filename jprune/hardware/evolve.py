@@ -64,8 +64,8 @@ def nsga2(
       A `Front`; of no points if no design met the limits.
 
     Raises:
-      PruningError: if bounds cannot be meant, or there are all are single numbers,
-        there are fewer than 4 designs or 1 generation.
+      PruningError: if bounds cannot be meant or all are single numbers, or there are
+        fewer than 4 designs or 1 generation.
       ImportError: without pymoo.
 
     Example:
