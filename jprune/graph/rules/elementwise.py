@@ -7,7 +7,7 @@ sum over dims whose sizes it is the product of.
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -132,16 +132,28 @@ def _sized_operand(node: Node, recorder: Recorder, axes: Axes) -> Any:
             recorder.note("rescaled", node, what, total.over)
             if not products:
                 recorder.facts(None, None)
-            return functools.partial(_run_sized, node, place, kind, total.over, None)
+            return _sized(node, place, kind, total.over, None)
         if own and other.active:
-            return functools.partial(
-                _run_sized, node, place, "attention_scale", tuple(own[-1:]), "head"
-            )
+            return _sized(node, place, "attention_scale", tuple(own[-1:]), "head")
     return None
 
 
+def _sized(
+    node: Node, place: int, kind: str, over: Axes, mark: str | None
+) -> Callable[..., list[Any]]:
+    # Not the node itself, of which this becomes a part: a graph that nobody has any
+    # more is gone at once, without a cycle to be found.
+    value = node.inputs[place]
+    bind = functools.partial(node.equation.primitive.bind, **node.params)
+    return functools.partial(
+        _run_sized, bind, value.scalar, value.dtype, place, kind, over, mark
+    )
+
+
 def _run_sized(
-    node: Node,
+    bind: Callable[..., Any],
+    scalar: Scalar | None,
+    dtype: Any,
     place: int,
     kind: str,
     over: Axes,
@@ -153,16 +165,14 @@ def _run_sized(
     wanted = getattr(view.options, kind) == "rescale"
     if mark and not any(mark in x.marks for d in over for x in dims_lib.leaves_of(d)):
         wanted = False
-    bind = functools.partial(node.equation.primitive.bind, **node.params)
     before = math.prod(d.size for d in over)
     after = math.prod(view.count(d) for d in over)
     if not wanted or (isinstance(after, int) and after == before):
         return [bind(*operands)]
     changed = list(operands)
-    scalar = node.inputs[place].scalar
     number = _evaluate(scalar, before, after)
     old = operands[place]
-    dtype = getattr(old, "dtype", None) or node.inputs[place].dtype
+    dtype = getattr(old, "dtype", None) or dtype
     changed[place] = jnp.broadcast_to(jnp.asarray(number).astype(dtype), np.shape(old))
     return [bind(*changed)]
 
