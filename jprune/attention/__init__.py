@@ -8,6 +8,7 @@ cascade.encode(cascade.start(x, groups), layers, plan, mix, finish)    all toget
 
 from jprune.attention import adapters as adapters
 from jprune.attention import allot as allot
+from jprune.attention import buckets as buckets
 from jprune.attention import cascade as cascade
 from jprune.attention import merge as merge
 from jprune.attention import routers as routers

@@ -1,0 +1,149 @@
+"""Pruning by thresholds, made fast: as many tokens are computed as the batch has left.
+
+How many tokens are above a learned threshold is known only when the layer runs, and
+XLA wants shapes before. So a layer is compiled for a few sizes, and while it runs the
+smallest one that holds every sentence's tokens is taken (`lax.switch`): one program,
+one compilation, and no result that depends on the sizes.
+
+    state = cascade.start(x, groups, valid=valid, protected=first)
+    for params, threshold in zip(layers, thresholds):
+        state = threshold_layer(state, mix, finish, threshold, sizes)
+
+Under `vmap` a switch computes all sizes and chooses afterwards: batch the arrays.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jprune import base
+from jprune.attention import choose, soft
+from jprune.attention.cascade import Cascade
+
+
+def threshold_layer(
+    state: Cascade,
+    mix: Callable[..., tuple[jax.Array, jax.Array]],
+    finish: Callable[..., jax.Array],
+    threshold: Any,
+    sizes: Sequence[int],
+) -> Cascade:
+    """Returns the state after a layer that prunes what is below a threshold.
+
+    With the tokens that are left, S, of a sentence
+
+        s[j] = sum_h sum_(i in S) P[h, i, j] / (heads |S|)
+        S   <- {j in S: s[j] > threshold, or j is protected}
+
+    after the attention and before what follows it; `soft.threshold_keep` has the
+    derivatives that the threshold is learned by.
+
+    Args:
+      state: before the layer, of `cascade.start`. No heads are pruned.
+      mix: `(x, valid, heads) -> (outputs, probs)`, as for `cascade.cascade_layer`.
+      finish: `(x, outputs, heads) -> x`, likewise.
+      threshold: of the layer; may be traced. Protect a token that is always needed:
+        nothing else keeps a sentence from losing all of its tokens.
+      sizes: static, ascending numbers of tokens to compile the layer for; the last
+        one is the state's.
+
+    Returns:
+      A `Cascade` of as many tokens, those that are left first and in their order. Its
+      scores are those of this layer; what has gone is no longer `valid`, and its x
+      means nothing.
+
+    Raises:
+      PruningError: if the sizes do not ascend to the number of tokens.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jprune import attention as ja
+      >>> from jprune.attention import cascade
+      >>> look = jnp.array([0.6, 0.3, 0.1])  # of each token at all
+      >>> mix = lambda x, valid, heads: (x[None], jnp.tile(look, (1, 3, 1)))
+      >>> finish = lambda x, outputs, heads: x + outputs[0]
+      >>> state = threshold_layer(
+      ...     cascade.start(jnp.ones((3, 1)), 1), mix, finish, 0.2, (3,)
+      ... )
+      >>> state.positions.tolist(), state.valid.tolist()
+      ([0, 1, 2], [True, True, False])
+
+    References:
+      Kim et al., Learned Token Pruning for Transformers, 2022, arXiv:2107.00910,
+      equations 1 to 3.
+    """
+    _check(sizes, state.x.shape[-2])
+    state, _ = packed(state)
+
+    def attend(size: int) -> tuple[jax.Array, jax.Array]:
+        some = _cut(state, size)
+        outputs, probs = mix(some.x, some.valid, some.heads)
+        # Of queries that are left; `mix` hides the other keys.
+        seen = soft.mean_importance(probs, some.valid)
+        missing = state.x.shape[-2] - size
+        return _widen(outputs, missing, axis=-2), _widen(seen, missing, axis=-1)
+
+    outputs, seen = _at_least(state.valid, sizes, attend)
+    left = state.valid & ((seen > threshold) | state.protected)
+    state, ids = packed(state._replace(valid=left, scores=seen))
+    outputs = choose.take(outputs, ids, axis=1)
+
+    def conclude(size: int) -> jax.Array:
+        some, said = _cut(state, size), outputs[..., :size, :]
+        x = finish(some.x, said, some.heads)
+        return _widen(x, state.x.shape[-2] - size, axis=-2)
+
+    return state._replace(x=_at_least(state.valid, sizes, conclude))
+
+
+def packed(state: Cascade) -> tuple[Cascade, jax.Array]:
+    """Returns the state with the tokens that are left first, in their order.
+
+    Args:
+      state: any.
+
+    Returns:
+      `(state, ids)`, where each token stood before, for `choose.take`.
+    """
+    ids = jnp.argsort(~state.valid, axis=-1, stable=True).astype(jnp.int32)
+    travelling = (state.x, state.positions, state.valid, state.protected, state.scores)
+    x, positions, valid, protected, scores = choose.take(travelling, ids)
+    state = state._replace(
+        x=x, positions=positions, valid=valid, protected=protected, scores=scores
+    )
+    return state, ids
+
+
+def _at_least(valid: jax.Array, sizes: Sequence[int], run: Callable[[int], Any]) -> Any:
+    """What `run` gives at the smallest size that holds every row's real tokens."""
+    count = jnp.max(jnp.sum(valid, axis=-1, dtype=jnp.int32), initial=0)
+    which = jnp.searchsorted(jnp.asarray(sizes, jnp.int32), count)
+    return lax.switch(which, [lambda n=n: run(n) for n in sizes])
+
+
+def _cut(state: Cascade, size: int) -> Cascade:
+    return state._replace(
+        x=state.x[..., :size, :],
+        positions=state.positions[..., :size],
+        valid=state.valid[..., :size],
+        protected=state.protected[..., :size],
+        scores=state.scores[..., :size],
+    )
+
+
+def _widen(x: jax.Array, missing: int, axis: int) -> jax.Array:
+    width = [(0, 0)] * x.ndim
+    width[axis] = (0, missing)
+    return jnp.pad(x, width)
+
+
+def _check(sizes: Sequence[int], length: int) -> None:
+    rising = all(a < b for a, b in itertools.pairwise(sizes))
+    if not sizes or sizes[0] < 1 or not rising or sizes[-1] != length:
+        raise base.PruningError(
+            f"Sizes {tuple(sizes)} do not ascend to the {length} tokens."
+        )
