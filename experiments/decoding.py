@@ -202,7 +202,7 @@ def attend(
     if bits is None:
         probs = softmax(steps.query(q, cache), live)
     else:
-        grouped = cache.keys.reshape(batch, groups, *cache.keys.shape[1:])
+        grouped = cache.keys.swapaxes(1, 2).reshape(batch, groups, -1, q.shape[-1])
         planes = _planes(grouped, unit[0], bits)
         upper, whole = progressive_scores(q[:, :, None], planes, bits)
         probs = softmax(upper[:, :, 0], live)

@@ -74,7 +74,7 @@ def test_caches_by_rows_by_columns_and_masked_agree():
     shape = (context.tokens, depth, context.batch, context.heads, context.dim)
     qkv = tuple(jax.random.normal(jax.random.key(i), shape) for i in range(3))
 
-    def run(step, columns=False):
+    def run(step, turned=None):
         state = attention_decode.start(context, [12] * depth, seed=0)
         layers, stream = state
         # Slots in order, so that the oldest one is where all forms expect it.
@@ -83,7 +83,7 @@ def test_caches_by_rows_by_columns_and_masked_agree():
         # The older, the less important.
         scores = jnp.zeros_like(stream.scores) + 1e6 * jnp.arange(2**16)
         state = layers, stream._replace(scores=scores)
-        state = attention_decode._as_columns(state) if columns else state
+        state = attention_decode._turned(state, turned) if turned else state
         return jax.jit(lambda s: attention_decode.tokens([step] * depth, s, qkv)[1])(
             state
         )
@@ -91,7 +91,8 @@ def test_caches_by_rows_by_columns_and_masked_agree():
     dense = run(attention_decode.attend_dense)
     mask_all = functools.partial(attention_decode.attend_masked, count=12)
     for found in (
-        run(attention_decode.attend_columns, columns=True),
+        run(attention_decode.attend_rows, turned="keys"),
+        run(attention_decode.attend_columns, turned="values"),
         run(mask_all),
         run(attention_decode.decode.step),
     ):

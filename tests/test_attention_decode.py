@@ -259,7 +259,7 @@ def test_compaction_keeps_the_best_of_what_there_is():
             assert set(np.flatnonzero(kept[i, b])) == set(layer)
     # A cache may grow too: more room, the same tokens.
     large = caches.compact(small[2], stream, 20)
-    assert large.keys.shape == (4 * KV_HEADS, 20, DIM)
+    assert large.keys.shape == (4 * KV_HEADS, DIM, 20)
     np.testing.assert_array_equal(members(large, stream), members(small[2], stream))
 
 
@@ -272,7 +272,7 @@ def test_prompts_that_are_already_pruned():
     cache = caches.fill(keys, 2 * keys, stream, 4, positions=positions)
     assert cache.used.tolist() == [3]
     assert cache.positions[0, :3].tolist() == [0, 3, 4]
-    np.testing.assert_array_equal(cache.keys[0, :3], keys[0, 0, [1, 2, 4]])
+    np.testing.assert_array_equal(cache.keys[0, :, :3].T, keys[0, 0, [1, 2, 4]])
     np.testing.assert_array_equal(cache.values[0, :3], 2 * keys[0, 0, [1, 2, 4]])
     cache = caches.fill(keys, keys, stream, 2, positions=positions)
     assert cache.positions.tolist() == [[0, 4]]

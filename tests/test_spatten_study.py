@@ -80,6 +80,7 @@ def test_the_cheapest_that_saves_enough_is_picked():
         {"dram": 8.1, "attention": 1.9, "loss": 0.2},
         {"dram": 9.0, "attention": 1.0, "loss": 0.0},
     ]
+    assert levels.enough(tried, 8.0, 1.8) == [1, 2]
     assert levels.pick(tried, 8.0, 1.8) == 2
     assert levels.pick(tried, 20.0, 1.8) == 3
 
@@ -125,7 +126,11 @@ def small():
 def test_accuracy_study(small, monkeypatch, tmp_path):
     monkeypatch.setenv("JPRUNE_RESUME_DIR", str(tmp_path))
     settings = accuracy.TOY_STUDY.settings._replace(
-        seeds=(3,), steps=4, batch_size=16, candidates=accuracy.CANDIDATES[:2]
+        seeds=(3,),
+        steps=(2, 3),
+        trial=1,
+        batch_size=16,
+        candidates=accuracy.CANDIDATES[-2:],
     )
     found = accuracy.finished(
         settings, "toy", 3, lambda: accuracy.one(small, settings, 3)

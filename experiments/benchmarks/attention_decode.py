@@ -1,8 +1,8 @@
 """The attention part of decoding: a dense cache, a masked one, one that evicts.
 
-Keys and values lie as rows of a token each in all three. A dense cache can also lie as
-columns, which a CPU reads faster where contexts are long: shown beside, as what the
-fastest dense cache can do.
+All three lie in memory alike: keys as columns of a token each, values as rows. A dense
+cache can also be all rows, or all columns: shown beside, so that the fastest dense
+cache is known.
 """
 
 import functools
@@ -19,6 +19,7 @@ from jprune.attention import decode
 from jprune.attention.choose import sort_keys, top_mask
 from jprune.attention.traces import GPT2_SMALL
 
+DENSE = ("dense", "rows", "columns")  # forms of a dense cache, see `forms`
 _POSITIONS = 2**16  # more than any run decodes
 
 
@@ -65,9 +66,10 @@ def start(context: Context, slots: Sequence[int], seed: int) -> Any:
     order = shuffled(jax.random.split(key, batch)).astype(jnp.int32)
     layers = []
     for i, n in enumerate(slots):
-        rows = (batch * context.heads, n, context.dim)
+        rows, dim = batch * context.heads, context.dim
         one, two = jax.random.split(jax.random.fold_in(key, i))
-        keys, values = jax.random.normal(one, rows), jax.random.normal(two, rows)
+        keys = jax.random.normal(one, (rows, dim, n))
+        values = jax.random.normal(two, (rows, n, dim))
         used = jnp.full(batch, n, jnp.int32)
         # A copy: what is donated must not be shared.
         layers.append(caches.Cache(keys, values, jnp.copy(order[:, :n]), used))
@@ -87,15 +89,24 @@ def attend_dense(
     return decode.mix(jax.nn.softmax(logits), cache), cache, stream
 
 
+def attend_rows(
+    q: jax.Array, k: jax.Array, v: jax.Array, cache: caches.Cache, stream: caches.Stream
+) -> tuple[jax.Array, caches.Cache, caches.Stream]:
+    """Attends to a whole cache whose keys and values are `(rows, slots, dim)`."""
+    slot = stream.position[0] % cache.keys.shape[1]
+    keys, values = _put_row(cache.keys, k, slot), _put_row(cache.values, v, slot)
+    query = q.reshape(keys.shape[0], 1, -1) / math.sqrt(q.shape[-1])
+    probs = jax.nn.softmax(jnp.einsum("ngd,nsd->ngs", query, keys))
+    out = jnp.einsum("ngs,nsd->ngd", probs, values).reshape(q.shape)
+    return out, cache._replace(keys=keys, values=values), stream
+
+
 def attend_columns(
     q: jax.Array, k: jax.Array, v: jax.Array, cache: caches.Cache, stream: caches.Stream
 ) -> tuple[jax.Array, caches.Cache, caches.Stream]:
     """Attends to a whole cache whose keys and values are `(rows, dim, slots)`."""
     slot = stream.position[0] % cache.keys.shape[2]
-    keys, values = (
-        lax.dynamic_update_slice(old, new.reshape(-1, new.shape[-1], 1), (0, 0, slot))
-        for old, new in ((cache.keys, k), (cache.values, v))
-    )
+    keys, values = _put_column(cache.keys, k, slot), _put_column(cache.values, v, slot)
     query = q.reshape(keys.shape[0], 1, -1) / math.sqrt(q.shape[-1])
     probs = jax.nn.softmax(jnp.einsum("ngd,nds->ngs", query, keys))
     out = jnp.einsum("ngs,nds->ngd", probs, values).reshape(q.shape)
@@ -121,19 +132,23 @@ def attend_masked(
 def _overwrite_oldest(
     cache: caches.Cache, stream: caches.Stream, k: jax.Array, v: jax.Array
 ) -> caches.Cache:
-    slot = stream.position[0] % cache.keys.shape[1]
-
-    def put(x: jax.Array, row: jax.Array) -> jax.Array:
-        return lax.dynamic_update_slice(
-            x, row.reshape(-1, 1, row.shape[-1]), (0, slot, 0)
-        )
-
+    slot = stream.position[0] % cache.positions.shape[1]
     positions = lax.dynamic_update_slice(
         cache.positions, stream.position[:, None], (0, slot)
     )
     return cache._replace(
-        keys=put(cache.keys, k), values=put(cache.values, v), positions=positions
+        keys=_put_column(cache.keys, k, slot),
+        values=_put_row(cache.values, v, slot),
+        positions=positions,
     )
+
+
+def _put_row(x: jax.Array, row: jax.Array, slot: jax.Array) -> jax.Array:
+    return lax.dynamic_update_slice(x, row.reshape(-1, 1, row.shape[-1]), (0, slot, 0))
+
+
+def _put_column(x: jax.Array, row: jax.Array, slot: jax.Array) -> jax.Array:
+    return lax.dynamic_update_slice(x, row.reshape(-1, row.shape[-1], 1), (0, 0, slot))
 
 
 def tokens(steps: Sequence[Callable[..., Any]], carry: Any, qkv: Any) -> Any:
@@ -160,6 +175,7 @@ def forms(
     masks = [functools.partial(attend_masked, count=n) for n in kept]
     programs = {
         "dense": ([attend_dense] * len(kept), whole),
+        "rows": ([attend_rows] * len(kept), whole),
         "columns": ([attend_columns] * len(kept), whole),
         "masked": (masks, whole),
         "evicting": ([decode.step] * len(kept), kept),
@@ -173,19 +189,16 @@ def forms(
         run = functools.partial(tokens, steps)
         program = compiled.setdefault(name, jax.jit(run, donate_argnums=0))
         state = start(context, slots, seed)
-        if name == "columns":
-            state = _as_columns(state)
+        if name in ("rows", "columns"):
+            state = _turned(state, "keys" if name == "rows" else "values")
         made[name] = functools.partial(_call, program, [state], qkv)
     return made
 
 
-def _as_columns(state: Any) -> Any:
+def _turned(state: Any, what: str) -> Any:
     layers, stream = state
-    turned = (
-        c._replace(keys=jnp.swapaxes(c.keys, 1, 2), values=jnp.swapaxes(c.values, 1, 2))
-        for c in layers
-    )
-    return tuple(turned), stream
+    turn = lambda c: {what: jnp.swapaxes(getattr(c, what), 1, 2)}  # noqa: E731
+    return tuple(c._replace(**turn(c)) for c in layers), stream
 
 
 def _call(program: Any, state: list[Any], qkv: Any) -> jax.Array:

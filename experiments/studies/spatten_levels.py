@@ -206,21 +206,30 @@ def try_out(
     return tried
 
 
-def pick(tried: list[dict[str, float]], dram: float, attention: float) -> int:
-    """Returns which candidate to take: of those that save enough, that of least loss.
+def enough(tried: list[dict[str, float]], dram: float, attention: float) -> list[int]:
+    """Returns which candidates save enough, in their order.
 
-    Where none saves enough it is the one that reads least.
+    Where none does it is the one that reads least.
 
     Args:
       tried: Of `try_out`.
       dram: How many times less has to be read.
       attention: How many times less has to be multiplied.
     """
-    enough = [
+    found = [
         i
         for i, each in enumerate(tried)
         if each["dram"] >= dram and each["attention"] >= attention
     ]
-    if enough:
-        return min(enough, key=lambda i: tried[i]["loss"])
-    return max(range(len(tried)), key=lambda i: tried[i]["dram"])
+    return found or [max(range(len(tried)), key=lambda i: tried[i]["dram"])]
+
+
+def pick(tried: list[dict[str, float]], dram: float, attention: float) -> int:
+    """Returns which candidate to take: of those that save enough, that of least loss.
+
+    Args:
+      tried: Of `try_out`.
+      dram: How many times less has to be read.
+      attention: How many times less has to be multiplied.
+    """
+    return min(enough(tried, dram, attention), key=lambda i: tried[i]["loss"])

@@ -1,9 +1,12 @@
 """A cache of keys and values in a static budget of slots, pruned by overwriting.
 
 A token that is pruned gives its slot to the next one, so what attention reads is the
-budget and no more, nothing is gathered while decoding, and XLA compiles one step. Keys
-are stored as `(batch * kv_heads, slots, dim)`: with a separate axis for a batch of one,
-XLA's products on CPU are several times slower.
+budget and no more, nothing is gathered while decoding, and XLA compiles one step.
+
+Keys are `(batch * kv_heads, dim, slots)`, values `(batch * kv_heads, slots, dim)`, so
+that both products of a token are weighted sums of rows: on CPU a tenth faster where
+caches are larger than its own. With a separate axis for a batch of one, XLA's products
+are several times slower.
 """
 
 from typing import NamedTuple
@@ -20,7 +23,7 @@ class Cache(NamedTuple):
     """The tokens that a layer of a decoder still attends to.
 
     Attributes:
-      keys: `(batch * kv_heads, slots, dim)`; with rotary positions already applied.
+      keys: `(batch * kv_heads, dim, slots)`; with rotary positions already applied.
       values: `(batch * kv_heads, slots, dim)`.
       positions: `(batch, slots)` int32, of each slot's token in its sequence.
       used: `(batch,)` int32: so many slots hold a token, the first ones.
@@ -69,16 +72,16 @@ def init(
     Example:
       >>> import jax.numpy as jnp
       >>> init(2, 4, 16, 8, dtype=jnp.bfloat16).keys.shape
-      (8, 16, 8)
+      (8, 8, 16)
     """
     if batch < 0 or min(kv_heads, slots, dim) < 1:
         raise base.PruningError(
             f"no cache has batch {batch}, {kv_heads} heads, {slots} slots of {dim}"
         )
-    rows = jnp.zeros((batch * kv_heads, slots, dim), dtype)
+    rows = batch * kv_heads
     return Cache(
-        rows,
-        jnp.zeros_like(rows),
+        jnp.zeros((rows, dim, slots), dtype),
+        jnp.zeros((rows, slots, dim), dtype),
         jnp.zeros((batch, slots), jnp.int32),
         jnp.zeros(batch, jnp.int32),
     )
@@ -175,7 +178,7 @@ def fill(
             jnp.arange(prompt, dtype=jnp.int32), (batch, prompt)
         )
     whole = Cache(
-        keys.reshape(batch * heads, prompt, dim),
+        keys.reshape(batch * heads, prompt, dim).swapaxes(1, 2),
         values.reshape(batch * heads, prompt, dim),
         positions,
         jnp.full(batch, prompt, jnp.int32),
@@ -218,12 +221,13 @@ def compact(
     ids = _pick(ids, order)
     rows = _for_heads(ids, cache.keys.shape[0] // max(ids.shape[0], 1))
 
-    def room(x: jax.Array) -> jax.Array:
-        missing = max(slots - old, 0)
-        return jnp.pad(x, ((0, 0), (0, missing)) + ((0, 0),) * (x.ndim - 2))
+    def room(x: jax.Array, axis: int = 1) -> jax.Array:
+        width = [(0, 0)] * x.ndim
+        width[axis] = (0, max(slots - old, 0))
+        return jnp.pad(x, width)
 
     return Cache(
-        room(_pick(cache.keys, rows)),
+        room(_pick_columns(cache.keys, rows), axis=2),
         room(_pick(cache.values, rows)),
         room(_pick(cache.positions, ids)),
         jnp.minimum(live.sum(1, dtype=jnp.int32), slots),
@@ -273,7 +277,7 @@ def append(
         evicted = jnp.where(full, _pick(cache.positions, worst[:, None])[:, 0], -1)
     rows = _for_heads(slot, k.shape[1])
     cache = Cache(
-        _write(cache.keys, k.reshape(-1, k.shape[-1]), rows),
+        _write_column(cache.keys, k.reshape(-1, k.shape[-1]), rows),
         _write(cache.values, v.reshape(-1, v.shape[-1]), rows),
         _write(cache.positions, stream.position, slot),
         jnp.minimum(cache.used + 1, slots),
@@ -359,5 +363,15 @@ def _pick(x: jax.Array, ids: jax.Array) -> jax.Array:
 
 
 @jax.vmap
+def _pick_columns(x: jax.Array, ids: jax.Array) -> jax.Array:
+    return x.at[:, ids].get(mode="promise_in_bounds")
+
+
+@jax.vmap
 def _write(x: jax.Array, row: jax.Array, slot: jax.Array) -> jax.Array:
     return lax.dynamic_update_index_in_dim(x, row.astype(x.dtype), slot, 0)
+
+
+@jax.vmap
+def _write_column(x: jax.Array, column: jax.Array, slot: jax.Array) -> jax.Array:
+    return lax.dynamic_update_index_in_dim(x, column.astype(x.dtype), slot, 1)

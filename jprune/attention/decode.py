@@ -112,10 +112,10 @@ def query(q: jax.Array, cache: Cache, *, scale: float | None = None) -> jax.Arra
       `(batch, heads, slots)` in float32; those of empty slots mean nothing.
     """
     batch, heads, dim = q.shape
-    rows, slots, _ = cache.keys.shape
+    rows, _, slots = cache.keys.shape
     group = q.reshape(rows, batch * heads // max(rows, 1), dim)
     logits = jnp.einsum(
-        "ngd,nsd->ngs", group, cache.keys, preferred_element_type=jnp.float32
+        "ngd,nds->ngs", group, cache.keys, preferred_element_type=jnp.float32
     )
     scale = 1 / math.sqrt(dim) if scale is None else scale
     return scale * logits.reshape(batch, heads, slots)
@@ -164,7 +164,7 @@ def _add(scores: jax.Array, positions: jax.Array, seen: jax.Array) -> jax.Array:
 
 
 def _check(q: jax.Array, k: jax.Array, v: jax.Array, cache: Cache) -> None:
-    rows, _, dim = cache.keys.shape
+    rows, dim, _ = cache.keys.shape
     batch = cache.positions.shape[0]
     heads = rows // max(batch, 1) or k.shape[1]
     if k.shape != (batch, heads, dim) or v.shape[:2] != k.shape[:2]:
