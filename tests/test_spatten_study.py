@@ -178,6 +178,15 @@ def test_vision_study(tmp_path):
     json.dumps(outcome.figures, allow_nan=False)
 
 
+def test_of_what_costs_little_what_reads_least_is_chosen():
+    ways = [decoding.Way(share) for share in (0.8, 0.6, 0.3)]
+    read = ({"bytes": n, "perplexity": p} for n, p in ((8, 3.0), (6, 3.1), (3, 3.6)))
+    tried = list(zip(ways, read, strict=True))
+    assert decoding.pick(tried, 3.2).share == 0.6
+    assert decoding.pick(tried, 4.0).share == 0.3
+    assert decoding.pick(tried, 2.0).share == 0.8
+
+
 def test_decoding_study(tmp_path):
     settings = decoding.TOY_STUDY.settings._replace(
         steps=3, length=40, width=8, depth=2, heads=2, batch_size=4, shares=(0.6,)
@@ -186,7 +195,7 @@ def test_decoding_study(tmp_path):
     found = outcome.figures["GPT"]
     rows = found["texts"]["prose"]
     assert list(rows) == list(levels.ROWS)
-    assert found["share"] == 0.6
+    assert found["chosen"]["share"] == 0.6
     # A cache of n slots is read whole: 0.9 n and 0.3 n on average, of up to 39.
     read = [row["bytes"] for row in rows.values()]
     assert read == sorted(read, reverse=True)

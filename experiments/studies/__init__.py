@@ -92,12 +92,6 @@ STUDIES = (
         _SPATTEN,
     ),
     Entry(
-        "spatten_accuracy-rte",
-        "The same on RTE, whose sentences are long (needs --data-dir)",
-        _SPATTEN,
-        "RTE",
-    ),
-    Entry(
         "spatten_accuracy-toy",
         "The same with a small encoder on sentences without meaning",
         _SPATTEN,
