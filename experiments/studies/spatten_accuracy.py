@@ -153,15 +153,15 @@ def one(problem: Problem, settings: Settings, seed: int) -> dict[str, Any]:
     level, tried = choose(problem, settings, judge, _whole(state), adapt, sizes)
     kept = sl.kept_of(level, sizes, quantized=True)
     tuned = train(jax.tree.map(jnp.copy, state), kept, second, 1)
+    dense = train(state, ft.DENSE, second, 1)
     curves = {}
     if seed == settings.seeds[0]:
-        networks = _whole(state), _whole(tuned)
+        networks = _whole(dense), _whole(tuned)
         curves = {
             "curve": report.curve(problem, judge, networks, sizes),
             "picture": report.picture(problem, judge, networks[1], kept),
             "seconds": seconds(problem, networks[0], level, sizes, size),
         }
-    dense = train(state, ft.DENSE, second, 1)
     ends = {"dense": (dense, ft.DENSE), "pruned": (tuned, kept)}
     return {
         "level": level._asdict() | {"bits": level.bits._asdict()},

@@ -123,7 +123,7 @@ def one(
         "rows": sl.breakdown(level, sizes, final),
     }
     if shown:
-        found["curve"] = curve(judge, splits, middle, tuned, sizes)
+        found["curve"] = curve(judge, splits, dense, tuned, sizes)
         kept = sl.kept_of(level, sizes, quantized=True)
         images: Any = splits.test.images
         found["pictures"] = pictures(settings, tuned.params, images, kept)
@@ -222,14 +222,14 @@ def judged(heads: int, params: Any, part: data.Examples, kept: ft.Kept) -> Any:
 
 
 def curve(
-    judge: Any, splits: data.Splits, middle: Any, tuned: Any, sizes: sl.Sizes
+    judge: Any, splits: data.Splits, dense: Any, tuned: Any, sizes: sl.Sizes
 ) -> dict[str, Any]:
-    """Returns validation accuracy by the mean share of tokens, before and after."""
+    """Returns validation accuracy by the mean share of tokens, of both networks."""
     scores = []
     for share in SHARES:
         level = sl.Level(share, min(1.0, 1.5 * share))
         kept = sl.kept_of(level, sizes, quantized=False)
-        found = (judge(s.params, splits.validation, kept)[0] for s in (middle, tuned))
+        found = (judge(s.params, splits.validation, kept)[0] for s in (dense, tuned))
         scores.append([rounded(score) for score in found])
     return {"shares": list(SHARES), "scores": scores}
 
