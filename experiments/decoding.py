@@ -87,21 +87,6 @@ class Read(NamedTuple):
     unsure: jax.Array
 
 
-class Units(NamedTuple):
-    """How a layer's keys and values are quantized, from the prompt.
-
-    Attributes:
-      mean: `(batch, kv heads, 1, dim)`, subtracted from all keys: no softmax sees it,
-        and what is left has a finer unit.
-      keys: `(batch, kv heads, 1, 1)`, the unit of keys; larger ones are clipped later.
-      values: The same of values.
-    """
-
-    mean: jax.Array
-    keys: jax.Array
-    values: jax.Array
-
-
 def summarize(decoder: Decoder, params: Any, ids: jax.Array) -> Prompt:
     """Returns keys, values and importance of prompts `(batch, prompt)`."""
     positions = jnp.arange(ids.shape[1])
@@ -171,7 +156,7 @@ def decode(
     cached: Sequence[caches.Cache],
     stream: caches.Stream,
     alive: jax.Array,
-    units: Sequence[Units | None],
+    units: Sequence[Any],
     kept: Kept,
     plan: Plan,
 ) -> tuple[jax.Array, list[caches.Cache], caches.Stream, Read]:
@@ -196,7 +181,7 @@ def attend(
     q: jax.Array,
     cache: caches.Cache,
     alive: jax.Array,
-    units: Units | None,
+    unit: Any,
     kept: Kept,
     bits: ja.Bits | None,
 ) -> tuple[jax.Array, jax.Array, Read]:
@@ -206,7 +191,7 @@ def attend(
       q: `(batch, heads, dim)`.
       cache: With the token's own key and value.
       alive: `(batch, kv heads)`, which groups of heads are left.
-      units: Of the quantization of keys and values.
+      unit: Of the quantization of keys, and of values, `(batch, kv heads, 1, 1)`.
       kept: What is kept.
       bits: Of keys and values; None for float32.
     """
@@ -214,16 +199,16 @@ def attend(
     heads = jnp.repeat(alive, q.shape[1] // groups, axis=1)
     live = caches.live_slots(cache)[:, None] & heads[:, :, None]
     unsure = jnp.zeros(heads.shape, bool)
-    if bits is None or units is None:
+    if bits is None:
         probs = softmax(steps.query(q, cache), live)
     else:
         grouped = cache.keys.swapaxes(1, 2).reshape(batch, groups, -1, q.shape[-1])
-        planes = _planes(grouped, units, bits)
+        planes = _planes(grouped, unit[0], bits)
         upper, whole = progressive_scores(q[:, :, None], planes, bits)
         probs = softmax(upper[:, :, 0], live)
         unsure = (probs.max(-1) < kept.threshold) & heads & (bits.lsb > 0)
         probs = jnp.where(unsure[..., None], softmax(whole[:, :, 0], live), probs)
-        cache = cache._replace(values=_rounded(cache.values, units.values, bits.value))
+        cache = cache._replace(values=_rounded(cache.values, unit[1], bits.value))
     count = ja.count_values(kept.values, caches.live_slots(cache))[:, None]
     chosen = live & ja.keep_values(probs, count)
     out = steps.mix(jnp.where(chosen, probs, 0), cache)
@@ -249,19 +234,19 @@ def _read(live: Any, unsure: Any, chosen: Any, groups: int) -> Read:
     )
 
 
-def _units(k: jax.Array, v: jax.Array, bits: ja.Bits | None) -> Units | None:
+def _units(k: jax.Array, v: jax.Array, bits: ja.Bits | None) -> Any:
+    """Of each head's keys and values in the prompt: what is larger later is clipped.
+
+    Keys keep their mean, for later ones move away from it: without it more is clipped.
+    """
     if bits is None:
         return None
-    mean = k.mean(-2, keepdims=True)
-    unit = quantize(k - mean, bits.msb + bits.lsb)[1]
-    return Units(mean, unit, quantize(v, bits.value)[1])
+    return quantize(k, bits.msb + bits.lsb)[1], quantize(v, bits.value)[1]
 
 
-def _planes(keys: jax.Array, units: Units, bits: ja.Bits) -> Planes:
-    whole = _integers(keys - units.mean, units.keys, bits.msb + bits.lsb)
-    whole = whole.astype(jnp.int16)
-    lower = whole & np.int16(2**bits.lsb - 1)
-    return Planes(whole >> bits.lsb, lower, units.keys)
+def _planes(keys: jax.Array, unit: jax.Array, bits: ja.Bits) -> Planes:
+    whole = _integers(keys, unit, bits.msb + bits.lsb).astype(jnp.int16)
+    return Planes(whole >> bits.lsb, whole & np.int16(2**bits.lsb - 1), unit)
 
 
 def _integers(x: jax.Array, unit: jax.Array, bits: int) -> jax.Array:

@@ -323,19 +323,6 @@ def test_a_pruned_cache_reads_its_budget():
     assert (read.products == 2 * read.keys + read.values).all()
 
 
-def test_what_all_keys_share_costs_no_bits():
-    model, params = gpt_of()
-    ids = jax.random.randint(jax.random.key(3), (2, 13), 0, 20)
-    kept = decoding.Kept(jnp.asarray([4.0, 4.0]), 1.0, 0.0)
-    far = jax.tree.map(lambda x: x, params)
-    for layer in far["layers"]:
-        layer["k"] = {**layer["k"], "bias": layer["k"]["bias"] + 30}
-    for bits, close in ((None, 1e-4), (ja.Bits(12, 4, 0, 16), 1e-3)):
-        plan = decoding.Plan((13, 13), bits, recent=1)
-        found = [decoding.score(model, p, ids, 6, kept, plan)[0] for p in (params, far)]
-        np.testing.assert_allclose(*found, atol=close)
-
-
 def test_stories_are_drawn_from_the_model():
     """With one word far more likely than all others, it is what is told."""
     model, params = gpt_of()

@@ -33,6 +33,7 @@ from jprune import attention as ja
 
 BITS = ja.Bits(query=12, msb=6, lsb=4, value=6)
 MORE_BITS = ja.Bits(query=12, msb=8, lsb=4, value=8)
+MOST_BITS = ja.Bits(query=12, msb=10, lsb=4, value=8)
 
 
 class Way(NamedTuple):
@@ -87,6 +88,7 @@ class Settings(NamedTuple):
         Way(0.6, 1.0, 0.5, MORE_BITS),
         Way(0.8, 1.0, 0.5, MORE_BITS),
         Way(0.9, 1.0, 0.7, MORE_BITS),
+        Way(0.9, 1.0, 0.7, MOST_BITS),
     )
     threshold: float = 0.05
     rise: float = 3.0
