@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from experiments.plots import COLOURS, MARKERS
 
@@ -188,7 +189,10 @@ def decoding(
                 label=technique,
             )
         axes.set_xscale("log")
-        axes.set_xlabel("bytes read from the cache for a token")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e3:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel("kilobytes read from the cache for a token")
         axes.set_ylabel("perplexity")
         axes.set_title(name)
         _plain(axes)
