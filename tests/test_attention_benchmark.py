@@ -91,8 +91,8 @@ def test_caches_by_rows_by_columns_and_masked_agree():
     dense = run(attention_decode.attend_dense)
     mask_all = functools.partial(attention_decode.attend_masked, count=12)
     for found in (
-        run(attention_decode.attend_rows, turned="keys"),
-        run(attention_decode.attend_columns, turned="values"),
+        run(functools.partial(attention_decode.attend_laid, axis=1), turned="keys"),
+        run(functools.partial(attention_decode.attend_laid, axis=2), turned="values"),
         run(mask_all),
         run(attention_decode.decode.step),
     ):

@@ -89,27 +89,24 @@ def attend_dense(
     return decode.mix(jax.nn.softmax(logits), cache), cache, stream
 
 
-def attend_rows(
-    q: jax.Array, k: jax.Array, v: jax.Array, cache: caches.Cache, stream: caches.Stream
+def attend_laid(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    cache: caches.Cache,
+    stream: caches.Stream,
+    axis: int,
 ) -> tuple[jax.Array, caches.Cache, caches.Stream]:
-    """Attends to a whole cache whose keys and values are `(rows, slots, dim)`."""
-    slot = stream.position[0] % cache.keys.shape[1]
-    keys, values = _put_row(cache.keys, k, slot), _put_row(cache.values, v, slot)
-    query = q.reshape(keys.shape[0], 1, -1) / math.sqrt(q.shape[-1])
-    probs = jax.nn.softmax(jnp.einsum("ngd,nsd->ngs", query, keys))
-    out = jnp.einsum("ngs,nsd->ngd", probs, values).reshape(q.shape)
-    return out, cache._replace(keys=keys, values=values), stream
+    """Attends to a whole cache whose keys and values have their slots on one axis.
 
-
-def attend_columns(
-    q: jax.Array, k: jax.Array, v: jax.Array, cache: caches.Cache, stream: caches.Stream
-) -> tuple[jax.Array, caches.Cache, caches.Stream]:
-    """Attends to a whole cache whose keys and values are `(rows, dim, slots)`."""
-    slot = stream.position[0] % cache.keys.shape[2]
-    keys, values = _put_column(cache.keys, k, slot), _put_column(cache.values, v, slot)
+    1 for all rows, `(rows, slots, dim)`; 2 for all columns, `(rows, dim, slots)`.
+    """
+    put, lie = (_put_row, "nsd") if axis == 1 else (_put_column, "nds")
+    slot = stream.position[0] % cache.positions.shape[1]
+    keys, values = put(cache.keys, k, slot), put(cache.values, v, slot)
     query = q.reshape(keys.shape[0], 1, -1) / math.sqrt(q.shape[-1])
-    probs = jax.nn.softmax(jnp.einsum("ngd,nds->ngs", query, keys))
-    out = jnp.einsum("ngs,nds->ngd", probs, values).reshape(q.shape)
+    probs = jax.nn.softmax(jnp.einsum(f"ngd,{lie}->ngs", query, keys))
+    out = jnp.einsum(f"ngs,{lie}->ngd", probs, values).reshape(q.shape)
     return out, cache._replace(keys=keys, values=values), stream
 
 
@@ -175,8 +172,8 @@ def forms(
     masks = [functools.partial(attend_masked, count=n) for n in kept]
     programs = {
         "dense": ([attend_dense] * len(kept), whole),
-        "rows": ([attend_rows] * len(kept), whole),
-        "columns": ([attend_columns] * len(kept), whole),
+        "rows": ([functools.partial(attend_laid, axis=1)] * len(kept), whole),
+        "columns": ([functools.partial(attend_laid, axis=2)] * len(kept), whole),
         "masked": (masks, whole),
         "evicting": ([decode.step] * len(kept), kept),
     }
