@@ -25,6 +25,7 @@ class Options(NamedTuple):
         the default holds the figures that the README quotes.
       seeds: Seeds, one network each; default the study's own.
       steps: Training steps of each network; default the study's own.
+      tasks: Of a study with several tasks, those to run; default all.
       plot: Draw the plot.
     """
 
@@ -32,6 +33,7 @@ class Options(NamedTuple):
     results_dir: Path = RESULTS_DIR
     seeds: tuple[int, ...] | None = None
     steps: int | None = None
+    tasks: tuple[str, ...] | None = None
     plot: bool = True
 
 

@@ -52,6 +52,7 @@ def run(entry: Entry, options: Options, data_dir: Path | None) -> dict[str, Any]
         "seconds": round(time.perf_counter() - begin, 1),
         "seeds": list(settings.seeds),
         "settings": settings._asdict(),
+        "options": [] if options.tasks is None else ["--tasks", *options.tasks],
         "versions": results.versions(),
         "device": results.device(),
         "figures": outcome.figures,
@@ -80,9 +81,21 @@ def check(options: Options) -> None:
 
 
 def with_options(settings: Any, options: Options) -> Any:
-    """Returns the settings with the seeds and steps of the command line."""
-    chosen = {"seeds": options.seeds, "steps": options.steps}
-    return settings._replace(**{k: v for k, v in chosen.items() if v is not None})
+    """Returns the settings with the seeds, steps and tasks of the command line.
+
+    Raises:
+      ExperimentError: The study has no such setting, or no such task.
+    """
+    names = ("seeds", "steps", "tasks")
+    chosen = {n: getattr(options, n) for n in names if getattr(options, n) is not None}
+    if not isinstance(getattr(settings, "steps", 0), int) and "steps" in chosen:
+        raise ExperimentError(f"--steps: this study has steps of {settings.steps}")
+    if "tasks" in chosen:
+        known = getattr(settings, "tasks", ())
+        unknown = [task for task in chosen["tasks"] if task not in known]
+        if unknown or not chosen["tasks"]:
+            raise ExperimentError(f"--tasks {unknown}: this study has {list(known)}")
+    return settings._replace(**chosen)
 
 
 def progress_bar() -> Progress:

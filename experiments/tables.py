@@ -104,8 +104,9 @@ def table_named(name: str, results_dir: Path) -> str:
 def origin(record: dict[str, Any]) -> str:
     """Returns how a record came about, in one line."""
     versions, device = record["versions"], record["device"]
+    said = " ".join([command(record["name"]), *record.get("options", [])])
     return (
-        f"`{command(record['name'])}`, jax {versions['jax']}, "
+        f"`{said}`, jax {versions['jax']}, "
         f"{device['count']} {device['kind']} device{'s' * (device['count'] != 1)}, "
         f"{record['seconds']:.0f} s, {record['date'][:10]}."
     )

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 from rich.progress import Progress
 
-from experiments.benchmarks import attention, attention_decode, attention_encoder
+from experiments.benchmarks import (
+    attention,
+    attention_decode,
+    attention_encoder,
+    attention_gpu,
+)
 from jprune import attention as ja
 
 pytestmark = pytest.mark.others_code
@@ -128,3 +133,44 @@ def test_it_runs_and_its_claims_can_be_measured():
     }
     for claim in attention.STUDY.claims:
         assert np.isfinite(claim.check(figures)["ours"])
+
+
+def test_the_one_for_gpus_runs_anywhere():
+    settings = attention_gpu.Settings(
+        seeds=(0, 1),
+        steps=1,
+        shape=SHAPE,
+        batch=2,
+        lengths=(40,),
+        multiple_of=4,
+        kernel_lengths=(9,),
+        rows=((3, 8), (2, 2, 8)),
+        contexts=((2, 32),),
+        tokens=2,
+    )
+    outcome = attention_gpu.run(settings, None, Progress(disable=True))
+    for table in outcome.tables.values():
+        assert all(len(row) == len(table.columns) for row in table.rows)
+    one = outcome.figures["encoder"]["40"]
+    expected = one["ms, dense"][0] / one["ms, fused"][0] / one["times_fewer"]
+    assert one["of the ideal"][0] == pytest.approx(expected, rel=0.01)
+    parts = outcome.figures
+    figures = {
+        "kernels": dict.fromkeys(("384", "512", "1024"), parts["kernels"]["9"]),
+        "encoder": dict.fromkeys(("128", "384", "512"), one),
+        "decoding": dict.fromkeys(
+            ("64 x 1024", "16 x 4096"), parts["decoding"]["2 x 32"]
+        ),
+    }
+    for claim in attention_gpu.STUDY.claims:
+        assert np.isfinite(claim.check(figures)["ours"])
+
+
+def test_sums_and_probabilities_prune_the_same_tokens():
+    layers, x, plan = _encoder()
+    fused = functools.partial(
+        attention_encoder.pruned, plan=plan, mix=attention_encoder.mix_fused
+    )
+    plain = functools.partial(attention_encoder.pruned, plan=plan)
+    found, expected = jax.jit(lambda *a: (fused(*a), plain(*a)))(layers, x)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -51,6 +51,32 @@ def test_a_traced_count_and_counts_for_each_row():
     np.testing.assert_array_equal(found, expected)
 
 
+@hypothesis.settings(max_examples=100, deadline=None)
+@hypothesis.given(data=st.data())
+def test_pairs_say_what_bits_say(data):
+    """What a GPU computes: the same choice, the same places."""
+    n = data.draw(st.sampled_from([1, 3, 8]))
+    row = st.lists(st.sampled_from([0, 1, 5, 2**32 - 1]), min_size=n, max_size=n)
+    keys = np.array(data.draw(st.tuples(row, row)), np.uint32)
+    need = jnp.array(data.draw(st.tuples(*[st.integers(0, n)] * 2)), jnp.int32)
+    found = choose.best_by_pairs(jnp.asarray(keys), need)
+    by_bits = choose.best_by_bits(jnp.asarray(keys), need)
+    np.testing.assert_array_equal(found, by_bits)
+    for mask, row, count in zip(found, keys, need, strict=True):
+        wanted = oracle.keep(row.astype(float), int(count))
+        assert np.flatnonzero(mask).tolist() == wanted
+        if count:
+            assert choose._places_by_pairs(mask, int(count)).tolist() == wanted
+
+
+@pytest.mark.parametrize(("tokens", "loops"), [(32, False), (4096, True)])
+def test_a_gpu_compares_pairs_where_rows_are_short(tokens, loops):
+    traced = jax.jit(lambda x: ja.keep_top(x, 9)).trace(jnp.zeros((16, tokens)))
+    on_gpu = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert ("while" in on_gpu) == loops
+    assert "while" in traced.lower().as_text()
+
+
 @pytest.mark.parametrize("count", [0, 6, -1])
 def test_a_count_that_there_is_not(count):
     with pytest.raises(jp.PruningError, match=rf"keep {count} of 5"):

@@ -281,6 +281,12 @@ def test_tables_are_remade_once_and_nothing_else_changes(tmp_path):
     assert [line for line in made.splitlines() if line in kept] == kept
 
 
+def test_a_table_says_which_tasks_were_run(tmp_path):
+    results.write(tmp_path / "one.json", record() | {"options": ["--tasks", "RTE"]})
+    made = tables.table_named("one", tmp_path)
+    assert "`python -m experiments one --tasks RTE`" in made
+
+
 def test_the_table_of_methods_has_every_recipe_and_its_paper(tmp_path):
     lines = tables.methods_table().splitlines()[2:]
     names = jp.recipes.__all__

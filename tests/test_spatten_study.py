@@ -138,6 +138,9 @@ def test_accuracy_study(small, monkeypatch, tmp_path):
     for_the_next_seed = jax.tree.leaves(small.init(jax.random.key(4)))
     assert not any(x.is_deleted() for x in for_the_next_seed)
     task = report.gathered([found], settings)
+    assert levels.level_of(found["level"]) in settings.candidates
+    task["seconds"] = accuracy.seconds(small, levels.level_of(found["level"]), 16)
+    assert all(taken > 0 for taken in task["seconds"].values())
     rows = task["rows"]
     assert list(rows) == list(levels.ROWS)
     for key in ("dram", "attention", "layers"):

@@ -49,6 +49,11 @@ BENCHMARKS = (
         "experiments.benchmarks.attention",
     ),
     Entry(
+        "attention_gpu",
+        "Pruned attention on a GPU, and whether kernels of our own pay",
+        "experiments.benchmarks.attention_gpu",
+    ),
+    Entry(
         "hardware",
         "Design points a second of the hardware model, against SCALE-Sim and ZigZag",
         "experiments.benchmarks.hardware",

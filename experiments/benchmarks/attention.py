@@ -207,8 +207,8 @@ def decoding_table(figures: dict[str, Any], settings: Settings) -> Table:
         ),
         rows=tuple(rows),
         caption=(
-            "The attention of 12 layers of GPT-2 small for a token, float32, CPU "
-            "time, caches donated. Budgets are the authors' "
+            "The attention of 12 layers of GPT-2 small for a token, float32, "
+            "caches donated. Budgets are the authors' "
             "(0.9, 0.7, 4 x 0.2 and 6 x 0.1 of the context). The streaming product "
             "is a vector times a matrix of as many bytes as the dense cache. Keys "
             "are (dim, slots) and values (slots, dim), but where a dense cache is all "

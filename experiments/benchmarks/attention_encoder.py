@@ -72,6 +72,14 @@ def mix(
     return ja.attend(*ja.project(layer["heads"], x))
 
 
+def mix_fused(
+    layer: dict[str, Any], x: jax.Array, valid: jax.Array, heads: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns attention and how much each head looks at each token."""
+    del heads
+    return ja.fused.attend_summed(*ja.project(layer["heads"], x), valid)
+
+
 def finish(
     layer: dict[str, Any], x: jax.Array, outputs: jax.Array, heads: Any = None
 ) -> jax.Array:
@@ -107,23 +115,43 @@ def cost(shape: Shape, plan: ja.Schedule) -> int:
     return sum(ja.multiply_adds(plan, shape.width, shape.hidden))
 
 
-def dense(layers: Layers, x: jax.Array) -> jax.Array:
+def attended(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Returns attention, by XLA."""
+    return ja.attend(q, k, v)[0]
+
+
+def flash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Returns attention, by cuDNN's kernel, which knows no importance."""
+    qkv = (jnp.swapaxes(x, -3, -2) for x in (q, k, v))
+    out = jax.nn.dot_product_attention(*qkv, implementation="cudnn")
+    return jnp.swapaxes(out, -3, -2)
+
+
+def dense(
+    layers: Layers, x: jax.Array, attend: Callable[..., jax.Array] = attended
+) -> jax.Array:
     """Returns the encoder's output, nothing pruned and nothing scored."""
     for layer in layers:
-        outputs, _ = ja.attend(*ja.project(layer["heads"], x))
-        x = finish(layer, x, outputs)
+        x = finish(layer, x, attend(*ja.project(layer["heads"], x)))
     return x
 
 
-def cut(layers: Layers, x: jax.Array, plan: ja.Schedule) -> jax.Array:
+def cut(
+    layers: Layers,
+    x: jax.Array,
+    plan: ja.Schedule,
+    attend: Callable[..., jax.Array] = attended,
+) -> jax.Array:
     """Returns what is left if the first tokens stay: the products without a choice."""
     for layer, count in zip(layers, plan.tokens, strict=True):
-        outputs, _ = ja.attend(*ja.project(layer["heads"], x))
+        outputs = attend(*ja.project(layer["heads"], x))
         x = finish(layer, x[:, :count], outputs[:, :, :count])
     return x
 
 
-def pruned(layers: Layers, x: jax.Array, plan: ja.Schedule) -> jax.Array:
+def pruned(
+    layers: Layers, x: jax.Array, plan: ja.Schedule, mix: Callable[..., Any] = mix
+) -> jax.Array:
     """Returns the tokens that the cascade leaves."""
     groups = plan.heads[0]
     first = jnp.broadcast_to(jnp.arange(x.shape[1]) == 0, x.shape[:2])

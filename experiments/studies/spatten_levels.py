@@ -48,6 +48,11 @@ class Level(NamedTuple):
         return Level(self.tokens, self.start)
 
 
+def level_of(fields: dict[str, Any]) -> Level:
+    """Returns the level of a results file."""
+    return Level(**(fields | {"bits": ja.Bits(**fields["bits"])}))
+
+
 def pruning(level: Level, depth: int, heads: int) -> encoder.Pruning:
     """Returns what each layer keeps, on the host.
 

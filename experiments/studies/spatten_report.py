@@ -35,7 +35,7 @@ def gathered(each: list[dict[str, Any]], settings: Any) -> dict[str, Any]:
         and np.mean(rows[FINAL]["dram"]) >= settings.dram
         and np.mean(rows[FINAL]["attention"]) >= settings.attention
     )
-    shown = {k: each[0][k] for k in ("curve", "picture", "seconds", "unit")}
+    shown = {k: each[0][k] for k in ("curve", "picture", "unit")}
     return {
         "rows": rows,
         "met": bool(met),
@@ -43,6 +43,7 @@ def gathered(each: list[dict[str, Any]], settings: Any) -> dict[str, Any]:
         "tried": [found["tried"] for found in each],
         "held": [found["held"] for found in each],
         "minutes": [rounded(found["minutes"]) for found in each],
+        "devices": sorted({found["device"] for found in each}),
         **shown,
     }
 
@@ -89,16 +90,18 @@ def caption(figures: dict[str, Any], settings: Any) -> str:
         f"{name} {task['seconds']['dense']:.1f} and {task['seconds']['tokens']:.1f}"
         for name, task in figures["tasks"].items()
     )
+    devices = sorted({x for t in figures["tasks"].values() for x in t["devices"]})
     return (
-        f"Dev, mean ± standard deviation over {len(settings.seeds)} seeds. Networks "
-        f"have {sum(settings.steps)} steps of {settings.batch_size}, the pruned one "
-        f"the last {settings.steps[1]} of them with all techniques on; rows between "
+        f"Trained on: {', '.join(devices)}. Dev, mean ± standard deviation over "
+        f"{len(settings.seeds)} seeds. Networks have {sum(settings.steps)} steps of "
+        f"{settings.batch_size}, the pruned one the last {settings.steps[1]} of them "
+        "with all techniques on; rows between "
         "switch some off without more training. Schedules are chosen on a part of "
         "train. DRAM: rows of "
         "Q, K and V that attention reads, against float32. A row of probabilities that "
         "is not sure of itself asks for the keys' lower bits, which are then read for "
-        "all queries of that head. Milliseconds of processor time for a sentence, "
-        f"dense and with fewer tokens: {times}."
+        "all queries of that head. Milliseconds for a sentence, dense and with fewer "
+        f"tokens, where this table was made: {times}."
     )
 
 

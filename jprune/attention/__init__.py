@@ -4,12 +4,14 @@ probs -> token_importance -> keep_top -> take      tokens that leave, layer by l
 outputs -> head_importance -> keep_top             heads that leave
 schedule(length, tokens, heads, values)            how many of each, static
 cascade.encode(cascade.start(x, groups), layers, plan, mix, finish)    all together
+fused.attend_summed(q, k, v, valid)       column sums without the probabilities, on GPUs
 """
 
 from jprune.attention import adapters as adapters
 from jprune.attention import allot as allot
 from jprune.attention import buckets as buckets
 from jprune.attention import cascade as cascade
+from jprune.attention import fused as fused
 from jprune.attention import merge as merge
 from jprune.attention import routers as routers
 from jprune.attention import soft as soft

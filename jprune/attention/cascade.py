@@ -3,6 +3,7 @@
 A layer is two functions of the user's own,
 
     mix(params, x, valid, heads) -> (outputs, probs)     projections and attention
+                                 or (outputs, looks)     as of `fused.attend_summed`
     finish(params, x, outputs, heads) -> x               output projection, the rest
 
 and between them, where the probabilities are known, the least important tokens leave:
@@ -34,7 +35,8 @@ Mix = Callable[[Any, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Arra
 
 x is (..., tokens, hidden), valid (..., tokens), heads (kept,) the ids of the key heads
 to compute; outputs are (..., heads, tokens, dim), probs (..., heads, tokens, tokens),
-for the query heads of those.
+for the query heads of those. In place of the probabilities their sums over the real
+queries do, (..., heads, tokens).
 """
 
 Finish = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
@@ -176,7 +178,7 @@ def cascade_layer(
 
     Args:
       state: before it.
-      mix: `(x, valid, heads) -> (outputs, probs)`, as `Mix` without params.
+      mix: `(x, valid, heads) -> (outputs, probs or looks)`, as `Mix` without params.
       finish: `(x, outputs, heads) -> x`, as `Finish` without params.
       tokens: static, how many leave the attention; all by default.
       groups: static, how many groups of heads it computes; all that are left by
@@ -191,6 +193,8 @@ def cascade_layer(
     if groups is not None:
         state = prune_heads(state, groups)
     outputs, probs = mix(state.x, state.valid, state.heads)
+    if probs.ndim < outputs.ndim:  # sums already: those of one row are the row
+        probs = probs[..., None, :]
     if _per_sample(state):  # pruned heads neither speak nor vote
         outputs, probs = (
             heads_lib.mask_heads(y, state.alive) for y in (outputs, probs)
@@ -206,12 +210,14 @@ def credit(state: Cascade, outputs: jax.Array, probs: jax.Array) -> Cascade:
     Args:
       state: with the tokens and heads of the layer.
       outputs: (..., heads, tokens, dim).
-      probs: (..., heads, tokens, tokens).
+      probs: (..., heads, tokens, tokens), or one row, (..., heads, 1, tokens), that
+        is the sum over the real queries.
 
     Returns:
       A `Cascade`.
     """
-    seen = token_importance(probs, state.valid, state.valid)
+    looking = state.valid if probs.shape[-2] == state.valid.shape[-1] else None
+    seen = token_importance(probs, looking, state.valid)
     said = head_importance(outputs, state.valid)
     said = heads_lib.group_sums(said, state.heads.shape[0])
     if _per_sample(state):

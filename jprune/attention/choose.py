@@ -3,7 +3,8 @@
 The count is static, so that the shapes of what follows are known when XLA compiles;
 the choice is exact and deterministic. What SpAtten's top-k engine does in hardware
 is done here in the same way: a threshold is found by counting, nothing is sorted,
-and what is kept is compacted in the order in which it came.
+and what is kept is compacted in the order in which it came. A GPU, which waits longer
+for a loop's next turn than it works in it, counts for each key who is before it.
 """
 
 import functools
@@ -15,6 +16,10 @@ import numpy as np
 from jax import lax
 
 from jprune import base, compat, ordering
+
+# Up to so many pairs in all a GPU compares them, which is several times faster than
+# forty passes over the keys, each of which it waits for (`bench attention_gpu`).
+_PAIRS = 2**26
 
 
 def keep_top(
@@ -60,13 +65,11 @@ def keep_top(
     n = scores.shape[-1]
     if not 1 <= count <= n:
         raise base.PruningError(f"Cannot keep {count} of {n}.")
-    ranks = sort_keys(scores, valid=valid, protected=protected)
-    found = jnp.cumsum(top_mask(ranks, count), axis=-1, dtype=jnp.int32)
-    place = jnp.arange(1, count + 1, dtype=jnp.int32)
-    search = functools.partial(jnp.searchsorted, v=place)  # the first to reach it
-    for _ in range(scores.ndim - 1):
-        search = jax.vmap(search)
-    return compat.auto_partition(search, found, like=found).astype(jnp.int32)
+    keys = sort_keys(scores, valid=valid, protected=protected)
+    kept = top_mask(keys, count)
+    by_pairs = functools.partial(_places_by_pairs, count=count)
+    by_search = functools.partial(_places_by_search, count=count)
+    return _on_gpu(by_pairs, by_search, kept)
 
 
 def sort_keys(
@@ -104,7 +107,8 @@ def top_mask(keys: jax.Array, count: Any) -> jax.Array:
     """Returns the mask of the greatest integers of each row, ties to the earlier.
 
     First the greatest threshold that `count` keys reach, bit by bit; then, by the
-    same halving, up to which index the keys that equal it are kept.
+    same halving, up to which index the keys that equal it are kept. On a GPU, where
+    pairs of keys are not too many, by the number of keys that are before each.
 
     Args:
       keys: (..., n) unsigned integers, as of `sort_keys`.
@@ -121,20 +125,7 @@ def top_mask(keys: jax.Array, count: Any) -> jax.Array:
     """
     n, rows = keys.shape[-1], keys.shape[:-1]
     need = jnp.broadcast_to(jnp.clip(jnp.asarray(count, jnp.int32), 0, n), rows)
-    threshold = _greatest(
-        8 * keys.dtype.itemsize,
-        lambda t: _counted(keys >= t[..., None]) >= need,
-        jnp.zeros(rows, keys.dtype),
-    )[..., None]
-    above, equal = keys > threshold, keys == threshold
-    index = lax.broadcasted_iota(jnp.int32, keys.shape, keys.ndim - 1)
-    rest = need - _counted(above)
-    end = _greatest(
-        n.bit_length(),
-        lambda e: _counted(equal & (index < e[..., None])) <= rest,
-        jnp.zeros(rows, jnp.int32),
-    )
-    return above | (equal & (index < end[..., None]))
+    return _on_gpu(best_by_pairs, best_by_bits, keys, need)
 
 
 def take(tree: Any, ids: jax.Array, axis: int = 0) -> Any:
@@ -184,6 +175,83 @@ def put(into: jax.Array, ids: jax.Array, x: jax.Array) -> jax.Array:
     for _ in range(ids.ndim - 1):
         for_rows = jax.vmap(for_rows)
     return for_rows(into, ids, x)
+
+
+def _on_gpu(by_pairs: Any, otherwise: Any, x: jax.Array, *more: jax.Array) -> Any:
+    """`by_pairs` on a GPU, if the pairs of keys of a row are not too many."""
+    if x.shape[-1] * x.size > _PAIRS:
+        return otherwise(x, *more)
+    return lax.platform_dependent(
+        x, *more, cuda=by_pairs, rocm=by_pairs, default=otherwise
+    )
+
+
+def best_by_bits(keys: jax.Array, need: jax.Array) -> jax.Array:
+    """Returns `top_mask` by a threshold that is found bit by bit.
+
+    Args:
+      keys: (..., n) unsigned integers.
+      need: (...) int32 in [0, n].
+
+    Returns:
+      (..., n) booleans.
+    """
+    n, rows = keys.shape[-1], keys.shape[:-1]
+    threshold = _greatest(
+        8 * keys.dtype.itemsize,
+        lambda t: _counted(keys >= t[..., None]) >= need,
+        jnp.zeros(rows, keys.dtype),
+    )[..., None]
+    above, equal = keys > threshold, keys == threshold
+    index = lax.broadcasted_iota(jnp.int32, keys.shape, keys.ndim - 1)
+    rest = need - _counted(above)
+    end = _greatest(
+        n.bit_length(),
+        lambda e: _counted(equal & (index < e[..., None])) <= rest,
+        jnp.zeros(rows, jnp.int32),
+    )
+    return above | (equal & (index < end[..., None]))
+
+
+def best_by_pairs(keys: jax.Array, need: jax.Array) -> jax.Array:
+    """Returns `top_mask` by how many keys are before each.
+
+    One pass over all pairs of a row, where `best_by_bits` passes some forty times
+    over the row.
+
+    Args:
+      keys: (..., n) unsigned integers.
+      need: (...) int32 in [0, n].
+
+    Returns:
+      (..., n) booleans.
+    """
+    mine, other = keys[..., :, None], keys[..., None, :]
+    pairs = jnp.broadcast_shapes(mine.shape, other.shape)
+    i, j = (lax.broadcasted_iota(jnp.int32, pairs, keys.ndim - d) for d in (1, 0))
+    before = _counted((other > mine) | ((other == mine) & (j < i)))
+    return before < need[..., None]
+
+
+def _places_by_search(kept: jax.Array, count: int) -> jax.Array:
+    """The ascending indices of a mask with `count` True in each row."""
+    found = jnp.cumsum(kept, axis=-1, dtype=jnp.int32)
+    place = jnp.arange(1, count + 1, dtype=jnp.int32)
+    search = functools.partial(jnp.searchsorted, v=place)  # the first to reach it
+    for _ in range(kept.ndim - 1):
+        search = jax.vmap(search)
+    return compat.auto_partition(search, found, like=found).astype(jnp.int32)
+
+
+def _places_by_pairs(kept: jax.Array, count: int) -> jax.Array:
+    """The same, for a GPU."""
+    *rows, n = kept.shape
+    i, j = (
+        lax.broadcasted_iota(jnp.int32, (*rows, n, n), len(rows) + d) for d in (0, 1)
+    )
+    found = _counted(kept[..., None, :] & (j <= i))
+    place = lax.broadcasted_iota(jnp.int32, (*rows, count, n), len(rows))
+    return _counted(found[..., None, :] <= place)  # those before the first to reach it
 
 
 def _greatest(bits: int, holds: Any, zero: jax.Array) -> jax.Array:
