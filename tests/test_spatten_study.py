@@ -123,6 +123,23 @@ def small():
     )
 
 
+def _stops_after(count, stepper):
+    """The optimizer, and a step that is interrupted when it is called once more."""
+
+    def stopping(*args):
+        tx, step = stepper(*args)
+        left = iter(range(count))
+
+        def counted(*more):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return step(*more)
+
+        return tx, counted
+
+    return stopping
+
+
 def test_accuracy_study(small, monkeypatch, tmp_path):
     monkeypatch.setenv("JPRUNE_RESUME_DIR", str(tmp_path))
     settings = accuracy.TOY_STUDY.settings._replace(
@@ -132,9 +149,18 @@ def test_accuracy_study(small, monkeypatch, tmp_path):
         batch_size=16,
         candidates=accuracy.CANDIDATES[-2:],
     )
-    found = accuracy.finished(
-        settings, "toy", 3, lambda: accuracy.one(small, settings, 3)
-    )
+    monkeypatch.setattr(accuracy, "SAVED", 1)
+    monkeypatch.setattr(accuracy, "stepper", _stops_after(8, accuracy.stepper))
+    with pytest.raises(KeyboardInterrupt):
+        accuracy.finished(lambda: small, "toy", settings, 3)
+    assert len(list(tmp_path.glob("*.npz"))) == 3  # it was in its last part
+    monkeypatch.undo()
+    monkeypatch.setenv("JPRUNE_RESUME_DIR", str(tmp_path))
+    found = accuracy.finished(lambda: small, "toy", settings, 3)
+    assert not list(tmp_path.glob("*.npz"))
+    monkeypatch.delenv("JPRUNE_RESUME_DIR")
+    assert accuracy.finished(lambda: small, "toy", settings, 3) == found
+    monkeypatch.setenv("JPRUNE_RESUME_DIR", str(tmp_path))
     for_the_next_seed = jax.tree.leaves(small.init(jax.random.key(4)))
     assert not any(x.is_deleted() for x in for_the_next_seed)
     task = report.gathered([found], settings)
@@ -160,9 +186,9 @@ def test_accuracy_study(small, monkeypatch, tmp_path):
     def again():
         raise AssertionError("it is finished")
 
-    assert accuracy.finished(settings, "toy", 3, again) == found
+    assert accuracy.finished(again, "toy", settings, 3) == found
     with pytest.raises(AssertionError):  # other settings are another network
-        accuracy.finished(settings._replace(rate=1.0), "toy", 3, again)
+        accuracy.finished(again, "toy", settings._replace(rate=1.0), 3)
 
 
 def test_vision_study(tmp_path):

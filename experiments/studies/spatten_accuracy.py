@@ -13,15 +13,10 @@ are not judged without any. Every task is seen two and a half times at least, th
 ones ten times, as they need (Mosbach et al., 2021, arXiv:2006.04884). That is a night
 of two cores for all tasks, and minutes of a GPU.
 
-With JPRUNE_RESUME_DIR set, what is finished of a task and seed is kept there and not
-done again.
+With JPRUNE_RESUME_DIR set it can be stopped, and goes on where it was.
 """
 
 import functools
-import hashlib
-import json
-import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import finetune as ft
+from experiments import resume
 from experiments.benchmarks import timing
 from experiments.catalogue import Outcome, Study
 from experiments.models import encoder
@@ -42,6 +38,7 @@ from jprune import attention as ja
 # Bits and shares were narrowed down on the held-out sentences of STS-B and MRPC, with
 # other seeds; the threshold is that of the authors' configurations.
 BITS = ja.Bits(5, 4, 4, 5)
+SAVED = 100  # steps between looks at how far training is, where that is kept
 CANDIDATES = tuple(
     sl.Level(tokens, start, heads, values, BITS, 0.05)
     for tokens, start, heads, values in (
@@ -100,10 +97,9 @@ def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
             lambda name=name: problem(name, data_dir, settings.limit)
         )
         for seed in settings.seeds:
-            make = lambda seed=seed, load=load: one(load(), settings, seed)  # noqa: E731
             # GPUs round the operands of float32 products to 10 bits otherwise.
             with jax.default_matmul_precision("float32"):
-                each.append(finished(settings, name, seed, make))
+                each.append(finished(load, name, settings, seed))
             progress.advance(task)
         level = sl.level_of(each[0]["level"])
         found[name] = report.gathered(each, settings)
@@ -114,26 +110,26 @@ def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
 
 
 def finished(
-    settings: Settings, name: str, seed: int, make: Callable[[], dict[str, Any]]
+    load: Callable[[], Problem], name: str, settings: Settings, seed: int
 ) -> dict[str, Any]:
     """Returns the figures of a task and seed, from an earlier run if there are any."""
-    folder = os.environ.get("JPRUNE_RESUME_DIR")
-    if not folder:
-        return make()
-    said = repr(settings._replace(tasks=(), seeds=()))
-    mark = hashlib.sha256(said.encode()).hexdigest()[:12]
-    path = Path(folder) / f"{name}-{seed}-{mark}.json"
-    if path.is_file():
-        return json.loads(path.read_text())
-    figures = json.loads(json.dumps(make()))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(figures))
+    place = resume.place(f"{name}-{seed}", settings._replace(tasks=(), seeds=()))
+    figures = resume.once(place, lambda: one(load(), settings, seed, place))
+    resume.forget(place)
     return figures
 
 
-def one(problem: Problem, settings: Settings, seed: int) -> dict[str, Any]:
-    """Returns the figures of a task with one seed."""
-    begin = time.perf_counter()
+def one(
+    problem: Problem, settings: Settings, seed: int, place: Path | None = None
+) -> dict[str, Any]:
+    """Returns the figures of a task with one seed.
+
+    Args:
+      problem: The task.
+      settings: Of the study.
+      seed: Of the output layer and the batches.
+      place: What files begin with that hold how far training is, or None.
+    """
     first, second = settings.steps
     size = settings.batch_size
     tx, step = stepper(settings.rate, first + second, problem.heads)
@@ -141,27 +137,42 @@ def one(problem: Problem, settings: Settings, seed: int) -> dict[str, Any]:
     params = problem.init(jax.random.key(seed))
     sizes = sl.sizes_of(params, problem.heads)
 
-    def train(state: ft.State, kept: ft.Kept, steps: int, part: int) -> ft.State:
-        rng, done = np.random.default_rng([seed, part]), 0
+    def train(
+        state: ft.State, kept: ft.Kept, steps: int, part: int, name: str | None = None
+    ) -> ft.State:
+        at = None if place is None or name is None else Path(f"{place}.{name}")
+        rng, done, before = np.random.default_rng([seed, part]), 0, 0
+        if at is not None:
+            (free, opt_state), before = resume.load(at, (state.params, state.opt_state))
+            state = ft.State(free, state.fixed, opt_state)
         while done < steps:
             for batch in ft.batches(problem.fit, problem.widths, size, rng):
-                state, _ = step(state, batch, kept)
                 done += 1
+                if done > before:
+                    state, _ = step(state, batch, kept)
+                    if at is not None and (done % SAVED == 0 or done == steps):
+                        resume.save(at, (state.params, state.opt_state), done)
                 if done == steps:
                     break
         return state
 
-    state = train(ft.start(params, tx, fixed=problem.fixed), ft.DENSE, first, 0)
+    start = ft.start(params, tx, fixed=problem.fixed)
+    state = train(start, ft.DENSE, first, 0, "first")
 
     def adapt(kept: ft.Kept) -> Any:
         # A step donates its state, which is needed again.
         tried = train(jax.tree.map(jnp.copy, state), kept, settings.trial, 2)
         return _whole(tried)
 
-    level, tried = choose(problem, settings, judge, _whole(state), adapt, sizes)
+    def chosen() -> tuple[int, list[dict[str, float]]]:
+        return choose(problem, settings, judge, _whole(state), adapt, sizes)
+
+    at = None if place is None else Path(f"{place}.choice")
+    best, tried = resume.once(at, chosen)
+    level = settings.candidates[best]
     kept = sl.kept_of(level, sizes, quantized=True)
-    tuned = train(jax.tree.map(jnp.copy, state), kept, second, 1)
-    dense = train(state, ft.DENSE, second, 1)
+    tuned = train(jax.tree.map(jnp.copy, state), kept, second, 1, "tuned")
+    dense = train(state, ft.DENSE, second, 1, "dense")
     curves = {}
     if seed == settings.seeds[0]:
         networks = _whole(dense), _whole(tuned)
@@ -182,7 +193,6 @@ def one(problem: Problem, settings: Settings, seed: int) -> dict[str, Any]:
         "unit": problem.unit,
         "rows": judged(problem, judge, dense, tuned, level, sizes),
         **curves,
-        "minutes": (time.perf_counter() - begin) / 60,
         "device": jax.devices()[0].device_kind,
     }
 
@@ -208,8 +218,8 @@ def choose(
     params: Any,
     adapt: Callable[[ft.Kept], Any],
     sizes: sl.Sizes,
-) -> tuple[sl.Level, list[dict[str, float]]]:
-    """Returns the level to take, and what was tried.
+) -> tuple[int, list[dict[str, float]]]:
+    """Returns which level to take, and what was tried.
 
     Args:
       problem: The task; its held-out sentences choose.
@@ -233,7 +243,7 @@ def choose(
         kept = sl.kept_of(levels[i], sizes, quantized=True)
         score, loss, _ = of(adapt(kept), kept)
         tried[i] |= {"adapted score": score, "adapted loss": loss}
-    return levels[min(short, key=lambda i: tried[i]["adapted loss"])], tried
+    return min(short, key=lambda i: tried[i]["adapted loss"]), tried
 
 
 def judged(

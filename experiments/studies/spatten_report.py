@@ -42,7 +42,6 @@ def gathered(each: list[dict[str, Any]], settings: Any) -> dict[str, Any]:
         "levels": [found["level"] for found in each],
         "tried": [found["tried"] for found in each],
         "held": [found["held"] for found in each],
-        "minutes": [rounded(found["minutes"]) for found in each],
         "devices": sorted({found["device"] for found in each}),
         **shown,
     }
