@@ -14,6 +14,7 @@ from experiments.studies import spatten_levels as sl
 from experiments.studies.spatten_tasks import Problem
 
 FINAL = sl.ROWS[-1]
+READABLE = 28  # words of a sentence in the picture
 SHARES = (1.0, 0.85, 0.7, 0.55, 0.4, 0.3, 0.2)  # of the curve of keep ratios
 
 
@@ -186,7 +187,7 @@ def curve(
 def picture(problem: Problem, judge: Any, params: Any, kept: ft.Kept) -> dict[str, Any]:
     """Returns the words of a sentence of dev and which are left after each layer.
 
-    It is the first one of 12 to 24 tokens.
+    It is the first one of 12 to 24 tokens, where there is one.
     """
     tokens = problem.dev.tokens
     row = int(np.argmax((tokens.lengths >= 12) & (tokens.lengths <= 24)))
@@ -205,4 +206,5 @@ def draw(path: Path, figures: dict[str, Any]) -> None:
         points[name] = [(np.mean(r["dram"]), np.mean(r["lost"])) for r in rows.values()]
         curves[name] = task["curve"]
         sentences[name] = task["picture"]
-    plots.sentences(path, points, sl.ROWS, curves, sentences)
+    short = {n: x for n, x in sentences.items() if len(x["words"]) <= READABLE}
+    plots.sentences(path, points, sl.ROWS, curves, short or sentences)
