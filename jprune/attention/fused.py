@@ -4,7 +4,8 @@ The importance of a token is a column sum of probabilities. XLA writes all of th
 memory, in float32, to add them up; that takes several times longer than the products.
 Here one kernel computes outputs block by block, as FlashAttention does, and keeps of
 each row only the logarithm of its sum; a second computes the probabilities again,
-column by column, and keeps their sums alone. Where there is no GPU, XLA does it.
+column by column, and keeps their sums alone. Where there is no GPU, XLA does it; and
+where JAX has no Triton in Pallas any more, of which it warns from 0.12 on.
 
     mix = lambda w, x, valid, heads: fused.attend_summed(*ja.project(w, x), valid)
 
@@ -73,8 +74,11 @@ def attend_summed(
     by_xla = functools.partial(reference, causal=causal, scale=scale)
     if not _fits(q, v):
         return by_xla(q, k, v, valid)
-    # Not before: Pallas takes a second to import, and few need it.
-    from jprune.attention import fused_kernels
+    try:
+        # Not before: Pallas takes a second to import, and few need it.
+        from jprune.attention import fused_kernels
+    except ImportError:  # JAX 0.12 announces that Pallas will lose Triton
+        return by_xla(q, k, v, valid)
 
     by_kernels = functools.partial(fused_kernels.run, causal=causal, scale=scale)
 

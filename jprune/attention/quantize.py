@@ -342,7 +342,10 @@ def progressive_attend(
     refetched = (top < jnp.asarray(threshold, jnp.float32)) & (top > 0)
     if bits.lsb == 0:
         refetched = jnp.zeros_like(refetched)
-    used = jnp.where(refetched[..., None], whole, upper)
+    used = lax.stop_gradient(jnp.where(refetched[..., None], whole, upper))
+    # XLA would work the first softmax into each use of the second, which GPUs pay for
+    # with three to four times the time to compile.
+    used = lax.optimization_barrier(used)
     used = gates.straight_through(used, scores(q, k))
     probs = softmax(used, mask)
     v = fake_quantize(v, bits.value, where=real)
