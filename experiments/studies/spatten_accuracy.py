@@ -35,10 +35,11 @@ from experiments.studies import spatten_report as report
 from experiments.studies.spatten_tasks import TOY, Problem, problem
 from jprune import attention as ja
 
+SAVED = 100  # steps, after which arrays are kept where they are to be
+
 # Bits and shares were narrowed down on the held-out sentences of STS-B and MRPC, with
 # other seeds; the threshold is that of the authors' configurations.
 BITS = ja.Bits(5, 4, 4, 5)
-SAVED = 100  # steps between looks at how far training is, where that is kept
 CANDIDATES = tuple(
     sl.Level(tokens, start, heads, values, BITS, 0.05)
     for tokens, start, heads, values in (
