@@ -89,8 +89,9 @@ def start(
     Returns:
       A `Cascade`.
     """
-    # From x itself, so that on a mesh all are laid out as it is.
-    none = jnp.zeros_like(x[..., 0], jnp.float32)
+    # Zeros from x itself, so that on a mesh all are laid out as it is: `zeros_like`
+    # does not see to that from JAX 0.12 on.
+    none = (x[..., 0] > x[..., 0]).astype(jnp.float32)
     rows, tokens = x.shape[:-2], x.shape[-2]
     places = lax.broadcasted_iota(jnp.int32, (*rows, tokens), len(rows))
     heads = jnp.broadcast_to(none[..., :1], (*rows, groups))
