@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import finetune, toys
+from experiments import ExperimentError, finetune, toys
 from experiments.models import bert, encoder
 from experiments.studies import spatten_accuracy as accuracy
 from experiments.studies import spatten_decoding as decoding
@@ -163,6 +163,8 @@ def test_accuracy_study(small, monkeypatch, tmp_path):
     monkeypatch.setenv("JPRUNE_RESUME_DIR", str(tmp_path))
     for_the_next_seed = jax.tree.leaves(small.init(jax.random.key(4)))
     assert not any(x.is_deleted() for x in for_the_next_seed)
+    with pytest.raises(ExperimentError, match="has no picture"):
+        report.gathered([{k: found[k] for k in found if k != "curve"}], settings)
     task = report.gathered([found], settings)
     assert levels.level_of(found["level"]) in settings.candidates
     task["seconds"] = accuracy.seconds(small, levels.level_of(found["level"]), 16)

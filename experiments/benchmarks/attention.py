@@ -81,11 +81,11 @@ def encoder(settings: Settings, length: int, advance: Any) -> dict[str, Any]:
         x = jax.random.normal(two, (1, length, shape.width))
         forms = encoding.forms(layers, x, plan, compiled)
         times = timing.in_turns(forms, settings.steps)
-        _note(found, times)
-        _note_ratio(found, "of the ideal", times["dense"] / times["pruned"] / flops)
+        note(found, times)
+        note_ratio(found, "of the ideal", times["dense"] / times["pruned"] / flops)
         choice = (times["pruned"] - times["cut"]) / times["dense"]
-        _note_ratio(found, "choice over dense", choice)
-        _note_ratio(found, "masked, times faster", times["dense"] / times["masked"])
+        note_ratio(found, "choice over dense", choice)
+        note_ratio(found, "masked, times faster", times["dense"] / times["masked"])
         advance()
     return {
         "tokens": list(plan.tokens),
@@ -111,15 +111,15 @@ def decoder(
             name: seconds / (1 if name == "streaming" else settings.tokens)
             for name, seconds in times.items()
         }
-        _note(found, times)
-        _note_ratio(found, "of the ideal", times["dense"] / times["evicting"] / fewer)
+        note(found, times)
+        note_ratio(found, "of the ideal", times["dense"] / times["evicting"] / fewer)
         fastest = min(times[name] for name in decoding.DENSE)
         ratio = fastest / times["evicting"] / fewer
-        _note_ratio(found, "of the ideal over the fastest", ratio)
-        _note_ratio(found, "masked, times faster", times["dense"] / times["masked"])
+        note_ratio(found, "of the ideal over the fastest", ratio)
+        note_ratio(found, "masked, times faster", times["dense"] / times["masked"])
         shares = dict.fromkeys(("streaming", *decoding.DENSE), 1.0)
         for name, share in (shares | {"evicting": 1 / fewer}).items():
-            _note_ratio(found, f"GB/s, {name}", share * gigabytes / times[name])
+            note_ratio(found, f"GB/s, {name}", share * gigabytes / times[name])
         advance()
     return {
         "slots": list(decoding.budgets(context)),
@@ -129,12 +129,14 @@ def decoder(
     }
 
 
-def _note(found: dict[str, list[float]], times: Mapping[str, float]) -> None:
+def note(found: dict[str, list[float]], times: Mapping[str, float]) -> None:
+    """Adds a seed's seconds to the lists of milliseconds."""
     for name, seconds in times.items():
-        _note_ratio(found, f"ms, {name}", 1e3 * seconds)
+        note_ratio(found, f"ms, {name}", 1e3 * seconds)
 
 
-def _note_ratio(found: dict[str, list[float]], name: str, value: float) -> None:
+def note_ratio(found: dict[str, list[float]], name: str, value: float) -> None:
+    """Adds a seed's figure to its list."""
     found.setdefault(name, []).append(rounded(value))
 
 

@@ -119,10 +119,8 @@ def kernels(
             for name, program in programs.items()
         }
         times = timing.in_turns(forms, settings.steps)
-        for name, taken in times.items():
-            found.setdefault(f"ms, {name}", []).append(rounded(1e3 * taken))
-        ratio = times["XLA"] / times["fused"]
-        found.setdefault("times faster", []).append(rounded(ratio))
+        cpu.note(found, times)
+        cpu.note_ratio(found, "times faster", times["XLA"] / times["fused"])
         advance()
     return found
 
@@ -140,9 +138,7 @@ def choice(
     for seed in settings.seeds:
         keys = jax.random.bits(jax.random.key(seed), shape, jnp.uint32)
         forms = {n: functools.partial(f, keys, need) for n, f in programs.items()}
-        times = timing.in_turns(forms, settings.steps)
-        for name, taken in times.items():
-            found.setdefault(f"ms, {name}", []).append(rounded(1e3 * taken))
+        cpu.note(found, timing.in_turns(forms, settings.steps))
         advance()
     return found
 
@@ -176,14 +172,14 @@ def encoder(
         x = half(jax.random.normal(two, (settings.batch, length, shape.width)))
         forms = {n: functools.partial(f, layers, x) for n, f in programs.items()}
         times = timing.in_turns(forms, settings.steps)
+        cpu.note(found, times)
         ratios = {
-            **{f"ms, {name}": 1e3 * taken for name, taken in times.items()},
             "of the ideal": times["dense"] / times["fused"] / flops,
             "of the ideal over flash": times["flash"] / times["fused"] / flops,
             "choice over dense": (times["fused"] - times["cut"]) / times["dense"],
         }
         for name, value in ratios.items():
-            found.setdefault(name, []).append(rounded(value))
+            cpu.note_ratio(found, name, value)
         advance()
     return {"tokens": list(plan.tokens), "times_fewer": rounded(flops), **found}
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments import ExperimentError
 from experiments import attention_plots as plots
 from experiments import finetune as ft
 from experiments.catalogue import Claim, Table
@@ -36,7 +37,13 @@ def gathered(each: list[dict[str, Any]], settings: Any) -> dict[str, Any]:
         and np.mean(rows[FINAL]["dram"]) >= settings.dram
         and np.mean(rows[FINAL]["attention"]) >= settings.attention
     )
-    shown = {k: each[0][k] for k in ("curve", "picture", "unit")}
+    drawn = [found for found in each if "curve" in found]
+    if not drawn:
+        raise ExperimentError(
+            "what JPRUNE_RESUME_DIR keeps of these seeds has no picture, which the "
+            "first seed of a run makes: take that seed too, or another folder"
+        )
+    shown = {k: drawn[0][k] for k in ("curve", "picture", "unit")}
     return {
         "rows": rows,
         "met": bool(met),

@@ -38,8 +38,8 @@ def attend_summed(
     E = P V,   l[h, j] = sum_i P[h, i, j],   P = softmax(scale Q K^T)
 
     On a GPU of NVIDIA or AMD by two kernels that leave P out of memory, elsewhere by
-    `attend`. Gradients are those of `attend`, which computes P again. The sum of l
-    over heads is `token_importance`.
+    `attend`. Gradients are those of `attend`, which computes P again, in reverse mode
+    only. The sum of l over heads is `token_importance`.
 
     Args:
       q: (..., heads, tokens, dim).
@@ -72,7 +72,7 @@ def attend_summed(
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
     valid = jnp.ones((*q.shape[:-3], q.shape[-2]), bool) if valid is None else valid
     by_xla = functools.partial(reference, causal=causal, scale=scale)
-    if not _fits(q, v):
+    if not _fits(q, k, v):
         return by_xla(q, k, v, valid)
     try:
         # Not before: Pallas takes a second to import, and few need it.
@@ -125,11 +125,12 @@ def reference(
     return outputs, jnp.sum(jnp.where(real, probs, 0), axis=-2)
 
 
-def _fits(q: jax.Array, v: jax.Array) -> bool:
-    """Whether the kernels' blocks exist: powers of two, and something to do."""
+def _fits(q: jax.Array, k: jax.Array, v: jax.Array) -> bool:
+    """Whether the kernels' blocks exist: powers of two of one type, not empty."""
     dims = (q.shape[-1], v.shape[-1])
     short = all(16 <= d <= 128 and d & (d - 1) == 0 for d in dims)
-    return short and q.size > 0 and q.dtype == v.dtype and q.dtype.itemsize <= 4
+    one_type = q.dtype == k.dtype == v.dtype and q.dtype.itemsize <= 4
+    return short and one_type and q.size > 0
 
 
 def _check(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None) -> None:
