@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.distillation import Lesson, exchange, output_losses, token_loss
 from experiments.models import bert, encoder
 from experiments.wordpiece import Tokens
 
@@ -39,6 +40,8 @@ class Batch(NamedTuple):
       labels: `(batch,)`.
       weights: `(batch,)`, float32: 1, or 0 for a row that only fills the batch.
       rows: `(batch,)`, which examples these are.
+      own: `(batch,)`, booleans: whether the words are the example's own, so that its
+        label holds; else only a teacher's word counts.
     """
 
     ids: Any
@@ -47,6 +50,7 @@ class Batch(NamedTuple):
     labels: Any
     weights: Any
     rows: Any
+    own: Any
 
 
 class Kept(NamedTuple):
@@ -122,7 +126,16 @@ def batch_of(examples: Examples, rows: np.ndarray, width: int, size: int) -> Bat
     )
     valid = np.arange(width) < tokens.lengths[:, None]
     weights = (np.arange(size) < len(rows)).astype(np.float32)
-    return Batch(ids, types, valid, examples.labels[full], weights, full)
+    own = np.ones(size, bool)
+    return Batch(ids, types, valid, examples.labels[full], weights, full, own)
+
+
+def exchanged(
+    batch: Batch, rng: np.random.Generator, share: float, first_word: int
+) -> Batch:
+    """Returns the batch with words exchanged, see `distillation.exchange`."""
+    ids, own = exchange(batch.ids, rng, share, first_word)
+    return batch._replace(ids=ids, own=own)
 
 
 def optimizer(rate: float, steps: int) -> optax.GradientTransformation:
@@ -153,9 +166,11 @@ def start(params: Any, tx: optax.GradientTransformation, *, fixed: bool) -> Stat
     return jax.tree.map(jnp.copy, State(free, stay, tx.init(free)))
 
 
-def outputs(
-    params: Any, batch: Batch, heads: int, kept: Kept
-) -> tuple[jax.Array, encoder.Encoded]:
+Found = tuple[jax.Array, encoder.Encoded]  # of `outputs`
+Step = Callable[..., tuple[State, jax.Array]]  # of `make_step`
+
+
+def outputs(params: Any, batch: Batch, heads: int, kept: Kept) -> Found:
     """Returns the outputs of a batch and what the encoder did."""
     shares = kept.shares
     slots = None if shares is None else encoder.room(batch.ids.shape[1], shares)
@@ -179,26 +194,58 @@ def losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
-def make_step(tx: optax.GradientTransformation, heads: int) -> Callable[..., Any]:
-    """Returns `(state, batch, kept) -> (state, loss)`, compiled for each width."""
+def make_step(tx: optax.GradientTransformation, heads: int, lesson: Lesson) -> Step:
+    """Returns `(state, batch, kept, teacher) -> (state, loss)`, compiled by width.
 
-    @functools.partial(jax.jit, static_argnums=(3, 4), donate_argnums=0)
+    The teacher is the whole parameters of a network, which is asked dense; without one
+    only the labels count.
+    """
+
+    @functools.partial(jax.jit, static_argnums=(4, 5), donate_argnums=0)
     def step(
-        state: State, batch: Batch, pruning: Any, progressive: Any, shares: Any
+        state: State,
+        batch: Batch,
+        teacher: Any,
+        pruning: Any,
+        progressive: Any,
+        shares: Any,
     ) -> tuple[State, jax.Array]:
         kept = Kept(pruning, progressive, shares)
+        taught = None if teacher is None else outputs(teacher, batch, heads, DENSE)
 
         def loss(free: Any) -> jax.Array:
-            logits, _ = outputs({**free, **state.fixed}, batch, heads, kept)
-            each = losses(logits, batch.labels)
-            return (each * batch.weights).sum() / batch.weights.sum()
+            found = outputs({**free, **state.fixed}, batch, heads, kept)
+            return objective(found, batch, taught, lesson)
 
         value, grads = jax.value_and_grad(loss)(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return State(params, state.fixed, opt_state), value
 
-    return lambda state, batch, kept=DENSE: step(state, batch, *kept)
+    return lambda state, batch, kept=DENSE, teacher=None: step(
+        state, batch, teacher, *kept
+    )
+
+
+def objective(
+    found: Found, batch: Batch, taught: Found | None, lesson: Lesson
+) -> jax.Array:
+    """Returns the mean loss of a batch.
+
+    Args:
+      found: What the network makes of it.
+      batch: With its labels.
+      taught: What a teacher makes of it, or None: then only the labels count.
+      lesson: How much the teacher counts.
+    """
+    logits, encoded = found
+    each, tokens = losses(logits, batch.labels), 0.0
+    if taught is not None:
+        soft = output_losses(logits, taught[0])
+        teacher = jnp.where(batch.own, lesson.outputs, 1.0)
+        each = (1 - teacher) * each + teacher * soft
+        tokens = lesson.tokens * token_loss(encoded, taught[1], batch.weights)
+    return (each * batch.weights).sum() / batch.weights.sum() + tokens
 
 
 class Judged(NamedTuple):

@@ -94,12 +94,15 @@ class Encoded(NamedTuple):
       alive: `(layers, batch, length)`: which tokens leave the attention of each
         layer, by their places in the sentence.
       counts: Of each layer.
+      states: Of each layer, its output `(batch, slots, width)`; with `slots`, of the
+        tokens that it had room for.
     """
 
     x: jax.Array
     valid: jax.Array
     alive: jax.Array
     counts: Counts
+    states: tuple[jax.Array, ...]
 
 
 def init_layer(key: jax.Array, width: int, hidden: int) -> Params:
@@ -148,7 +151,7 @@ def encode(
     protected = jnp.broadcast_to(first, valid.shape)
     state = cascade.start(x, heads, valid=valid, protected=protected, per_sample=True)
     own = valid.sum(-1).astype(jnp.float32)
-    counts, alive = [], []
+    counts, alive, states = [], [], []
     for i, layer in enumerate(params):
         share = None if pruning is None else jax.tree.map(lambda a, i=i: a[i], pruning)
         if share is not None:
@@ -165,8 +168,9 @@ def encode(
         counts.append(counted(seen, state))
         alive.append(standing(state, x.shape[1]))
         state = state._replace(x=finish(layer, state.x, said, epsilon, after))
+        states.append(state.x)
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *counts)
-    return Encoded(state.x, state.valid, jnp.stack(alive), stacked)
+    return Encoded(state.x, state.valid, jnp.stack(alive), stacked, tuple(states))
 
 
 def finish(

@@ -30,6 +30,7 @@ class Problem(NamedTuple):
       score: `(logits, labels) -> figure`, in percent.
       unit: What the figure is called.
       show: `ids -> words`.
+      first_word: The least token that is a word, not padding or a mark.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Problem(NamedTuple):
     score: Callable[[np.ndarray, np.ndarray], float]
     unit: str
     show: Callable[[np.ndarray], list[str]]
+    first_word: int
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -76,6 +78,7 @@ def toy(limit: int) -> Problem:
         score=classes(glue.accuracy),
         unit="accuracy",
         show=lambda ids: [str(i) for i in ids],
+        first_word=toys.FIRST,
     )
 
 
@@ -108,6 +111,7 @@ def glue_task(name: str, data_dir: Path | None, limit: int) -> Problem:
         score=classes(task.metric) if task.classes else numbers(task.metric),
         unit=task.unit,
         show=lambda ids: [words.id_to_token(int(i)) for i in ids],
+        first_word=words.token_to_id("[MASK]") + 1,
     )
 
 
