@@ -11,6 +11,8 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from experiments.plots import COLOURS, MARKERS
 
+TASKS = (*COLOURS, "#E69F00", "#56B4E9")  # their colours
+
 KEPT, GONE = "#0072B2", "0.92"
 
 
@@ -48,7 +50,7 @@ def _breakdown(
 ) -> None:
     for i, (name, found) in enumerate(points.items()):
         x, y = zip(*found, strict=True)
-        colour = COLOURS[i % len(COLOURS)]
+        colour = TASKS[i % len(TASKS)]
         axes.plot(x, y, color=colour, label=name, lw=1.4)
         for j, place in enumerate(zip(x, y, strict=True)):
             marker = (*MARKERS, "*")[j % 5]
@@ -67,7 +69,7 @@ def _breakdown(
 def _keep_ratios(axes: Any, curves: Mapping[str, dict[str, Any]]) -> None:
     for i, (name, curve) in enumerate(curves.items()):
         before, after = zip(*curve["scores"], strict=True)
-        colour, shares = COLOURS[i % len(COLOURS)], [100 * s for s in curve["shares"]]
+        colour, shares = TASKS[i % len(TASKS)], [100 * s for s in curve["shares"]]
         axes.plot(shares, after, color=colour, marker="o", ms=5, label=name)
         axes.plot(shares, before, color=colour, marker="o", ms=5, mfc="w", ls=":")
     axes.plot([], [], color="0.3", marker="o", mfc="w", ls=":", label="dense training")
