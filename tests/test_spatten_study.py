@@ -177,7 +177,16 @@ def test_accuracy_study(small, monkeypatch, tmp_path):
         assert values == sorted(values)  # each technique saves, or does nothing
     assert rows["+ quantization"]["dram"][0] > 4
     assert rows["dense"]["lost"] == [0]
+    monkeypatch.setattr(accuracy, "SAVED", 1)
+    monkeypatch.setattr(accuracy, "stepper", _stops_after(8, accuracy.stepper))
+    with pytest.raises(KeyboardInterrupt):  # in the last step, taught
+        accuracy.finished(lambda: small, "toy", settings, 3, distilled=True)
+    monkeypatch.undo()
+    monkeypatch.setenv("JPRUNE_RESUME_DIR", str(tmp_path))
     taught = accuracy.finished(lambda: small, "toy", settings, 3, distilled=True)
+    monkeypatch.delenv("JPRUNE_RESUME_DIR")
+    assert accuracy.finished(lambda: small, "toy", settings, 3, True) == taught
+    monkeypatch.setenv("JPRUNE_RESUME_DIR", str(tmp_path))
     assert accuracy.finished(lambda: small, "toy", settings, 3) == found
     assert taught["rows"]["dense"] == found["rows"]["dense"]
     assert taught["tried"] == found["tried"]
