@@ -28,9 +28,9 @@ def test_tokens_that_are_left_are_compared():
     weights = np.array([1.0, 0.0, 1.0], np.float32)
     expected = 0.0
     for layer in range(2):
+        student, teacher = (x.states[layer].astype(float) for x in (ours, theirs))
         each = [
-            np.mean((ours.states[layer][b, t].astype(float) - other[b, t]) ** 2)
-            for other in [theirs.states[layer].astype(float)]
+            np.mean((student[b, t] - teacher[b, t]) ** 2)
             for b in (0, 2)
             for t in range(5)
             if alive[layer, b, t]

@@ -201,6 +201,10 @@ def test_accuracy_study(small, monkeypatch, tmp_path):
     json.dumps(figures, allow_nan=False)
     claims = [claim.check(figures) for claim in accuracy.STUDY.claims]
     assert claims[0]["ours"] == (task["met"] or other["met"])  # one task, not two
+    for ends, count in (((True, True), 1), ((False, True), 1), ((False, False), 0)):
+        for block, met in zip(figures["tasks"].values(), ends, strict=True):
+            block["met"] = met
+        assert report.met(figures)[0] == count
 
     def again():
         raise AssertionError("it is finished")

@@ -111,10 +111,9 @@ def caption(figures: dict[str, Any], settings: Any) -> str:
         "with all techniques on; rows between switch some off without more training."
         f"{TAUGHT if taught else ''} Schedules are chosen on a part of train. DRAM: "
         "rows of Q, K and V that attention reads, against float32. A row of "
-        "probabilities that "
-        "is not sure of itself asks for the keys' lower bits, which are then read for "
-        "all queries of that head. Milliseconds for a sentence, dense and with fewer "
-        f"tokens, where this table was made: {times}."
+        "probabilities that is not sure of itself asks for the keys' lower bits, which "
+        "are then read for all queries of that head. Milliseconds for a sentence, "
+        f"dense and with fewer tokens, where this table was made: {times}."
     )
 
 
