@@ -130,12 +130,21 @@ def batch_of(examples: Examples, rows: np.ndarray, width: int, size: int) -> Bat
     return Batch(ids, types, valid, examples.labels[full], weights, full, own)
 
 
-def exchanged(
-    batch: Batch, rng: np.random.Generator, share: float, first_word: int
-) -> Batch:
-    """Returns the batch with words exchanged, see `distillation.exchange`."""
-    ids, own = exchange(batch.ids, rng, share, first_word)
-    return batch._replace(ids=ids, own=own)
+def endless(
+    examples: Examples, widths: tuple[int, ...], size: int, rng: np.random.Generator
+) -> Iterator[Batch]:
+    """Yields the batches of all examples again and again, in new orders."""
+    while True:
+        yield from batches(examples, widths, size, rng)
+
+
+def lessons(
+    found: Iterator[Batch], rng: np.random.Generator, share: float, first_word: int
+) -> Iterator[Batch]:
+    """Yields the batches with words exchanged, see `distillation.exchange`."""
+    for batch in found:
+        ids, own = exchange(batch.ids, rng, share, first_word)
+        yield batch._replace(ids=ids, own=own)
 
 
 def optimizer(rate: float, steps: int) -> optax.GradientTransformation:

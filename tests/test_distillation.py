@@ -133,3 +133,25 @@ def test_only_the_teacher_speaks_of_exchanged_words(lesson):
     each = [0.75 * hard[i] + 0.25 * soft[i] if i < 3 else soft[i] for i in range(8)]
     total = finetune.objective(found, batch, taught, weights)
     np.testing.assert_allclose(total, np.mean(each), rtol=1e-6)
+
+
+def test_batches_go_on_round_after_round():
+    small = toys.sentiment(40, 0)
+    found = finetune.endless(small, (32,), 8, np.random.default_rng(0))
+    rounds = [np.concatenate([next(found).rows for _ in range(5)]) for _ in range(3)]
+    assert all(sorted(rows) == list(range(40)) for rows in rounds)
+    assert len({tuple(rows) for rows in rounds}) == 3
+
+
+def test_lessons_say_which_sentences_are_their_own():
+    small = toys.sentiment(40, 0)
+    batches = finetune.batches(small, (32,), 8, np.random.default_rng(0))
+    rng = np.random.default_rng(1)
+    found = list(finetune.lessons(batches, rng, 0.3, toys.FIRST))
+    assert len(found) == 5
+    assert 0 < np.mean([batch.own.mean() for batch in found]) < 1
+    for batch in found:
+        same = (batch.ids == small.tokens.ids[batch.rows]).all(1)
+        assert same[batch.own].all()
+        assert not same[~batch.own].all()  # or no sentence has another word
+        assert (batch.labels == small.labels[batch.rows]).all()

@@ -90,6 +90,14 @@ def test_levels_follow_the_paper_rule():
     np.testing.assert_allclose(found.tokens, [1, 0.8, 0.7, 0.6, 0.5, 0.4], atol=1e-6)
     assert found.heads.tolist() == [12, 12, 12, 10, 8, 7]
     assert found.values.tolist() == [0.5] * 6
+    some = levels.Level(0.6, 0.8, 0.8, 0.5, last=0.75)
+    assert levels.pruning(some, 6, 12).values.tolist() == [0.5] * 5 + [0.75]
+    rows = levels.steps(some)
+    assert [x and (x.values, x.last) for x in rows.values()] == [
+        None,
+        *[(1.0, None)] * 2,
+        *[(0.5, 0.75)] * 2,
+    ]
 
 
 def test_toy_sentences_say_what_their_class_is():
@@ -124,11 +132,11 @@ def small():
 
 
 def _stops_after(count, stepper):
-    """The optimizer, and a step that is interrupted when it is called once more."""
+    """The optimizer, and steps that are interrupted when one more is called."""
+    left = iter(range(count))
 
     def stopping(*args):
         tx, step = stepper(*args)
-        left = iter(range(count))
 
         def counted(*more):
             if next(left, None) is None:
@@ -148,6 +156,7 @@ def test_accuracy_study(small, monkeypatch, tmp_path):
         trial=1,
         batch_size=16,
         candidates=accuracy.CANDIDATES[-2:],
+        taught=accuracy.TAUGHT[-1:],
     )
     monkeypatch.setattr(accuracy, "SAVED", 1)
     monkeypatch.setattr(accuracy, "stepper", _stops_after(8, accuracy.stepper))
@@ -178,9 +187,16 @@ def test_accuracy_study(small, monkeypatch, tmp_path):
     assert rows["+ quantization"]["dram"][0] > 4
     assert rows["dense"]["lost"] == [0]
     monkeypatch.setattr(accuracy, "SAVED", 1)
-    monkeypatch.setattr(accuracy, "stepper", _stops_after(8, accuracy.stepper))
-    with pytest.raises(KeyboardInterrupt):  # in the last step, taught
+    monkeypatch.setattr(accuracy, "stepper", _stops_after(7, accuracy.stepper))
+    with pytest.raises(KeyboardInterrupt):  # after the first step that is taught
         accuracy.finished(lambda: small, "toy", settings, 3, distilled=True)
+    (dense,), (student,) = (tmp_path.glob(f"*.{x}.npz") for x in ("dense", "tuned"))
+    free = {k: x for k, x in small.init(jax.random.key(3)).items() if k != "embed"}
+    with np.load(dense) as before, np.load(student) as after:
+        assert (int(before["done"]), int(after["done"])) == (3, 1)
+        # It goes on from the dense network: the first rate of a warm-up is 0.
+        for i in range(len(jax.tree.leaves(free))):
+            assert (before[str(i)] == after[str(i)]).all()
     monkeypatch.undo()
     monkeypatch.setenv("JPRUNE_RESUME_DIR", str(tmp_path))
     taught = accuracy.finished(lambda: small, "toy", settings, 3, distilled=True)
@@ -189,7 +205,7 @@ def test_accuracy_study(small, monkeypatch, tmp_path):
     monkeypatch.setenv("JPRUNE_RESUME_DIR", str(tmp_path))
     assert accuracy.finished(lambda: small, "toy", settings, 3) == found
     assert taught["rows"]["dense"] == found["rows"]["dense"]
-    assert taught["tried"] == found["tried"]
+    assert levels.level_of(taught["level"]) == settings.taught[0]
     assert taught["curve"]["scores"][0] == found["curve"]["scores"][0]
     other = report.gathered([taught], settings) | {"seconds": task["seconds"]}
     figures = {"tasks": {"toy": task, "toy, distilled": other}}

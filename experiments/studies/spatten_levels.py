@@ -34,6 +34,7 @@ class Level(NamedTuple):
       values: The share of a row's keys whose values are fetched.
       bits: Of queries, keys in two planes, and values.
       threshold: Below it a row's largest probability asks for the lower plane.
+      last: The share of values in the last layer, or None for that of the others.
     """
 
     tokens: float = 1.0
@@ -42,6 +43,7 @@ class Level(NamedTuple):
     values: float = 1.0
     bits: ja.Bits = ja.Bits(6, 4, 4, 6)
     threshold: float = 0.1
+    last: float | None = None
 
     def only_tokens(self) -> "Level":
         """Returns the level with no other technique."""
@@ -62,10 +64,13 @@ def pruning(level: Level, depth: int, heads: int) -> encoder.Pruning:
     fine = 10_000  # shares by way of counts
     tokens = ja.ramp(depth, fine, level.tokens, start=level.start, multiple=1)
     kept = ja.ramp(depth, heads, level.heads, front=0.3, multiple=1)
+    values = np.full(depth, level.values, np.float32)
+    if level.last is not None:
+        values[-1] = level.last
     shares: tuple[Any, ...] = (
         np.asarray(tokens, np.float32) / np.float32(fine),
         np.asarray(kept, np.float32),
-        np.full(depth, level.values, np.float32),
+        values,
     )
     return encoder.Pruning(*shares)
 
@@ -74,7 +79,7 @@ def steps(level: Level) -> dict[str, Level | None]:
     """Returns the rows of the breakdown: each has one technique more."""
     tokens = level.only_tokens()
     heads = tokens._replace(heads=level.heads)
-    values = heads._replace(values=level.values)
+    values = heads._replace(values=level.values, last=level.last)
     found = (None, tokens, heads, values, level)
     return dict(zip(ROWS, found, strict=True))
 

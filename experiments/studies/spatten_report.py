@@ -91,8 +91,9 @@ COLUMNS = (
 )
 DISTILLED = ", distilled"  # the end of a name
 TAUGHT = (
-    " Distilled: the pruned network also learns the dense one's outputs and tokens, on "
-    "sentences with exchanged words, too (TinyBERT, 2019, arXiv:1909.10351)."
+    " Distilled: the pruned network goes on from the dense one for as many steps again "
+    "and learns its outputs and tokens, on sentences with exchanged words, too "
+    "(TinyBERT, 2019, arXiv:1909.10351)."
 )
 
 
