@@ -62,8 +62,8 @@ CANDIDATES = _levels(
     (0.65, 0.9, 0.8, 0.5),
 )
 # A student's schedules were chosen by how far they move the outputs of a dense network
-# that was not trained for them, on held-out sentences of STS-B and on MRPC and RTE. Next
-# to all that values cost is the last layer's, whose tokens go straight to the head, and
+# that was not trained for them, on held-out sentences of STS-B and on MRPC and RTE. Of
+# what values cost most is the last layer's, whose tokens go straight to the head, and
 # tokens cost less the later they leave.
 TAUGHT = _levels(
     (0.66, 1.0, 1.0, 0.45),
