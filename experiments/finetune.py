@@ -5,7 +5,9 @@ compilations serve all. A last batch that is not full has rows of weight 0.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -13,9 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments import resume
 from experiments.distillation import Lesson, exchange, output_losses, token_loss
 from experiments.models import bert, encoder
 from experiments.wordpiece import Tokens
+
+SAVED = 100  # steps between two states that are kept
 
 
 class Examples(NamedTuple):
@@ -234,6 +239,39 @@ def make_step(tx: optax.GradientTransformation, heads: int, lesson: Lesson) -> S
     return lambda state, batch, kept=DENSE, teacher=None: step(
         state, batch, teacher, *kept
     )
+
+
+def train(
+    step: Step,
+    state: State,
+    found: Iterator[Batch],
+    steps: int,
+    *,
+    kept: Kept = DENSE,
+    teacher: Any = None,
+    at: Path | None = None,
+) -> State:
+    """Returns the state after some steps, going on from an earlier run if there is one.
+
+    Args:
+      step: Of `make_step`; it donates the state.
+      state: Before the first step.
+      found: Yields as many batches at least.
+      steps: How many.
+      kept: What attention keeps.
+      teacher: Whole parameters to learn from, or None.
+      at: The file without its suffix that holds how far training is, or None.
+    """
+    before = 0
+    if at is not None:
+        (free, opt_state), before = resume.load(at, (state.params, state.opt_state))
+        state = State(free, state.fixed, opt_state)
+    for done, batch in enumerate(itertools.islice(found, steps), 1):
+        if done > before:
+            state, _ = step(state, batch, kept, teacher)
+            if at is not None and (done % SAVED == 0 or done == steps):
+                resume.save(at, (state.params, state.opt_state), done)
+    return state
 
 
 def objective(

@@ -13,7 +13,9 @@ from experiments.studies import spatten_accuracy as accuracy
 from experiments.studies import spatten_decoding as decoding
 from experiments.studies import spatten_levels as levels
 from experiments.studies import spatten_report as report
+from experiments.studies import spatten_students as students
 from experiments.studies import spatten_tasks as tasks
+from experiments.studies import spatten_training as training
 from experiments.studies import spatten_vision as vision
 from jprune import attention as ja
 
@@ -92,6 +94,10 @@ def test_levels_follow_the_paper_rule():
     assert found.values.tolist() == [0.5] * 6
     some = levels.Level(0.6, 0.8, 0.8, 0.5, last=0.75)
     assert levels.pruning(some, 6, 12).values.tolist() == [0.5] * 5 + [0.75]
+    late = levels.Level(0.6, 0.8, front=0.5)
+    found = levels.pruning(late, 6, 12).tokens
+    np.testing.assert_allclose(found, [1, 1, 1, 0.8, 0.6, 0.4], atol=1e-6)
+    assert late.only_tokens() == levels.Level(0.6, 0.8, front=0.5)
     rows = levels.steps(some)
     assert [x and (x.values, x.last) for x in rows.values()] == [
         None,
@@ -157,9 +163,11 @@ def test_accuracy_study(small, monkeypatch, tmp_path):
         batch_size=16,
         candidates=accuracy.CANDIDATES[-2:],
         taught=accuracy.TAUGHT[-1:],
+        dram=4.0,  # both save enough, so both are tried
+        attention=1.0,
     )
-    monkeypatch.setattr(accuracy, "SAVED", 1)
-    monkeypatch.setattr(accuracy, "stepper", _stops_after(8, accuracy.stepper))
+    monkeypatch.setattr(finetune, "SAVED", 1)
+    monkeypatch.setattr(training, "stepper", _stops_after(8, training.stepper))
     with pytest.raises(KeyboardInterrupt):
         accuracy.finished(lambda: small, "toy", settings, 3)
     assert len(list(tmp_path.glob("*.npz"))) == 3  # it was in its last part
@@ -186,8 +194,8 @@ def test_accuracy_study(small, monkeypatch, tmp_path):
         assert values == sorted(values)  # each technique saves, or does nothing
     assert rows["+ quantization"]["dram"][0] > 4
     assert rows["dense"]["lost"] == [0]
-    monkeypatch.setattr(accuracy, "SAVED", 1)
-    monkeypatch.setattr(accuracy, "stepper", _stops_after(7, accuracy.stepper))
+    monkeypatch.setattr(finetune, "SAVED", 1)
+    monkeypatch.setattr(training, "stepper", _stops_after(6, training.stepper))
     with pytest.raises(KeyboardInterrupt):  # after the first step that is taught
         accuracy.finished(lambda: small, "toy", settings, 3, distilled=True)
     (dense,), (student,) = (tmp_path.glob(f"*.{x}.npz") for x in ("dense", "tuned"))
@@ -228,6 +236,79 @@ def test_accuracy_study(small, monkeypatch, tmp_path):
     assert accuracy.finished(again, "toy", settings, 3) == found
     with pytest.raises(AssertionError):  # other settings are another network
         accuracy.finished(again, "toy", settings._replace(rate=1.0), 3)
+
+
+def test_students_study(small, monkeypatch, tmp_path):
+    monkeypatch.setattr(students, "problem", lambda *_: small)
+    monkeypatch.setenv("JPRUNE_RESUME_DIR", str(tmp_path))
+    course = training.Course((2, 3), 16, 2e-3, accuracy.LESSON)
+    whole = levels.Level(bits=ja.Bits(12, 8, 4, 12), threshold=0.0)
+    fewer = whole._replace(tokens=0.4, start=0.6, front=0.0)
+    coarse = whole._replace(bits=ja.Bits(6, 4, 4, 6))
+    schedules = (("fewer", fewer), ("whole", whole), ("coarse", coarse))
+    settings = students.TOY_STUDY.settings._replace(
+        tasks=("toy", "other"),
+        seeds=(3,),
+        steps=2,
+        schedules=schedules,
+        course=course,
+        dram=3.0,
+        attention=1.4,
+    )
+    outcome = students.run(settings, None, Quiet())
+    found = outcome.figures["schedules"]
+    # Nothing is refetched: 12 + 8 + 12 bits, 6 + 4 + 6 bits of three numbers of 32.
+    assert (found["whole"]["dram"], found["coarse"]["dram"]) == ([3.0], [6.0])
+    assert found["whole"]["attention"] == [1.0]
+    assert found["fewer"]["attention"] > [1.4]
+    assert [row["enough"] for row in found.values()] == [True, False, False]
+
+    start = training.begun(small, course, 3, None)
+    dense = training.ended(small, course, 3, start, finetune.DENSE, None)
+    teacher = training.whole(dense)
+    sizes = levels.sizes_of(teacher, 4)
+    judge = finetune.make_judge(4, small.widths, 16)
+    said = judge(teacher, small.choose).logits
+    for name, level in schedules:
+        kept = levels.kept_of(level, sizes, quantized=True)
+        taught = training.taught(small, course, 3, teacher, kept, 2)
+        for when, params in (("before", teacher), ("after", training.whole(taught))):
+            ours = judge(params, small.choose, kept).logits
+            apart = 1e4 * np.square(said - ours).mean()
+            for task in settings.tasks:  # two names of one task
+                assert found[name][when][task][0] == pytest.approx(apart, abs=1e-3)
+        right = [(x.argmax(-1) == small.choose.labels).mean() for x in (said, ours)]
+        lost = 100 * (right[0] - right[1])
+        assert found[name]["lost"][0] == pytest.approx(lost, abs=1e-3)
+        assert found[name]["after"] != found[name]["before"]
+    first, second, _ = outcome.tables["main"].rows
+    assert first[:4] == ("fewer", "60", "100, 100", "12, 8+4, 12")
+    assert (first[-1], second[-3:]) == ("yes", ("3.00x", "1.00x", "no"))
+
+    # What is kept stands for training, and other sentences ask for other figures.
+    assert not list(tmp_path.glob("*.npz"))
+
+    def again(*args):
+        raise AssertionError("it is finished")
+
+    monkeypatch.setattr(training, "begun", again)
+    assert students.run(settings, None, Quiet()).figures == outcome.figures
+    with pytest.raises(AssertionError):
+        students.run(settings._replace(tasks=("toy",)), None, Quiet())
+
+
+def test_times_nearer_are_of_schedules_that_save_enough():
+    def row(apart, enough):
+        after = {"a": [apart - 1, apart], "b": [apart + 1, apart]}
+        return {"after": after, "enough": enough}
+
+    near, far = students.TAKEN, students.EARLIER
+    figures = {"schedules": {near: row(4.0, True), far: row(6.0, True)}}
+    assert students.times_nearer(figures) == (1.5, 0.0)
+    figures["schedules"][near]["enough"] = False
+    assert students.times_nearer(figures) == (0.0, None)
+    real = dict(students.STUDY.settings.schedules)
+    assert real[near] == accuracy.TAUGHT[0]
 
 
 def test_vision_study(tmp_path):

@@ -8,6 +8,7 @@ _REWINDING = "experiments.studies.rewinding"
 _ARCHITECTURES = "experiments.studies.architectures"
 _GROUPS = "experiments.studies.group_pruning"
 _SPATTEN = "experiments.studies.spatten_accuracy"
+_SPATTEN_STUDENTS = "experiments.studies.spatten_students"
 _SPATTEN_DECODING = "experiments.studies.spatten_decoding"
 _SPATTEN_VISION = "experiments.studies.spatten_vision"
 
@@ -95,6 +96,18 @@ STUDIES = (
         "spatten_accuracy-toy",
         "The same with a small encoder on sentences without meaning",
         _SPATTEN,
+        "TOY_STUDY",
+    ),
+    Entry(
+        "spatten_students",
+        "Which schedule a network that learns from the dense one follows best "
+        "(needs --data-dir)",
+        _SPATTEN_STUDENTS,
+    ),
+    Entry(
+        "spatten_students-toy",
+        "The same with a small encoder on sentences without meaning",
+        _SPATTEN_STUDENTS,
         "TOY_STUDY",
     ),
     Entry(

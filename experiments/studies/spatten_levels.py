@@ -35,6 +35,7 @@ class Level(NamedTuple):
       bits: Of queries, keys in two planes, and values.
       threshold: Below it a row's largest probability asks for the lower plane.
       last: The share of values in the last layer, or None for that of the others.
+      front: The share of layers in front that keep all tokens.
     """
 
     tokens: float = 1.0
@@ -44,10 +45,11 @@ class Level(NamedTuple):
     bits: ja.Bits = ja.Bits(6, 4, 4, 6)
     threshold: float = 0.1
     last: float | None = None
+    front: float = 0.15
 
     def only_tokens(self) -> "Level":
         """Returns the level with no other technique."""
-        return Level(self.tokens, self.start)
+        return Level(self.tokens, self.start, front=self.front)
 
 
 def level_of(fields: dict[str, Any]) -> Level:
@@ -58,11 +60,13 @@ def level_of(fields: dict[str, Any]) -> Level:
 def pruning(level: Level, depth: int, heads: int) -> encoder.Pruning:
     """Returns what each layer keeps, on the host.
 
-    The first 15 % of layers keep all tokens and the first 30 % all heads, as in the
-    paper.
+    The first 30 % of layers keep all heads, as in the paper, and the first 15 % all
+    tokens, if the level does not say otherwise.
     """
     fine = 10_000  # shares by way of counts
-    tokens = ja.ramp(depth, fine, level.tokens, start=level.start, multiple=1)
+    tokens = ja.ramp(
+        depth, fine, level.tokens, start=level.start, front=level.front, multiple=1
+    )
     kept = ja.ramp(depth, heads, level.heads, front=0.3, multiple=1)
     values = np.full(depth, level.values, np.float32)
     if level.last is not None:
