@@ -53,11 +53,11 @@ def _layer(key: jax.Array, shape: Shape) -> dict[str, Any]:
         output_bias=jnp.zeros(shape.width),
     )
     up = {
-        "kernel": normal(4, shape.width, shape.hidden),
+        "kernel": normal(4, shape.hidden, shape.width),
         "bias": jnp.zeros(shape.hidden),
     }
     down = {
-        "kernel": normal(5, shape.hidden, shape.width),
+        "kernel": normal(5, shape.width, shape.hidden),
         "bias": jnp.zeros(shape.width),
     }
     norms = {f"norm{i}": model_layers.init_norm(shape.width) for i in (1, 2)}
@@ -87,15 +87,31 @@ def finish(
     del heads
     x = x + ja.combine(layer["heads"], outputs)
     x = model_layers.layer_norm(layer["norm1"], x)
-    hidden = jax.nn.gelu(model_layers.dense(layer["up"], x))
-    x = x + model_layers.dense(layer["down"], hidden)
-    return model_layers.layer_norm(layer["norm2"], x)
+    said = feed_forward(layer, jnp.moveaxis(x, -1, 0))
+    return model_layers.layer_norm(layer["norm2"], x + jnp.moveaxis(said, 0, -1))
+
+
+def feed_forward(layer: dict[str, Any], x: jax.Array) -> jax.Array:
+    """Returns the feed-forward half of `(width, ...)`, features in front.
+
+    Kernels are (outputs, inputs) and stand on the left: so CPUs run products with few
+    tokens up to twice as fast as `x @ kernel`, in the dense encoder, too.
+    """
+    for name, act in (("up", jax.nn.gelu), ("down", lambda y: y)):
+        bias = layer[name]["bias"]
+        x = jnp.tensordot(layer[name]["kernel"], x, 1)
+        x = act(x + bias.reshape(-1, *(1,) * (x.ndim - 1)))
+    return x
 
 
 def half(shape: Shape, length: int, multiple: int) -> ja.Schedule:
-    """Returns the paper's ramp of tokens that costs at most half the multiply-adds."""
+    """Returns the paper's ramp of tokens that costs at most half the multiply-adds.
+
+    It starts at 60 % where it can: products of few rows run at a fraction of the speed,
+    and a ramp that starts higher ends with fewer.
+    """
     whole = ja.dense(shape.depth, length, shape.heads)
-    for start in (70, 60, 50):
+    for start in (60, 50, 70):
         for average in range(start, start // 2, -1):  # as many as `ramp` can mean
             counts = ja.ramp(
                 shape.depth,
