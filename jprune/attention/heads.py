@@ -96,7 +96,7 @@ def project(
 
     def heads(w: jax.Array, bias: jax.Array | None) -> jax.Array:
         # One product of two matrices for all heads, which then go to the front: for
-        # few tokens CPUs run that up to three times faster than heads as an axis.
+        # few tokens CPUs run that several times faster than heads as an axis.
         hidden, count, dim = w.shape
         y = jnp.matmul(x, w.reshape(hidden, count * dim))
         y = y.reshape(*y.shape[:-1], count, dim)
