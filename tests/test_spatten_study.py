@@ -264,7 +264,7 @@ def test_students_study(small, monkeypatch, tmp_path):
     assert [row["enough"] for row in found.values()] == [True, False, False]
 
     start = training.begun(small, course, 3, None)
-    dense = training.ended(small, course, 3, start, finetune.DENSE, None)
+    dense = training.went_on(small, course, 3, start, finetune.DENSE)
     teacher = training.whole(dense)
     sizes = levels.sizes_of(teacher, 4)
     judge = finetune.make_judge(4, small.widths, 16)

@@ -197,9 +197,10 @@ def one(
     start = st.begun(problem, course, seed, at("first"))
     sizes = sl.sizes_of(st.whole(start), problem.heads)
 
+    go_on = functools.partial(st.went_on, problem, course, seed, start)
+
     def adapt(kept: ft.Kept) -> Any:
-        steps = settings.trial
-        return st.whole(st.tried(problem, course, seed, start, kept, steps))
+        return st.whole(go_on(kept, trial=settings.trial))
 
     def chosen() -> tuple[int, list[dict[str, float]]]:
         return choose(problem, settings, judge, st.whole(start), adapt, sizes)
@@ -207,13 +208,12 @@ def one(
     best, tried = resume.once(at("choice"), chosen)
     level = settings.candidates[best]
     kept = sl.kept_of(level, sizes, quantized=True)
-    ending = functools.partial(st.ended, problem, course, seed, start)
-    dense = ending(ft.DENSE, at("dense"))
+    dense = go_on(ft.DENSE, at=at("dense"))
     if distilled:
         teacher, steps = st.whole(dense), settings.steps[1]
         tuned = st.taught(problem, course, seed, teacher, kept, steps, at("tuned"))
     else:
-        tuned = ending(kept, at("tuned"))
+        tuned = go_on(kept, at=at("tuned"))
     curves = {}
     if seed == settings.seeds[0]:
         networks = st.whole(dense), st.whole(tuned)

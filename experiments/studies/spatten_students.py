@@ -137,7 +137,7 @@ def students(
     def teacher() -> Any:
         first, rest = (dense and Path(f"{dense}.{part}") for part in ("first", "rest"))
         start = st.begun(task, course, seed, first)
-        return st.whole(st.ended(task, course, seed, start, ft.DENSE, rest))
+        return st.whole(st.went_on(task, course, seed, start, ft.DENSE, at=rest))
 
     @functools.cache
     def said() -> dict[str, ft.Judged]:

@@ -58,36 +58,15 @@ def begun(problem: Problem, course: Course, seed: int, at: Path | None) -> ft.St
     return ft.train(step, start, found, course.steps[0], at=at)
 
 
-def tried(
+def went_on(
     problem: Problem,
     course: Course,
     seed: int,
     state: ft.State,
     kept: ft.Kept,
-    steps: int,
-) -> ft.State:
-    """Returns the network of `begun` after a few steps with something pruned.
-
-    Args:
-      problem: The task.
-      course: How to train.
-      seed: Of the batches.
-      state: Of `begun`; it is left as it is.
-      kept: What attention keeps.
-      steps: How many.
-    """
-    _, step = _stepper(problem, course)
-    found = _batches(problem, course, seed, TRIAL)
-    return ft.train(step, _copied(state), found, steps, kept=kept)
-
-
-def ended(
-    problem: Problem,
-    course: Course,
-    seed: int,
-    state: ft.State,
-    kept: ft.Kept,
-    at: Path | None,
+    *,
+    trial: int | None = None,
+    at: Path | None = None,
 ) -> ft.State:
     """Returns the network of `begun` after the other steps, dense or pruned.
 
@@ -97,11 +76,14 @@ def ended(
       seed: Of the batches.
       state: Of `begun`; it is left as it is.
       kept: What attention keeps.
+      trial: A number of steps, of batches of their own, in place of the other steps.
       at: The file without its suffix that holds how far training is, or None.
     """
     _, step = _stepper(problem, course)
-    found = _batches(problem, course, seed, REST)
-    return ft.train(step, _copied(state), found, course.steps[1], kept=kept, at=at)
+    found = _batches(problem, course, seed, REST if trial is None else TRIAL)
+    steps = course.steps[1] if trial is None else trial
+    mine = jax.tree.map(jnp.copy, state)  # a step donates its state
+    return ft.train(step, mine, found, steps, kept=kept, at=at)
 
 
 def taught(
@@ -134,11 +116,6 @@ def taught(
         problem.first_word,
     )
     return ft.train(step, student, found, steps, kept=kept, teacher=teacher, at=at)
-
-
-def _copied(state: ft.State) -> ft.State:
-    # A step donates its state, and this one is needed again.
-    return jax.tree.map(jnp.copy, state)
 
 
 def _batches(
