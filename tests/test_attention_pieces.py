@@ -12,7 +12,7 @@ import pytest
 
 import jprune as jp
 from jprune import attention as ja
-from jprune.attention import choose, heads, schedules
+from jprune.attention import choose, heads, importance, schedules
 
 FEW = [0.0, -0.0, 1.0, 2.0, -1.0, 1e-42, np.inf, -np.inf]
 
@@ -109,6 +109,28 @@ def test_scores_of_padding_and_of_masked_keys_do_not_count():
     low = jnp.ones((4, 300, 1), jnp.bfloat16)  # whose own sum would stop at 256
     assert ja.token_importance(low).tolist() == [1200]
     assert ja.head_importance(-low).tolist() == [300] * 4
+
+
+@pytest.mark.parametrize("shape", [(1, 7), (3, 12, 40), (2, 0, 2, 9), (0, 4, 5)])
+def test_a_cpu_sums_by_heads_what_others_sum_at_once(shape):
+    *batch, heads, n = shape
+    rng = np.random.default_rng(0)
+    real = rng.random((*batch, n)) < 0.6
+    probs = rng.random((*batch, heads, n, 11)).astype(np.float32)
+    # What padding looks at is not even looked at.
+    probs = np.where(real[..., None, :, None], probs, np.nan)
+    wanted = np.nansum(probs.astype(np.float64), axis=(-3, -2))
+    for form in (importance._sum_by_heads, importance._sum_at_once):
+        found = form(jnp.asarray(probs), jnp.asarray(real[..., None]))
+        np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_no_form_of_the_scores_makes_a_cpu_write_what_it_masks():
+    probs, real = jnp.ones((12, 64, 64)), jnp.ones(64, bool)
+    traced = jax.jit(ja.token_importance).trace(probs, real)
+    whole = "tensor<12x64x64xi1>"
+    assert whole not in traced.lower(lowering_platforms=("cpu",)).as_text()
+    assert whole in traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
 # Schedules

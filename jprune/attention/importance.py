@@ -12,6 +12,7 @@ their scores along, so that survivors keep what they have earned.
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 
 def token_importance(
@@ -58,9 +59,12 @@ def token_importance(
       arXiv:2306.14048).
     """
     p = probs.astype(jnp.float32)
-    if queries is not None:
-        p = jnp.where(queries[..., None, :, None], p, 0)
-    scores = jnp.sum(p, axis=(-3, -2))
+    if queries is None:
+        scores = jnp.sum(p, axis=(-3, -2))
+    else:
+        scores = lax.platform_dependent(
+            p, queries[..., None], cpu=_sum_by_heads, default=_sum_at_once
+        )
     if visible is not None:
         real = True if queries is None else queries[..., :, None]
         seen = jnp.sum(visible & real, axis=-2, dtype=jnp.float32)
@@ -91,7 +95,18 @@ def head_importance(outputs: jax.Array, queries: jax.Array | None = None) -> jax
     References:
       Wang et al., 2021, arXiv:2012.09852, algorithm 1.
     """
-    magnitude = jnp.abs(outputs).astype(jnp.float32)
+    magnitude = jnp.sum(jnp.abs(outputs).astype(jnp.float32), axis=-1)
     if queries is not None:
-        magnitude = jnp.where(queries[..., None, :, None], magnitude, 0)
-    return jnp.sum(magnitude, axis=(-2, -1))
+        magnitude = jnp.where(queries[..., None, :], magnitude, 0)
+    return jnp.sum(magnitude, axis=-1)
+
+
+def _sum_at_once(probs: jax.Array, real: jax.Array) -> jax.Array:
+    """The sum over heads and over the queries that are real."""
+    return jnp.sum(jnp.where(real[..., None, :, :], probs, 0), axis=(-3, -2))
+
+
+def _sum_by_heads(probs: jax.Array, real: jax.Array) -> jax.Array:
+    """The same, for a CPU, which writes what it masks before it sums that."""
+    looks = sum(jnp.unstack(probs, axis=-3))
+    return jnp.sum(jnp.where(real, looks, 0), axis=-2)
