@@ -33,7 +33,7 @@ class Settings(NamedTuple):
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    steps: int = 3
+    steps: int = 5
     shape: encoding.Shape = encoding.Shape()
     lengths: tuple[int, ...] = (128, 384, 512)
     multiple_of: int = 16
@@ -299,8 +299,9 @@ STUDY = Study(
                 f"the fastest dense cache, context {length}: its GB/s over a streaming "
                 "product's",
                 "jprune",
-                # Where XLA stumbles over a batch of one it is about 0.1.
-                (">=", 0.7),
+                # Where XLA stumbles over a batch of one it is about 0.1; a healthy
+                # cache has a softmax and an update, which streaming has not.
+                (">=", 0.5),
                 functools.partial(_health, f"1 x {length}"),
             )
             for length in (1024, 4096)
