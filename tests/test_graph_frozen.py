@@ -121,3 +121,32 @@ def test_inputs_results_and_keys_are_protected():
     assert p["none"].shape == (0, 3)
     for leaf in ("key", "count"):
         assert p[leaf].dtype == params[leaf].dtype
+
+
+def test_a_derivative_may_hold_what_never_goes():
+    """A single entry is never pruned, so it may be frozen later than its function."""
+
+    @jax.custom_jvp
+    def relu(x):
+        return jnp.maximum(x, 0.0)
+
+    def gate(x):  # pads: where the row before is far above 0
+        return jnp.pad(x[:, 1:], ((0, 0), (1, 0), (0, 0))) > 9
+
+    relu.defjvps(lambda t, out, x: jnp.where(gate(x), jnp.zeros_like(t), t))
+
+    def fn(p, x):
+        h = jnp.einsum("nd,dtc->ntc", x, p["a"])
+        h = jnp.concatenate([h[:, 1:], h[:, :1]], axis=1)  # two rows, each alone
+        return relu(h).sum(1) @ p["b"]
+
+    params, x = {"a": normal(3, 2, 8), "b": normal(8, 2)}, normal(5, 3)
+    graph = jg.trace(fn, params, x)
+    left = list(range(0, 8, 2))
+    small, p = jg.shrink(graph, params, jg.make_plan(graph, {"a[2]": left}))
+    found = jax.grad(lambda p: small(p, x).sum())(p)
+    expected = jax.grad(lambda p: fn(p, x).sum())(
+        {"a": params["a"][:, :, ::2], "b": params["b"][::2]}
+    )
+    for name in ("a", "b"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6)

@@ -78,7 +78,7 @@ def scores(q: jax.Array, k: jax.Array, scale: float | None = None) -> jax.Array:
       PruningError: if kv heads do not divide heads.
     """
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    dots = dot_heads("...grqd,...gkd->...grqk", q, k)
+    dots = dot_heads("...gqd,...gkd->...gqk", q, k)
     return dots * jnp.asarray(scale, jnp.float32)
 
 
@@ -123,7 +123,7 @@ def weigh(probs: jax.Array, v: jax.Array) -> jax.Array:
     Raises:
       PruningError: if kv heads do not divide heads.
     """
-    dots = dot_heads("...grqk,...gkd->...grqd", probs.astype(v.dtype), v)
+    dots = dot_heads("...gqk,...gkd->...gqd", probs.astype(v.dtype), v)
     return dots.astype(v.dtype)
 
 
@@ -137,7 +137,8 @@ def dot_heads(
     """Returns the products of query heads with the key or value head of their group.
 
     Args:
-      subscripts: of `jnp.einsum`, with heads as g (groups) and r (of a group).
+      subscripts: of `jnp.einsum`, with the first two axes of each array its groups
+        and its rows; those of x are the rows of all heads of a group.
       x: (..., heads, m, n).
       y: (..., kv heads, m, n).
       dtype: of the result.
@@ -152,10 +153,15 @@ def dot_heads(
     heads, groups = x.shape[-3], y.shape[-3]
     if groups == 0 or heads % groups:
         raise base.PruningError(f"{groups} key heads do not divide {heads} heads.")
-    grouped = x.reshape(*x.shape[:-3], groups, heads // groups, *x.shape[-2:])
+    # The rows of a group's heads are one axis: jaxlib 0.7 cannot multiply bfloat16 to
+    # float32 with two, on CPUs that have bfloat16. Step by step for explicit meshes.
+    each = heads // groups
+    split = x.reshape(*x.shape[:-3], groups, each, *x.shape[-2:])
+    rows = split.reshape(*split.shape[:-3], each * x.shape[-2], x.shape[-1])
     dots = jnp.einsum(
-        subscripts, grouped, y, precision=precision, preferred_element_type=dtype
+        subscripts, rows, y, precision=precision, preferred_element_type=dtype
     )
+    dots = dots.reshape(*dots.shape[:-2], each, x.shape[-2], dots.shape[-1])
     return dots.reshape(*dots.shape[:-4], heads, *dots.shape[-2:])
 
 

@@ -364,7 +364,7 @@ def _integer_dots(x: jax.Array, y: jax.Array, bound: int) -> jax.Array:
         raise base.PruningError(
             f"Sums of products up to {bound} overflow an int32: fewer bits are needed."
         )
-    dots = "...grqd,...gkd->...grqk"
+    dots = "...gqd,...gkd->...gqk"
     return dot_heads(dots, x, y, dtype, lax.Precision.HIGHEST)
 
 

@@ -95,7 +95,8 @@ def _later(node: Node, record: Callable[[], Program]) -> Callable[[], Program]:
 
 def _leaves(node: Node) -> list[tuple[int, str]]:
     found = [x for v in node.inputs for d in v.axes for x in dims_lib.leaves_of(d)]
-    return [(id(x), x.frozen) for x in found]
+    # A single entry never goes: why it is frozen is all the same.
+    return [(id(x), x.frozen) for x in found if x.size > 1]
 
 
 def _plain(node: Node, body: Program) -> Outcome:
