@@ -95,7 +95,8 @@ def _mamba_block(p: Params, x: jax.Array) -> jax.Array:
         feature_group_count=x.shape[-1],
     )
     x = jax.nn.silu(x + p["conv"]["bias"])
-    chosen = jnp.split(x @ p["select"]["kernel"], [RANK, RANK + STATE], axis=-1)
+    rank, state = p["step"]["kernel"].shape[0], p["log_a"].shape[1]
+    chosen = jnp.split(x @ p["select"]["kernel"], [rank, rank + state], axis=-1)
     step, b, c = chosen
     step = jax.nn.softplus(dense(p["step"], step))
     y = selective_scan(x, step, -jnp.exp(p["log_a"]), b, c)
