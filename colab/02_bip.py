@@ -199,7 +199,7 @@ def one_shot(key, sparsity):
 
 
 # %% [markdown]
-# *IMP*: `jprune.lottery.lottery_ticket` takes your training as a function of weights
+# *IMP*: `jprune.training.lottery_ticket` takes your training as a function of weights
 # and masks; it starts at the rewind step, with the optimizer and the batches as they
 # were there. One `step` is a round, and rounds are a `lax.scan`.
 
@@ -221,7 +221,7 @@ def imp(key, sparsity):
 
     schedule = jp.geometric(sparsity, steps=rounds, rounds=rounds)
     pruner = jp.recipes.magnitude(schedule, scope="global")
-    method = jp.lottery.lottery_ticket(train, pruner)
+    method = jp.training.lottery_ticket(train, pruner)
     state, _ = jax.lax.scan(
         lambda state, _: method.step(state), method.init(anchor), length=rounds
     )

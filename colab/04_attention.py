@@ -81,7 +81,7 @@ from sklearn.model_selection import train_test_split
 import jprune as jp
 from jprune import attention as ja
 from jprune.attention import cache as kv
-from jprune.attention import decode, traces
+from jprune.attention import decode
 
 device = jax.devices()[0]
 print(f"JAX {jax.__version__}, jprune {jp.__version__}")
@@ -567,21 +567,6 @@ axes.imshow(~held, cmap="gray", vmin=-0.4)
 axes.set_xlabel("position in the text")
 axes.set_ylabel("words generated")
 plt.show()
-
-# %% [markdown]
-# ## What the authors' GPT-2 reads
-#
-# SpAtten's authors published what each layer of two GPT-2 models keeps on WikiText-2.
-# `jprune.attention.traces` has these schedules as data, and counts.
-
-# %%
-for name, trace in (("small", traces.GPT2_SMALL), ("medium", traces.GPT2_MEDIUM)):
-    less = traces.reduction(trace)
-    print(
-        f"GPT-2 {name}: {less.elements:.2f} times fewer numbers of K and V, "
-        f"{less.bits:.2f} times fewer bytes than float32, "
-        f"{less.refetched:.1%} of rows fetched lower bits"
-    )
 
 # %% [markdown]
 # # 4. Learn how many tokens each layer keeps

@@ -187,10 +187,10 @@ def points_lost(tokens):
     return 4 * (1 - tokens) ** 2  # a proxy; measure it for your own model
 
 
-drawn = hw.search.random_designs(jax.random.key(0), DESIGNS, bounds)
+drawn = jp.search.random_designs(jax.random.key(0), DESIGNS, bounds)
 costs = hw.search.evaluate(drawn, build)
 objectives = jnp.stack([costs.seconds, costs.area, points_lost(drawn["tokens"])], 1)
-front = hw.search.pareto(objectives)
+front = jp.search.pareto(objectives)
 print(f"{DESIGNS:,} designs, {int(front.sum())} on the front")
 
 # %%
@@ -224,7 +224,7 @@ def descend(start):
 
 
 bounds["tokens"] = (0.7, 1.0)  # at most 0.36 points
-starts = hw.search.random_designs(jax.random.key(1), 8, bounds)
+starts = jp.search.random_designs(jax.random.key(1), 8, bounds)
 ends = jax.jit(jax.vmap(descend))(starts)
 rounded = {k: v if k == "tokens" else jnp.round(v) for k, v in ends.design.items()}
 after = hw.search.evaluate(rounded, build)

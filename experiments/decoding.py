@@ -15,10 +15,9 @@ import numpy as np
 
 from experiments.models.decoder import Decoder
 from jprune import attention as ja
+from jprune.attention import Planes, progressive_scores, quantize, softmax
 from jprune.attention import cache as caches
 from jprune.attention import decode as steps
-from jprune.attention.attend import softmax
-from jprune.attention.quantize import Planes, progressive_scores, quantize
 
 
 class Plan(NamedTuple):

@@ -1,65 +1,94 @@
-"""Pruning for JAX: sparsity as pure functions over parameter and mask pytrees."""
+"""Pruning for JAX: sparsity as pure functions over parameter and mask pytrees.
 
-from jprune import allocate as allocate
+    import jprune as jp
+
+    pruner = jp.recipes.gradual_magnitude(0.9, begin=1_000, steps=20_000)
+    tx = jp.sparsify(optax.adamw(1e-3), pruner, every=100)
+
+What is inside, in the order to read it:
+
+    recipes        published methods, each a composition of the parts below
+    links          scores, pooling, allocation, masks: what pruners are chained from
+    training       `sparsify` for any Optax optimizer; rewinding and lottery tickets
+    learned        masks learned by gradient descent; bi-level pruning (BiP)
+    graph          which axes shrink together, and the same function on smaller arrays
+    attention      token and head pruning, quantised attention, KV caches
+    hardware       what a workload costs on an accelerator
+
+    selection      the exact top-k that everything uses
+    search         grids, random search, Pareto fronts, genetic search
+    checkpoint     save and restore through Orbax
+    formats        packed and sparse formats, in memory and in files
+    testing        checks for pruners of your own
+    tree, masks, gates, report, distill    functions on trees, masks and gates
+
+What most programs need is here as `jp.*`; every other name has its home in one of
+these packages.
+"""
+
 from jprune import attention as attention
-from jprune import bilevel as bilevel
-from jprune import budgets as budgets
 from jprune import checkpoint as checkpoint
-from jprune import controllers as controllers
 from jprune import distill as distill
-from jprune import effective as effective
+from jprune import formats as formats
 from jprune import gates as gates
-from jprune import implicit as implicit
+from jprune import graph as graph
+from jprune import hardware as hardware
 from jprune import learned as learned
-from jprune import lottery as lottery
+from jprune import links as links
 from jprune import masks as masks
 from jprune import recipes as recipes
+from jprune import report as report
+from jprune import search as search
 from jprune import selection as selection
-from jprune import soft_selection as soft_selection
-from jprune import stability as stability
 from jprune import testing as testing
+from jprune import training as training
 from jprune import tree as tree
-from jprune.base import Algorithm as Algorithm
-from jprune.base import NonFiniteScoreError as NonFiniteScoreError
-from jprune.base import Predicate as Predicate
-from jprune.base import Pruner as Pruner
-from jprune.base import PruningError as PruningError
-from jprune.fisher import FisherState as FisherState
-from jprune.fisher import score_by_fisher as score_by_fisher
-from jprune.fisher import score_by_gate as score_by_gate
-from jprune.fisher import score_by_weight as score_by_weight
+from jprune._core.base import Algorithm as Algorithm
+from jprune._core.base import NonFiniteScoreError as NonFiniteScoreError
+from jprune._core.base import Predicate as Predicate
+from jprune._core.base import Pruner as Pruner
+from jprune._core.base import PruningError as PruningError
+from jprune._core.deprecation import renamed
 from jprune.gates import straight_through as straight_through
-from jprune.keep import KeepState as KeepState
-from jprune.keep import keep_above as keep_above
-from jprune.keep import keep_n_of_m as keep_n_of_m
-from jprune.keep import keep_top as keep_top
-from jprune.keep import keep_within_budget as keep_within_budget
+from jprune.learned import bilevel as bilevel
+from jprune.learned import controllers as controllers
+from jprune.learned import effective as effective
+from jprune.learned import implicit as implicit
+from jprune.links import FisherState as FisherState
+from jprune.links import KeepState as KeepState
+from jprune.links import MovementState as MovementState
+from jprune.links import RandomState as RandomState
+from jprune.links import cubic as cubic
+from jprune.links import geometric as geometric
+from jprune.links import keep_above as keep_above
+from jprune.links import keep_n_of_m as keep_n_of_m
+from jprune.links import keep_top as keep_top
+from jprune.links import keep_within_budget as keep_within_budget
+from jprune.links import l2_norm as l2_norm
+from jprune.links import normalize_by_lamp as normalize_by_lamp
+from jprune.links import normalize_by_leaf_norm as normalize_by_leaf_norm
+from jprune.links import pool_over_axes as pool_over_axes
+from jprune.links import pool_over_blocks as pool_over_blocks
+from jprune.links import prune as prune
+from jprune.links import score_by_fisher as score_by_fisher
+from jprune.links import score_by_gate as score_by_gate
+from jprune.links import score_by_gradient as score_by_gradient
+from jprune.links import score_by_magnitude as score_by_magnitude
+from jprune.links import score_by_movement as score_by_movement
+from jprune.links import score_by_random as score_by_random
+from jprune.links import score_by_taylor as score_by_taylor
+from jprune.links import score_by_weight as score_by_weight
+from jprune.links import select as select
 from jprune.masks import apply as apply
 from jprune.masks import sparsity as sparsity
-from jprune.pooling import l2_norm as l2_norm
-from jprune.pooling import normalize_by_lamp as normalize_by_lamp
-from jprune.pooling import normalize_by_leaf_norm as normalize_by_leaf_norm
-from jprune.pooling import pool_over_axes as pool_over_axes
-from jprune.pooling import pool_over_blocks as pool_over_blocks
-from jprune.refreshing import refresh as refresh
 from jprune.report import print_summary as print_summary
 from jprune.report import summary as summary
-from jprune.rewinding import RewindState as RewindState
-from jprune.rewinding import rewind as rewind
-from jprune.schedules import cubic as cubic
-from jprune.schedules import geometric as geometric
-from jprune.scores import MovementState as MovementState
-from jprune.scores import RandomState as RandomState
-from jprune.scores import score_by_gradient as score_by_gradient
-from jprune.scores import score_by_magnitude as score_by_magnitude
-from jprune.scores import score_by_movement as score_by_movement
-from jprune.scores import score_by_random as score_by_random
-from jprune.scores import score_by_taylor as score_by_taylor
-from jprune.select import prune as prune
-from jprune.select import select as select
-from jprune.sparsify import SparsifyState as SparsifyState
-from jprune.sparsify import masks_of as masks_of
-from jprune.sparsify import sparsify as sparsify
+from jprune.training import RewindState as RewindState
+from jprune.training import SparsifyState as SparsifyState
+from jprune.training import masks_of as masks_of
+from jprune.training import refresh as refresh
+from jprune.training import rewind as rewind
+from jprune.training import sparsify as sparsify
 from jprune.tree import KernelAxes as KernelAxes
 from jprune.tree import excluding as excluding
 from jprune.tree import is_float as is_float
@@ -70,3 +99,23 @@ from jprune.tree import leaf_paths as leaf_paths
 from jprune.tree import matching as matching
 
 __version__ = "0.1.0"
+
+__getattr__ = renamed(
+    __name__,
+    {
+        "allocate": "jprune.links",
+        "budgets": "jprune.selection",
+        "export": "jprune.formats",
+        "formats_coordinates": "jprune.formats",
+        "formats_tree": "jprune.formats",
+        "keep": "jprune.links",
+        "lottery": "jprune.training",
+        "pooling": "jprune.links",
+        "rewinding": "jprune.training",
+        "schedules": "jprune.links",
+        "scores": "jprune.links",
+        "soft_selection": "jprune.selection",
+        "sparse_products": "jprune.formats",
+        "stability": "jprune.training",
+    },
+)

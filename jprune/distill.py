@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jprune import base, links, tree
+from jprune import tree
+from jprune._core import base, precision
 
 
 def attention_map(features: jax.Array, *, power: float = 2.0) -> jax.Array:
@@ -50,7 +51,7 @@ def attention_map(features: jax.Array, *, power: float = 2.0) -> jax.Array:
     if power <= 0:
         raise base.PruningError(f"A power is positive; got {power}.")
     # Over the largest, which changes nothing: squares of powers leave float32's range.
-    sizes = jnp.abs(links.wide(features))
+    sizes = jnp.abs(precision.wide(features))
     most = jax.lax.stop_gradient(sizes.max((-3, -2, -1), keepdims=True))
     sums = jnp.sum((sizes / jnp.where(most > 0, most, 1.0)) ** power, axis=-1)
     squares = jnp.square(sums).sum((-2, -1), keepdims=True)

@@ -8,7 +8,7 @@
 
 They act on arrays: map them over trees with `jax.tree.map`. What they cost is
 `expected_sparsity`; `jprune.controllers` brings that to a target. Gates whose sum
-over a whole tree is given are `jprune.soft_selection`.
+over a whole tree is given are `jprune.selection.soft_top_k`.
 """
 
 import math
@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune import base, tree
+from jprune import tree
+from jprune._core import base
 
 
 @jax.custom_jvp

@@ -15,7 +15,8 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jprune import base, compat, tree
+from jprune import tree
+from jprune._core import base, compat
 
 
 def apply(params: base.Params, masks: base.Masks) -> base.Params:

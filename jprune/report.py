@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jprune import base, tree
 from jprune import masks as masks_lib
+from jprune import tree
+from jprune._core import base
 
 _NOTE = (
     "Bytes sparse: the kept values and one bit a weight, at rest. Masks are dense "

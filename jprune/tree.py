@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jprune import base
+from jprune._core import base
 
 T = TypeVar("T")
 

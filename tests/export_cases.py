@@ -5,12 +5,12 @@ import pytest
 from exact import files_of
 from format_cases import RULES, model
 
-from jprune import export, formats, formats_tree
+from jprune import formats
 from jprune.checkpoint import CheckpointError
 
 
 def packed_model():
-    return formats_tree.pack_tree(*model(), RULES)
+    return formats.pack_tree(*model(), RULES)
 
 
 def small():
@@ -25,7 +25,7 @@ def small():
     }
 
 
-def refuses(path, match, load=export.load_packed, **kwargs):
+def refuses(path, match, load=formats.load_packed, **kwargs):
     before = files_of(path.parent)
     with pytest.raises(CheckpointError, match=match) as caught:
         load(path, **kwargs)

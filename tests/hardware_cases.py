@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from jprune.hardware import accelerators, workload
+from jprune import hardware as hw
+from jprune.hardware import workload
 from jprune.hardware.accelerators import Accelerator
 
-PLAIN = accelerators.accelerator(clock=1, rows=8, columns=8, sram=64, dram_bandwidth=8)
+PLAIN = hw.accelerator(clock=1, rows=8, columns=8, sram=64, dram_bandwidth=8)
 
 
 def machine_fields(rng, **fixed):

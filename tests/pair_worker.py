@@ -16,7 +16,8 @@ import pytest
 from exact import files_of
 
 import jprune as jp
-from jprune import checkpoint, processes
+from jprune import checkpoint
+from jprune._core import processes
 
 PRUNER = jp.select(jp.recipes.gradual_magnitude(0.8, begin=0, steps=8), jp.is_kernel)
 TX = jp.sparsify(optax.adam(1e-2), PRUNER, every=2)

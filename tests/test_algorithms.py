@@ -11,7 +11,8 @@ from cases import ALGORITHMS, AlgorithmCase, small_loss, small_params
 from jax.sharding import AxisType
 
 import jprune as jp
-from jprune import testing, testing_algorithms
+from jprune import testing
+from jprune.testing import _algorithms
 
 pytestmark = pytest.mark.others_code
 SPARSITY = 0.7
@@ -166,7 +167,7 @@ def test_a_method_that_breaks_the_contract_is_found_out(wrong, message):
 def test_a_wrong_count_is_found_out():
     params = small_params()
     found, masks = jp.prune(params, jp.recipes.magnitude(0.5))
-    check = functools.partial(testing_algorithms.check_finish, params, found, masks)
+    check = functools.partial(_algorithms.check_finish, params, found, masks)
     check(sparsity=0.5)
     with pytest.raises(AssertionError, match="128 of 256 are kept, not 131"):
         check(sparsity=0.49)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import jprune as jp
-from jprune import allocate, budgets, selection
+from jprune import links, selection
+from jprune.links import _allocate
 
 NET = {
     "conv": {"kernel": (3, 3, 3, 16)},
@@ -58,9 +59,9 @@ def _check_bounds(counts, sizes):
 def test_uniform_is_uniform_within_a_unit(sparsity):
     sizes = _sizes(_params())
     n = sum(sizes.values())
-    host, traced = _counts(allocate.uniform(), _params(), sparsity)
+    host, traced = _counts(links.uniform(), _params(), sparsity)
     assert sum(host.values()) == n - round(n * sparsity)
-    assert sum(traced.values()) == int(budgets.kept_count(n, jnp.float32(sparsity)))
+    assert sum(traced.values()) == int(selection.kept_count(n, jnp.float32(sparsity)))
     for counts in (host, traced):
         _check_bounds(counts, sizes)
         for path, size in sizes.items():
@@ -105,9 +106,9 @@ def _er_share(shape):
 @pytest.mark.parametrize(
     ("make", "share"),
     [
-        (allocate.erdos_renyi_kernel, _erk_share),
-        (allocate.erdos_renyi, _er_share),
-        (allocate.uniform, lambda shape: 1),
+        (links.erdos_renyi_kernel, _erk_share),
+        (links.erdos_renyi, _er_share),
+        (links.uniform, lambda shape: 1),
     ],
     ids=["erk", "er", "uniform"],
 )
@@ -121,7 +122,7 @@ def test_the_published_loop(make, share, sparsity, pins):
     n = sum(sizes.values())
     host, traced = _counts(make(pins=pins), params, sparsity)
     assert sum(host.values()) == n - round(n * sparsity)
-    assert sum(traced.values()) == int(budgets.kept_count(n, jnp.float32(sparsity)))
+    assert sum(traced.values()) == int(selection.kept_count(n, jnp.float32(sparsity)))
     for counts in (host, traced):
         _check_bounds(counts, sizes)
         for path, density in expected.items():
@@ -139,12 +140,12 @@ def test_random_layers_at_random_sparsities(seed):
     n = sum(sizes.values())
     shares = dict(zip(sizes, map(_erk_share, shapes), strict=True))
     for sparsity in rng.integers(1, 256, 6) / 256:  # exact in float32
-        host = allocate.erdos_renyi_kernel()(params, params, float(sparsity))
+        host = links.erdos_renyi_kernel()(params, params, float(sparsity))
         expected = _densities(shares, sizes, sparsity, {})
         assert sum(map(int, host)) == n - round(n * sparsity)
         for count, path in zip(host, sizes, strict=True):
             assert abs(int(count) - expected[path] * sizes[path]) <= 1 + 1e-6
-        traced = allocate.erdos_renyi_kernel()(params, params, jnp.float32(sparsity))
+        traced = links.erdos_renyi_kernel()(params, params, jnp.float32(sparsity))
         assert sum(map(int, traced)) == n - round(n * sparsity)
         assert max(abs(int(a) - int(b)) for a, b in zip(host, traced, strict=True)) <= 1
 
@@ -154,7 +155,7 @@ def test_erk_by_hand():
     params = _params({"a": (10, 10), "b": (10, 100)})
     for expected in ([10, 55], [50, 275], [100, 550], [100, 990]):
         sparsity = 1 - sum(expected) / 1100
-        host, traced = _counts(allocate.erdos_renyi_kernel(), params, sparsity)
+        host, traced = _counts(links.erdos_renyi_kernel(), params, sparsity)
         assert list(host.values()) == list(traced.values()) == expected
 
 
@@ -163,10 +164,10 @@ def test_totals_of_large_models_are_exact(sparsity):
     params = _params([(10**8 + 1,), (3 * 10**8 + 3,), (777,), (2**30,)])
     sizes = list(_sizes(params).values())
     n = sum(sizes)
-    host = allocate.uniform()(params, params, sparsity)
-    traced = allocate.uniform()(params, params, jnp.float32(sparsity))
+    host = links.uniform()(params, params, sparsity)
+    traced = links.uniform()(params, params, jnp.float32(sparsity))
     assert sum(map(int, host)) == n - round(n * sparsity)
-    assert sum(map(int, traced)) == int(budgets.kept_count(n, jnp.float32(sparsity)))
+    assert sum(map(int, traced)) == int(selection.kept_count(n, jnp.float32(sparsity)))
     for a, b, size in zip(host, traced, sizes, strict=True):
         assert abs(int(a) - size * (1 - sparsity)) <= 1
         assert abs(int(a) - int(b)) <= 1 + 1e-6 * size  # float32
@@ -206,10 +207,10 @@ def test_rescaled_global_is_the_fixed_point_of_the_loop(seed, sparsity):
     }
     expected = _rescaled(scores, sparsity, 0.005)
     n = sum(x.size for x in scores.values())
-    allocation = allocate.rescaled_global(0.005)
+    allocation = links.rescaled_global(0.005)
     for s in (sparsity, jnp.float32(sparsity)):
         found = allocation(scores, scores, s)
-        assert sum(map(int, found.values())) == int(budgets.kept_count(n, s))
+        assert sum(map(int, found.values())) == int(selection.kept_count(n, s))
         for path, kept in expected.items():
             assert abs(int(found[path]) - kept) <= 1 + 1e-3, path
     assert int(found["c"]) == 20
@@ -220,7 +221,7 @@ def test_rescaled_global_without_a_minimum_is_the_global_selection():
     rng = np.random.default_rng(0)
     scores = {p: rng.random(200).astype("f4") * s for p, s in (("a", 1), ("b", 0.05))}
     masks = selection.top_k(scores, 60)
-    found = allocate.rescaled_global(0.0)(scores, scores, 1 - 60 / 400)
+    found = links.rescaled_global(0.0)(scores, scores, 1 - 60 / 400)
     assert jax.tree.map(int, found) == jax.tree.map(lambda m: int(m.sum()), masks)
 
 
@@ -245,7 +246,7 @@ def test_filling_against_bisection(seed):
     for total in rng.integers(low.sum(), high.sum() + 1, 8):
         real = np.clip(_level(shares, low, high, total) * shares, low, high)
         for xp, dtype in ((np, np.float64), (jnp, np.float32)):
-            found = allocate._fill(xp, xp.asarray(shares, dtype), low, high, total)
+            found = _allocate._fill(xp, xp.asarray(shares, dtype), low, high, total)
             assert int(found.sum()) == total
             assert np.all((np.asarray(found) >= low) & (np.asarray(found) <= high))
             assert np.max(np.abs(np.asarray(found) - real)) < 1 + 1e-3
@@ -261,16 +262,16 @@ def test_budgets_that_the_bounds_do_not_allow_are_met_as_far_as_they_go(xp):
         (12, [5, 4, 3]),
         (99, high),
     ):
-        found = allocate._fill(xp, shares, low, high, total)
+        found = _allocate._fill(xp, shares, low, high, total)
         np.testing.assert_array_equal(found, expected)
     # A leaf without a share gets what no other can take.
-    found = allocate._fill(xp, xp.asarray([1.0, 0.0], "f4"), low[1:] * 0, high[:2], 8)
+    found = _allocate._fill(xp, xp.asarray([1.0, 0.0], "f4"), low[1:] * 0, high[:2], 8)
     np.testing.assert_array_equal(found, [5, 3])
 
 
 def test_pins_that_cannot_be_met_are_refused_where_they_are_known():
     params = _params({"a": (10, 10), "b": (10, 10)})
-    for make in (allocate.uniform, allocate.erdos_renyi_kernel):
+    for make in (links.uniform, links.erdos_renyi_kernel):
         allocation = make(pins=[("a", 0.0)])
         message = "keep between 100 and 200 of 200 entries, but sparsity 0.75 keeps 50"
         with pytest.raises(jp.PruningError, match=message):
@@ -282,29 +283,27 @@ def test_pins_that_cannot_be_met_are_refused_where_they_are_known():
         with pytest.raises(jp.PruningError, match=r"got 1\.5"):
             make(pins=[("a", 1.5)])
     with pytest.raises(jp.PruningError, match=r"got -0\.1"):
-        allocate.rescaled_global(-0.1)
+        links.rescaled_global(-0.1)
     with pytest.raises(jp.PruningError, match=r"'bias' has shape \(3,\)"):
-        allocate.erdos_renyi()(*[_params({"bias": (3,)})] * 2, 0.5)
+        links.erdos_renyi()(*[_params({"bias": (3,)})] * 2, 0.5)
 
 
 def test_pooled_scores_are_counted_in_channels():
     params = _params({"kernel": (3, 3, 8, 16), "out": (16, 10)})
     scores = _params({"kernel": (1, 1, 1, 16), "out": (1, 10)})
-    found = allocate.uniform()(scores, params, 0.5)
+    found = links.uniform()(scores, params, 0.5)
     assert jax.tree.map(int, found) == {"kernel": 8, "out": 5}
 
 
 def test_nothing_to_divide():
-    assert allocate.uniform()({}, {}, 0.5) == {}
+    assert links.uniform()({}, {}, 0.5) == {}
     empty = _params({"a": (0, 3)})
-    assert jax.tree.map(int, allocate.erdos_renyi_kernel()(empty, empty, 0.5)) == {
-        "a": 0
-    }
+    assert jax.tree.map(int, links.erdos_renyi_kernel()(empty, empty, 0.5)) == {"a": 0}
 
 
 def test_a_minimum_out_of_reach_is_refused():
     scores = {name: jnp.arange(10.0) for name in "abc"}
-    allocation = allocate.rescaled_global(0.2)  # 6 of 30 in each leaf, 18 in all
+    allocation = links.rescaled_global(0.2)  # 6 of 30 in each leaf, 18 in all
     with pytest.raises(jp.PruningError, match=r"at least 18 of 30.*0\.9 keeps 3"):
         allocation(scores, scores, 0.9)
     counts = allocation(scores, scores, 0.4)

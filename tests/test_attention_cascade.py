@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import jprune as jp
 from jprune import attention as ja
-from jprune.attention import cascade, choose, soft
+from jprune.attention import _choose, cascade, soft
 
 HIDDEN, HEADS, DIM = 16, 4, 4
 PLAN = ja.schedule(18, (18, 12, 12, 5), (4, 4, 3, 2))
@@ -283,7 +283,7 @@ def test_hard_gates_are_the_gather():
     gathered = _run(layers, x, valid, protected, plan=plan)
     state, kept = _soft(layers, x, valid, protected, [float(c) for c in plan.tokens])
     np.testing.assert_array_equal(kept[1:], np.tile([[12], [12], [5]], 3))
-    expected = choose.put(
+    expected = _choose.put(
         jnp.zeros(valid.shape, bool), gathered.positions, gathered.valid
     )
     np.testing.assert_array_equal(state.gates > 0, expected)

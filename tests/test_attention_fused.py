@@ -14,7 +14,7 @@ import pytest
 
 import jprune as jp
 from jprune import attention as ja
-from jprune.attention import cascade, fused, fused_kernels
+from jprune.attention import _fused_kernels, cascade, fused
 
 
 def _inputs(sizes, seed=0, dtype="float32"):
@@ -46,7 +46,7 @@ def _expected(q, k, v, valid, causal):
 )
 def test_the_kernels_say_what_float64_says(sizes, causal):
     q, k, v, valid = _inputs(sizes)
-    run = functools.partial(fused_kernels.run, causal=causal, scale=16**-0.5)
+    run = functools.partial(_fused_kernels.run, causal=causal, scale=16**-0.5)
     if sizes[-1] != 16:
         run = functools.partial(run, scale=sizes[-1] ** -0.5)
     outputs, looks = jax.jit(functools.partial(run, interpret=True))(q, k, v, valid)
@@ -76,7 +76,7 @@ def test_on_a_cpu_it_is_attend(seed, causal, masked):
 def test_bfloat16_and_what_sees_nothing():
     q, k, v, _ = _inputs((2, 2, 2, 40, 16), dtype="bfloat16")
     valid = jnp.zeros((2, 40), bool).at[1, :7].set(True)
-    outputs, looks = fused_kernels.run(
+    outputs, looks = _fused_kernels.run(
         q, k, v, valid, causal=False, scale=0.25, interpret=True
     )
     assert outputs.dtype == jnp.bfloat16

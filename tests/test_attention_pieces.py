@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import jprune as jp
+from jprune import attention
 from jprune import attention as ja
-from jprune.attention import choose, heads, importance, schedules
+from jprune.attention import _choose, _heads, _importance
 
 FEW = [0.0, -0.0, 1.0, 2.0, -1.0, 1e-42, np.inf, -np.inf]
 
@@ -33,7 +34,7 @@ def test_keep_top_is_a_stable_sort(data, dtype):
         protected=jnp.asarray(protected),
     )
     assert found.tolist() == oracle.keep(rounded, count, valid, protected)
-    mask = choose.top_mask(choose.sort_keys(jnp.asarray(scores, dtype)), count)
+    mask = attention.top_mask(attention.sort_keys(jnp.asarray(scores, dtype)), count)
     assert np.flatnonzero(mask).tolist() == oracle.keep(rounded, count)
 
 
@@ -44,9 +45,9 @@ def test_a_nan_is_kept_where_it_shows():
 
 
 def test_a_traced_count_and_counts_for_each_row():
-    keys = choose.sort_keys(jnp.tile(jnp.array([3.0, 1.0, 2.0, 3.0]), (5, 1)))
+    keys = attention.sort_keys(jnp.tile(jnp.array([3.0, 1.0, 2.0, 3.0]), (5, 1)))
     counts = jnp.array([0, 1, 2, 3, 9], jnp.int32)
-    found = jax.jit(choose.top_mask)(keys, counts)
+    found = jax.jit(attention.top_mask)(keys, counts)
     expected = [[0, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 1], [1, 0, 1, 1], [1, 1, 1, 1]]
     np.testing.assert_array_equal(found, expected)
 
@@ -59,14 +60,14 @@ def test_pairs_say_what_bits_say(data):
     row = st.lists(st.sampled_from([0, 1, 5, 2**32 - 1]), min_size=n, max_size=n)
     keys = np.array(data.draw(st.tuples(row, row)), np.uint32)
     need = jnp.array(data.draw(st.tuples(*[st.integers(0, n)] * 2)), jnp.int32)
-    found = choose.best_by_pairs(jnp.asarray(keys), need)
-    by_bits = choose.best_by_bits(jnp.asarray(keys), need)
+    found = _choose.best_by_pairs(jnp.asarray(keys), need)
+    by_bits = _choose.best_by_bits(jnp.asarray(keys), need)
     np.testing.assert_array_equal(found, by_bits)
     for mask, row, count in zip(found, keys, need, strict=True):
         wanted = oracle.keep(row.astype(float), int(count))
         assert np.flatnonzero(mask).tolist() == wanted
         if count:
-            assert choose._places_by_pairs(mask, int(count)).tolist() == wanted
+            assert _choose._places_by_pairs(mask, int(count)).tolist() == wanted
 
 
 @pytest.mark.parametrize(("tokens", "loops"), [(32, False), (4096, True)])
@@ -93,7 +94,7 @@ def test_taking_and_putting_back_along_any_axis():
     by_token = ja.take(x, ids, axis=1)
     np.testing.assert_array_equal(by_token[1, :, 1], x[1, :, 4])
     rows = jnp.swapaxes(x, 1, 2)
-    back = choose.put(jnp.zeros_like(rows), ids, ja.take(rows, ids))
+    back = _choose.put(jnp.zeros_like(rows), ids, ja.take(rows, ids))
     for b, i in itertools.product(range(2), range(5)):
         kept = i in ids[b].tolist()
         np.testing.assert_array_equal(back[b, i], rows[b, i] if kept else 0)
@@ -120,7 +121,7 @@ def test_a_cpu_sums_by_heads_what_others_sum_at_once(shape):
     # What padding looks at is not even looked at.
     probs = np.where(real[..., None, :, None], probs, np.nan)
     wanted = np.nansum(probs.astype(np.float64), axis=(-3, -2))
-    for form in (importance._sum_by_heads, importance._sum_at_once):
+    for form in (_importance._sum_by_heads, _importance._sum_at_once):
         found = form(jnp.asarray(probs), jnp.asarray(real[..., None]))
         np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
 
@@ -188,7 +189,7 @@ def test_multiply_adds_are_those_of_the_products():
     from jprune import graph as jg
 
     plan = ja.schedule(24, (24, 16, 8), (4, 4, 2), (24, 24, 16))
-    weights = heads.HeadWeights(
+    weights = attention.HeadWeights(
         *(jnp.ones((32, 4, 8)),) * 3, output=jnp.ones((4, 8, 32))
     )
     params = {"a": weights, "u": jnp.ones((32, 48)), "d": jnp.ones((48, 32))}
@@ -230,7 +231,7 @@ def test_multiply_adds_with_groups_and_with_soft_counts():
 def test_removing_heads_is_masking_them():
     rng = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
-    w = heads.HeadWeights(
+    w = attention.HeadWeights(
         draw(16, 6, 4),
         draw(16, 3, 4),
         draw(16, 3, 4),
@@ -248,9 +249,9 @@ def test_removing_heads_is_masking_them():
     np.testing.assert_allclose(small, ja.combine(w, whole), atol=1e-4)
     # Query heads 0, 1 share key head 0, and 4, 5 share key head 2.
     np.testing.assert_array_equal(less.query, w.query[:, jnp.array([0, 1, 4, 5])])
-    assert heads.group_sums(jnp.arange(6.0), 3).tolist() == [1, 5, 9]
+    assert _heads.group_sums(jnp.arange(6.0), 3).tolist() == [1, 5, 9]
     with pytest.raises(jp.PruningError, match="4 key heads do not divide 6"):
-        heads.group_sums(jnp.arange(6.0), 4)
+        _heads.group_sums(jnp.arange(6.0), 4)
 
 
 def test_each_sample_keeps_its_own_heads_and_none_comes_back():
@@ -262,6 +263,6 @@ def test_each_sample_keeps_its_own_heads_and_none_comes_back():
 
 
 def test_layers_are_joined_only_where_nothing_changes():
-    plan = schedules.schedule(8, (8, 8, 8, 4, 4, 4), (2, 2, 2, 2, 2, 1))
+    plan = attention.schedule(8, (8, 8, 8, 4, 4, 4), (2, 2, 2, 2, 2, 1))
     assert ja.cascade._runs(plan, True) == [[0, 1, 2], [3], [4], [5]]
     assert ja.cascade._runs(plan, False) == [[i] for i in range(6)]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jprune.attention import traces
+from experiments import spatten_traces as traces
 
 SMALL, MEDIUM = traces.GPT2_SMALL, traces.GPT2_MEDIUM
 

@@ -13,7 +13,8 @@ from jax.sharding import PartitionSpec as P
 from oracles import BF16, flat, values_of
 
 import jprune as jp
-from jprune import batching, selection
+from jprune import selection
+from jprune.selection import _batching
 
 SHAPES = [
     (),
@@ -144,13 +145,13 @@ def test_every_leaf_is_in_one_batch(on_host):
     rng = np.random.default_rng(0)
     leaves = [jnp.asarray(_leaf(rng, i, ["f4", "f2"])) for i in range(70)]
     leaves += [jnp.ones((2**14,)), jnp.ones((2**15,)), jnp.ones((2**15,))]
-    batches = batching.batch(leaves, [None] * len(leaves), jnp.dtype("f4"), on_host)
+    batches = _batching.batch(leaves, [None] * len(leaves), jnp.dtype("f4"), on_host)
     members = np.concatenate([b.leaves for b in batches])
     assert sorted(members.tolist()) == list(range(len(leaves)))
     assert len(batches) < len(leaves)
 
     def back_in_order(values):
-        return batching.unbatch(batches, values, leaves)
+        return _batching.unbatch(batches, values, leaves)
 
     in_order = back_in_order if on_host else jax.jit(back_in_order)
     back = in_order([b.values for b in batches])

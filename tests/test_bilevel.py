@@ -10,7 +10,7 @@ import pytest
 import ridge
 
 import jprune as jp
-from jprune import bilevel
+from jprune.learned import bilevel
 
 pytestmark = pytest.mark.others_code
 

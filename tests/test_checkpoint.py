@@ -21,7 +21,8 @@ from flax import nnx
 from hypothesis import strategies as st
 
 import jprune as jp
-from jprune import checkpoint, storage
+from jprune import checkpoint
+from jprune.checkpoint import _orbax
 
 ERROR = checkpoint.CheckpointError
 RNG = np.random.default_rng(0)
@@ -176,7 +177,7 @@ def test_a_pruner_and_its_masks_go_on_where_they_were(tmp_path):
 @pytest.mark.others_code
 @pytest.mark.parametrize("at_once", [1, 40])
 def test_what_is_read_in_many_parts_is_the_same(at_once, tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "_AT_ONCE", at_once)  # bytes
+    monkeypatch.setattr(_orbax, "_AT_ONCE", at_once)  # bytes
     state = nasty()
     checkpoint.save(tmp_path, 0, state)
     assert_same(checkpoint.restore(tmp_path, state), state)
@@ -186,7 +187,7 @@ def test_what_is_read_in_many_parts_is_the_same(at_once, tmp_path, monkeypatch):
 @hypothesis.given(st.lists(st.integers(1, 2**29)))
 def test_no_more_is_read_at_once_than_stated_or_one_leaf(sizes):
     types = {str(i): ("uint8", [size]) for i, size in enumerate(sizes)}
-    batches = list(storage._batches(types))
+    batches = list(_orbax._batches(types))
     assert [name for batch in batches for name in batch] == list(types)
     for batch in batches:
         total = sum(sizes[int(name)] for name in batch)

@@ -11,6 +11,7 @@ from jax import lax
 
 import jprune as jp
 from jprune import testing
+from jprune.testing import _pruners
 
 pytestmark = pytest.mark.others_code
 
@@ -123,7 +124,7 @@ def test_multi_steps(params):
 
 def test_accumulated_steps_equal_one_large_step(params):
     """Two half batches through MultiSteps give the masks of the whole batch."""
-    grads = [testing.random_like(params, seed) for seed in (1, 2)]
+    grads = [_pruners.random_like(params, seed) for seed in (1, 2)]
     mean = jax.tree.map(lambda a, b: (a + b) / 2, *grads)
     snip = jp.sparsify(optax.sgd(0.1), jp.recipes.snip(SPARSITY), end=0)
     _, whole = snip.update(mean, snip.init(params), params)

@@ -13,6 +13,7 @@ from flax.training.train_state import TrainState
 
 import jprune as jp
 from jprune import checkpoint, testing
+from jprune.testing import _pruners
 
 pytestmark = pytest.mark.others_code
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.recipe)
@@ -20,7 +21,7 @@ each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.recipe)
 
 def _example():
     params = testing.example_params()
-    return params, testing.random_like(params)
+    return params, _pruners.random_like(params)
 
 
 def test_the_cases_are_the_recipes():
@@ -47,15 +48,15 @@ def test_groups_on_meshes(pool):
     """Masks of another shape than the weights' keep to their axes' shardings."""
     params, grads = _example()
     pruner = optax.chain(jp.score_by_magnitude(), pool, jp.keep_top(0.5))
-    testing.check_sharding(pruner, params, grads, where=jp.matching(".*/kernel"))
+    _pruners.check_sharding(pruner, params, grads, where=jp.matching(".*/kernel"))
 
 
 @each_case
 def test_training_in_bfloat16(case: Case):
     params = testing.example_params(dtype=jnp.bfloat16)
-    grads = testing.random_like(params)
+    grads = _pruners.random_like(params)
     pruner = case.make(case.sparsity)
-    testing.check_training(pruner, params, grads, where=jp.is_kernel)
+    _pruners.check_training(pruner, params, grads, where=jp.is_kernel)
 
 
 @each_case
@@ -71,7 +72,7 @@ def test_exact_counts_and_vmap_over_sparsities(case: Case):
         sparsities = (0.0, 0.37, 0.5, 0.9, 0.99)
         if case.exact:  # with a minimum per leaf 1 is refused
             sparsities += (1.0,)
-        testing.check_sparsities(
+        _pruners.check_sparsities(
             case.make, params, grads, sparsities=sparsities, exact=case.exact
         )
 

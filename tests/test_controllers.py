@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jprune as jp
-from jprune import controllers, gates
+from jprune import gates
+from jprune.learned import controllers
 
 
 def test_the_lagrangian_and_its_derivatives():

@@ -11,7 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
-from jprune import budgets, counting, search, selection
+from jprune import selection
+from jprune._core import counting
+from jprune.selection import _boundary
 
 MOST = 2**46
 NEAR = st.sampled_from([0, 1, 2**24, 2**30, 2**31, 2**32, 2**33, 2**45, MOST])
@@ -72,13 +74,13 @@ def test_how_often(numbers, step):
 
 def _weights(counts, costs):
     """The sum of counts times costs, as a search forms it."""
-    task = search.Task(
+    task = _boundary.Task(
         counting.total(np.array([0])),
         jnp.asarray(counts),
         None if costs is None else jnp.zeros_like(counts),
         None if costs is None else jnp.asarray(costs),
     )
-    return jax.jit(search.weight)(jnp.asarray(counts), task)
+    return jax.jit(_boundary.weight)(jnp.asarray(counts), task)
 
 
 @pytest.mark.parametrize("parts", [1, 10, 1_000, 10_000])
@@ -157,18 +159,18 @@ def test_kept_counts_beyond_2_31_against_fractions(size):
     sparsities = np.float32([0, 1, 0.5, 1 / 3, 0.9, 0.99, 1e-8, 1 - 2**-24, 2**-40])
     for s in sparsities:
         exact = size - size * Fraction(float(s))
-        known = budgets.kept_count(size, float(s))
+        known = selection.kept_count(size, float(s))
         assert (
             _signs(
                 counting.gap(
-                    known, counting.total(budgets.known_kept_count(size, float(s)))
+                    known, counting.total(selection.known_kept_count(size, float(s)))
                 )
             )
             == 0
         )
         for traced in (
-            budgets.kept_count(size, jnp.float32(s)),
-            jax.jit(lambda s: budgets.kept_count(size, s))(jnp.float32(s)),
+            selection.kept_count(size, jnp.float32(s)),
+            jax.jit(lambda s: selection.kept_count(size, s))(jnp.float32(s)),
         ):
             few = counting.gap(traced, counting.total(round(exact)))
             assert abs(float(few)) <= 4, (size, s)
@@ -181,7 +183,7 @@ def test_what_a_large_tree_of_abstract_leaves_selects():
     scores = [leaf] * 5
 
     def masks(scores, sparsity):
-        return selection.top_k(scores, budgets.kept_count(5 * 2**30, sparsity))
+        return selection.top_k(scores, selection.kept_count(5 * 2**30, sparsity))
 
     found = jax.eval_shape(masks, scores, jax.ShapeDtypeStruct((), jnp.float32))
     assert [(m.shape, m.dtype) for m in found] == [(leaf.shape, jnp.bool_)] * 5

@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from jprune import effective, scores
+from jprune import links
+from jprune.learned import effective
 
 _RNG = np.random.default_rng(0)
 W = _RNG.normal(size=(6, 4))
@@ -230,20 +231,20 @@ def test_criteria_are_the_same_numbers():
     """SNIP is the mask gradient at mask one, RigL's growth g, movement its sum."""
     ones = jax.tree.map(lambda w: jnp.ones(w.shape, bool), PARAMS)
     dense = effective.gradient_at_effective(_loss, _masked, (PARAMS, ones))
-    snip = scores.score_by_taylor()
+    snip = links.score_by_taylor()
     np.testing.assert_array_equal(
         jnp.abs(effective.mask_gradient(PARAMS, dense.grads)["kernel"]),
         snip.update(dense.grads, snip.init(PARAMS), PARAMS)[0]["kernel"],
     )
     sparse = effective.gradient_at_effective(_loss, _masked, (PARAMS, MASKS))
-    growth = scores.score_by_gradient()
+    growth = links.score_by_gradient()
     np.testing.assert_allclose(
         growth.update(sparse.grads, growth.init(PARAMS), PARAMS)[0]["kernel"],
         np.abs(_by_hand(W * M, V)[1]),
         rtol=1e-4,
         atol=1e-6,
     )
-    movement = scores.score_by_movement()
+    movement = links.score_by_movement()
     params, state = PARAMS, movement.init(PARAMS)
     total = np.zeros(W.shape)
     for _ in range(3):

@@ -8,7 +8,7 @@ import pytest
 from exact import DTYPES, assert_same, bits, random_bits
 from hypothesis import strategies as st
 
-from jprune import encoding
+from jprune._core import encoding
 
 RNG = np.random.default_rng(0)
 

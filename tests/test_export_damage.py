@@ -14,7 +14,7 @@ from damage import flip
 from exact import assert_same
 from export_cases import packed_model, refuses, small
 
-from jprune import checkpoint, export, formats
+from jprune import checkpoint, formats
 
 ERROR = checkpoint.CheckpointError
 
@@ -23,7 +23,7 @@ def flip_and_load(path, tree, bit):
     """True if the flip was refused; anything but the same bits is a failure."""
     flip(path, bit)
     try:
-        found = export.load_packed(path)
+        found = formats.load_packed(path)
     except ERROR:
         return True
     finally:
@@ -44,15 +44,15 @@ def flips(path, count, seed):
 @pytest.mark.parametrize(("make", "count"), [(small, 40), (packed_model, 40)])
 def test_one_flipped_bit_is_never_silent(make, count, tmp_path):
     tree = make()
-    tree = export.load_packed(export.save_packed(tmp_path / "m", tree))
+    tree = formats.load_packed(formats.save_packed(tmp_path / "m", tree))
     path = tmp_path / "m"
     refused = [flip_and_load(path, tree, bit) for bit in flips(path, count, 0)]
     assert sum(refused) >= 0.8 * count
-    assert_same(export.load_packed(path), tree)
+    assert_same(formats.load_packed(path), tree)
 
 
 def test_every_bit_of_the_data_counts(tmp_path):
-    tree = export.load_packed(export.save_packed(tmp_path / "m", small()))
+    tree = formats.load_packed(formats.save_packed(tmp_path / "m", small()))
     path = tmp_path / "m"
     size = path.stat().st_size
     header = 8 + int.from_bytes(path.read_bytes()[:8], "little")
@@ -62,19 +62,19 @@ def test_every_bit_of_the_data_counts(tmp_path):
 
 @pytest.mark.slow
 def test_many_flipped_bits_and_all_of_a_small_file(tmp_path):
-    tree = export.load_packed(export.save_packed(tmp_path / "m", packed_model()))
+    tree = formats.load_packed(formats.save_packed(tmp_path / "m", packed_model()))
     path = tmp_path / "m"
     refused = [flip_and_load(path, tree, bit) for bit in flips(path, 400, 2)]
     assert sum(refused) >= 0.8 * len(refused)
     tree = {"w": formats.pack_bits(np.ones(3, np.int8), np.arange(3) > 0)}
-    path = export.save_packed(tmp_path / "tiny", tree)
-    tree = export.load_packed(path)
+    path = formats.save_packed(tmp_path / "tiny", tree)
+    tree = formats.load_packed(path)
     for bit in range(8 * path.stat().st_size):
         flip_and_load(path, tree, bit)
 
 
 def test_truncated_and_extended(tmp_path):
-    path = export.save_packed(tmp_path / "m", small())
+    path = formats.save_packed(tmp_path / "m", small())
     data = path.read_bytes()
     rng = np.random.default_rng(3)
     for length in [0, 1, 7, 8, 9, len(data) - 1, *rng.integers(len(data), size=10)]:
@@ -100,9 +100,9 @@ def reseal(path, change):
 
 def test_what_is_sealed_again_loads(tmp_path):
     """So that the tests below fail for their own reason."""
-    path = export.save_packed(tmp_path / "m", small())
+    path = formats.save_packed(tmp_path / "m", small())
     reseal(path, lambda manifest: None)
-    assert_same(export.load_packed(path), small())
+    assert_same(formats.load_packed(path), small())
 
 
 def newer(manifest):
@@ -146,14 +146,14 @@ def no_leaves(manifest):
     ],
 )
 def test_files_that_say_something_else(change, match, tmp_path):
-    path = export.save_packed(tmp_path / "m", small())
+    path = formats.save_packed(tmp_path / "m", small())
     reseal(path, change)
     refuses(path, match)
 
 
 def test_the_manifest_is_held_against_its_own_checksum(tmp_path):
     """What no array tells: what is static, such as the axis of a pattern."""
-    path = export.save_packed(tmp_path / "m", small())
+    path = formats.save_packed(tmp_path / "m", small())
     data = path.read_bytes()
     for old, new in (
         (b'\\"axis\\": 0', b'\\"axis\\": 1'),
@@ -184,9 +184,9 @@ def test_foreign_files_are_named(tmp_path):
 
 def test_arrays_of_another_file_are_refused(tmp_path):
     """Two files of the same model: the header of one, the data of the other."""
-    first = export.save_packed(tmp_path / "1", small())
+    first = formats.save_packed(tmp_path / "1", small())
     other = jax.tree.map(lambda x: x + 1 if x.dtype == jnp.float32 else x, small())
-    second = export.save_packed(tmp_path / "2", other)
+    second = formats.save_packed(tmp_path / "2", other)
     data = first.read_bytes()
     header = 8 + int.from_bytes(data[:8], "little")
     first.write_bytes(data[:header] + second.read_bytes()[header:])

@@ -9,13 +9,13 @@ from exact import assert_same
 from format_cases import RULES, model
 
 import jprune as jp
-from jprune import checkpoint, formats, formats_tree
+from jprune import checkpoint, formats
 
 
 def test_each_leaf_by_its_rule_and_back():
     params, masks = model()
-    packed = formats_tree.pack_tree(params, masks, RULES)
-    found = formats_tree.packed_sizes(packed)["leaves"]
+    packed = formats.pack_tree(params, masks, RULES)
+    found = formats.packed_sizes(packed)["leaves"]
     assert {path: row["format"] for path, row in found.items()} == {
         "pattern/kernel": "NOfM",
         "blocks/kernel": "Blocks",
@@ -26,13 +26,13 @@ def test_each_leaf_by_its_rule_and_back():
         "empty": "Dense",
         "lost": "BitMask",
     }
-    assert_same(formats_tree.unpack_tree(packed), (jp.apply(params, masks), masks))
-    unpacked = jax.jit(formats_tree.unpack_tree)(packed)
+    assert_same(formats.unpack_tree(packed), (jp.apply(params, masks), masks))
+    unpacked = jax.jit(formats.unpack_tree)(packed)
     assert_same(unpacked, (jp.apply(params, masks), masks))
 
 
 def test_bytes_by_hand():
-    sizes = formats_tree.packed_sizes(formats_tree.pack_tree(*model(), RULES))
+    sizes = formats.packed_sizes(formats.pack_tree(*model(), RULES))
     leaves = sizes["leaves"]
     packed = {path: row["bytes_packed"] for path, row in leaves.items()}
     kept = int(model()[1]["bits"]["kernel"].sum())
@@ -58,7 +58,7 @@ def test_bytes_by_hand():
 
 def test_bit_masks_take_what_the_summary_says():
     params, masks = model()
-    packed = formats_tree.packed_sizes(formats_tree.pack_tree(params, masks))
+    packed = formats.packed_sizes(formats.pack_tree(params, masks))
     summary = jp.summary(params, masks)
     assert packed["total"]["bytes_packed"] == summary["total"]["bytes_sparse"]
     for path, row in summary["leaves"].items():
@@ -69,25 +69,25 @@ def test_what_does_not_fit_or_save_goes_dense_and_keeps_its_mask():
     params = {"w": jnp.arange(12.0).reshape(4, 3), "v": jnp.ones((4, 4))}
     masks = {"w": params["w"] != 5, "v": ~jnp.eye(4, dtype=bool)}
     rules = (("w", formats.pack_n_of_m(2, 4)), ("v", formats.pack_blocks(1, 1)))
-    packed = formats_tree.pack_tree(params, masks, rules)  # 12 blocks of 12 bytes
+    packed = formats.pack_tree(params, masks, rules)  # 12 blocks of 12 bytes
     assert [type(x) for x in packed.values()] == [formats.Dense, formats.Dense]
-    assert_same(formats_tree.unpack_tree(packed), (jp.apply(params, masks), masks))
+    assert_same(formats.unpack_tree(packed), (jp.apply(params, masks), masks))
     assert packed["w"].values[1, 2] == 0
     # Without a rule as well.
-    packed = formats_tree.pack_tree(params, masks, [("w", formats.pack_bits)])
+    packed = formats.pack_tree(params, masks, [("w", formats.pack_bits)])
     assert type(packed["v"]) is formats.Dense
     assert type(packed["w"]) is formats.BitMask  # 11 values and 12 bits
-    assert_same(formats_tree.unpack_tree(packed), (jp.apply(params, masks), masks))
+    assert_same(formats.unpack_tree(packed), (jp.apply(params, masks), masks))
 
 
 def test_mistakes_name_the_leaf():
     params, masks = {"a": {"w": np.ones(3)}}, {"a": {"w": np.ones(3, bool)}}
     with pytest.raises(jp.PruningError, match="'a/w': JAX would cast float64"):
-        formats_tree.pack_tree(params, masks)
+        formats.pack_tree(params, masks)
     with pytest.raises(jp.PruningError, match=r"'\.\*/kernel' decides for no leaf"):
-        formats_tree.pack_tree(params, masks, [(".*/kernel", formats.pack_bits)])
+        formats.pack_tree(params, masks, [(".*/kernel", formats.pack_bits)])
     with pytest.raises(jp.PruningError, match=r"Without a mask: \['a/w'\]"):
-        formats_tree.pack_tree(params, {"b": np.ones(3, bool)})
+        formats.pack_tree(params, {"b": np.ones(3, bool)})
 
 
 @pytest.mark.others_code
@@ -96,13 +96,13 @@ def test_boxes_around_arrays_do_not_show():
     layer = nnx.Linear(4, 8, rngs=nnx.Rngs(0))
     params = nnx.state(layer, nnx.Param)
     params, masks = jp.prune(params, jp.recipes.magnitude(0.75))
-    packed = formats_tree.pack_tree(params, masks, [("kernel", formats.pack_bits)])
-    sizes = formats_tree.packed_sizes(packed)["leaves"]
+    packed = formats.pack_tree(params, masks, [("kernel", formats.pack_bits)])
+    sizes = formats.packed_sizes(packed)["leaves"]
     assert {path: row["format"] for path, row in sizes.items()} == {
         "bias": "Dense",
         "kernel": "BitMask",
     }
-    found, found_masks = formats_tree.unpack_tree(packed)
+    found, found_masks = formats.unpack_tree(packed)
     assert_same(jax.tree.leaves(found), jax.tree.leaves(params))
     assert_same(jax.tree.leaves(found_masks), jax.tree.leaves(masks))
     nnx.update(layer, found)
@@ -113,10 +113,10 @@ def test_boxes_around_arrays_do_not_show():
 def test_packed_trees_are_saved_as_any_state_is(of, tmp_path):
     """Through Orbax: arrays to the bit, and what is static from the structure."""
     params, masks = model()
-    packed = formats_tree.pack_tree(params, masks, RULES)
+    packed = formats.pack_tree(params, masks, RULES)
     checkpoint.save(tmp_path, 7, {"model": packed, "step": jnp.asarray(7)})
     like = of({"model": packed, "step": jnp.asarray(0)})
     found = checkpoint.restore(tmp_path, like)
     assert_same(found["model"], packed)
-    unpacked = formats_tree.unpack_tree(found["model"])
+    unpacked = formats.unpack_tree(found["model"])
     assert_same(unpacked, (jp.apply(params, masks), masks))

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jprune.graph import dims, layout
-from jprune.graph.plan import mask_of
+from jprune.graph._engine import dims, layout
+from jprune.graph._plan import mask_of
 
 SIZES = st.sampled_from([1, 2, 3, 4, 6, 8, 12, 24])
 

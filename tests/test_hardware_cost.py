@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import jprune as jp
 from jprune import hardware as hw
-from jprune.hardware import accelerators, machines, workload, zeros
+from jprune.hardware import _zeros, accelerators, machines, workload
 
 COST = jax.jit(hw.cost)
 MACHINES = [
@@ -212,7 +212,7 @@ def test_expected_imbalance_is_that_of_random_masks():
     for density, k, lanes in [(0.3, 512, 64), (0.1, 1024, 256), (0.5, 256, 16)]:
         counts = rng.binomial(k, density, (2000, lanes)).max(1).mean() / k
         found = float(
-            zeros.imbalance(jnp.float32(density), jnp.float32(k), float(lanes))
+            _zeros.imbalance(jnp.float32(density), jnp.float32(k), float(lanes))
         )
         assert found == pytest.approx(counts, rel=0.06)
 

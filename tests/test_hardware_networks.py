@@ -9,8 +9,9 @@ import pytest
 
 import jprune as jp
 from jprune import graph as jg
+from jprune import hardware
 from jprune import hardware as hw
-from jprune.hardware import machines, networks, spatten, tracing, workload
+from jprune.hardware import machines, networks, spatten, workload
 
 # 10^9 multiply-adds: half of the FLOPs that papers and model cards give.
 PUBLISHED = {
@@ -59,7 +60,7 @@ def test_a_traced_transformer_is_the_one_by_hand():
     params = {k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in shapes.items()}
     x = jax.ShapeDtypeStruct((tokens, width), jnp.float32)
     graph = jg.trace(layer, params, x)
-    found = tracing.from_graph(graph, bits=8)
+    found = hardware.from_graph(graph, bits=8)
     by_hand = networks.transformer_layer(
         tokens, width=width, heads=heads, hidden=hidden
     )
@@ -85,14 +86,14 @@ def test_a_traced_convolution_is_the_one_by_hand():
     }
     x = jax.ShapeDtypeStruct((2, 28, 28, 16), jnp.bfloat16)
     graph = jg.trace(net, params, x)
-    found = tracing.from_graph(graph)
+    found = hardware.from_graph(graph)
     conv = networks.convolution(28, 16, 32, stride=2, batch=2)
     for name in ("batch", "m", "n", "k"):
         assert float(getattr(found, name)[0]) == float(getattr(conv, name)[0])
     np.testing.assert_allclose(found.input_unique[0], conv.input_unique[0], rtol=1e-6)
     assert found.input_bits.tolist() == [16, 16]
     (name,) = [n for n, g in graph.groups.items() if g.size == 32]
-    less = tracing.from_graph(graph, {name: 8})
+    less = hardware.from_graph(graph, {name: 8})
     assert less.n.tolist() == [8, 10]
     assert less.k.tolist() == [144, 8]
 
@@ -143,7 +144,7 @@ def test_a_lagrangian_brings_the_energy_to_its_target(graph):
     """Soft sizes and multipliers descend together, as in training."""
     import optax
 
-    from jprune import controllers
+    from jprune.learned import controllers
 
     cost = hw.on(machines.eyeriss(), energy, bits=8, temperature=0.05)
     full = float(cost(graph, {}))
@@ -182,7 +183,7 @@ def test_weights_are_worth_what_their_zeros_save(graph):
     assert set(each) == {"in", "mid", "out"}
     # All zeros in one leaf: exactly what its weights are worth.
     dense, none = (
-        COST(tracing.from_graph(graph, bits=8, density={"mid": d}), chip).energy
+        COST(hardware.from_graph(graph, bits=8, density={"mid": d}), chip).energy
         for d in (1.0, 0.0)
     )
     np.testing.assert_allclose(256 * 512 * each["mid"], dense - none, rtol=1e-3)
@@ -244,9 +245,9 @@ def test_fit_changes_what_it_may_and_says_the_least_if_that_is_too_much():
 
 def test_errors_name_what_is_wrong(graph):
     with pytest.raises(jp.PruningError, match="no matrix product"):
-        tracing.from_graph(jg.trace(lambda p, x: x + p, jnp.ones(3), jnp.ones(3)))
+        hardware.from_graph(jg.trace(lambda p, x: x + p, jnp.ones(3), jnp.ones(3)))
     with pytest.raises(jp.PruningError, match=r"No product uses the leaves \['mud'\]"):
-        tracing.from_graph(graph, density={"mud": 0.5})
+        hardware.from_graph(graph, density={"mud": 0.5})
     with pytest.raises(jp.PruningError, match="3 groups do not divide 4"):
         networks.convolution(8, 4, 6, groups=3)
     with pytest.raises(jp.PruningError, match="got 2 of tokens, 3 of heads"):

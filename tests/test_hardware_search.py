@@ -34,7 +34,7 @@ def test_a_front_is_what_nothing_beats(seed, points):
     assert not found[points:].any()
 
 
-FRONT = jax.jit(search.pareto)
+FRONT = jax.jit(jp.search.pareto)
 
 
 def build(design):
@@ -44,7 +44,7 @@ def build(design):
 
 
 def test_a_grid_is_evaluated_in_its_order():
-    designs = search.grid({"sram": [64, 1024], "dram_bandwidth": [8, 34, 100]})
+    designs = jp.search.grid({"sram": [64, 1024], "dram_bandwidth": [8, 34, 100]})
     found = search.evaluate(designs, build, chunk=4)
     assert found.seconds.shape == (6,)
     for i in range(6):
@@ -56,7 +56,9 @@ def test_a_grid_is_evaluated_in_its_order():
 
 
 def test_drawn_designs_are_log_uniform():
-    drawn = search.random_designs(jax.random.key(0), 4000, {"a": (1, 100), "b": (2, 2)})
+    drawn = jp.search.random_designs(
+        jax.random.key(0), 4000, {"a": (1, 100), "b": (2, 2)}
+    )
     assert drawn["a"].min() >= 1
     assert drawn["a"].max() <= 100
     assert float((drawn["a"] < 10).mean()) == pytest.approx(0.5, abs=0.03)
@@ -81,11 +83,11 @@ def limits(found):
 
 @pytest.mark.others_code
 def test_descent_finds_what_a_thousand_random_designs_do_not_beat_by_much():
-    drawn = search.random_designs(jax.random.key(1), 1000, BOUNDS)
+    drawn = jp.search.random_designs(jax.random.key(1), 1000, BOUNDS)
     costs = search.evaluate(drawn, build)
     fits = costs.area <= 150
     best = float(jnp.min(jnp.where(fits, delay_energy(costs), jnp.inf)))
-    starts = search.random_designs(jax.random.key(2), 8, BOUNDS)
+    starts = jp.search.random_designs(jax.random.key(2), 8, BOUNDS)
 
     def descend(start):
         return search.descend(
@@ -106,8 +108,8 @@ def test_descent_finds_what_a_thousand_random_designs_do_not_beat_by_much():
 
 def test_nonsense_is_refused():
     with pytest.raises(jp.PruningError, match="bounds of sram are positive"):
-        search.random_designs(jax.random.key(0), 3, {"sram": (0, 4)})
+        jp.search.random_designs(jax.random.key(0), 3, {"sram": (0, 4)})
     with pytest.raises(jp.PruningError, match=r"\['rows'\] have none"):
-        search.grid({"rows": []})
+        jp.search.grid({"rows": []})
     with pytest.raises(jp.PruningError, match="the design has"):
         search.descend({"a": 1.0}, build, delay_energy, {"b": (1, 2)})

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jprune import hardware as hw
-from jprune.hardware import accelerators, arithmetic, workload
+from jprune.hardware import _arithmetic, accelerators, workload
 
 T = 0.05
 X64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
@@ -130,7 +130,7 @@ def test_smooth_becomes_hard_where_sizes_divide():
 
 @pytest.mark.parametrize("temperature", [0.02, 0.2])
 def test_smooth_pieces_are_their_formulas(temperature):
-    r = arithmetic.smooth(temperature)
+    r = _arithmetic.smooth(temperature)
     x = np.linspace(0.01, 9, 200)
     np.testing.assert_allclose(
         r.tiles(jnp.asarray(x, jnp.float32)),

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import ridge
 
-from jprune import PruningError, bilevel, implicit
+from jprune import PruningError
+from jprune.learned import bilevel, implicit
 
 GAMMAS = [1e-2, 0.1, 1.0]
 CG = implicit.conjugate_gradient(tol=1e-7)

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import jprune as jp
-from jprune import allocate
+from jprune import links
 
 
 def _run(link, scores, params=None, **extra):
@@ -41,7 +41,7 @@ TREE = {"big": jnp.arange(10.0, 20), "small": jnp.array([0.1, 0.3, 0.2, 0.0])}
         (jp.keep_top(jnp.float32(0.5)), {"big": 5, "small": 2}),
         (jp.keep_top(lambda step: 0.5), {"big": 5, "small": 2}),
         (
-            jp.keep_top(0.5, allocation=allocate.uniform(pins=[("small", 0.0)])),
+            jp.keep_top(0.5, allocation=links.uniform(pins=[("small", 0.0)])),
             {"big": 3, "small": 4},
         ),
     ],
@@ -190,7 +190,7 @@ def test_an_own_layout():
         (lambda: jp.keep_top(float("nan")), r"in \[0, 1\]; got nan"),
         (lambda: jp.keep_top(0.5, scope="layer"), "'leaf' or 'global'; got 'layer'"),
         (
-            lambda: jp.keep_top(0.5, scope="global", allocation=allocate.uniform()),
+            lambda: jp.keep_top(0.5, scope="global", allocation=links.uniform()),
             "no meaning with scope='global'",
         ),
         (lambda: jp.keep_top(0.5, min_kept=-1), "min_kept counts entries; got -1"),

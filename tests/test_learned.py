@@ -7,8 +7,8 @@ import optax
 import pytest
 
 import jprune as jp
-from jprune import effective, learned
-from jprune.learned import Reparameterization, learn_masks
+from jprune import learned
+from jprune.learned import Reparameterization, effective, learn_masks
 
 pytestmark = pytest.mark.others_code
 

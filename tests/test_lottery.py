@@ -11,7 +11,7 @@ import pytest
 from exact import assert_same
 
 import jprune as jp
-from jprune.lottery import lottery_ticket
+from jprune.training import lottery_ticket
 
 pytestmark = pytest.mark.others_code
 

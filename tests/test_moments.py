@@ -10,6 +10,7 @@ import pytest
 
 import jprune as jp
 from jprune import testing
+from jprune.testing import _pruners
 
 pytestmark = pytest.mark.others_code
 STEPS = 12
@@ -203,7 +204,7 @@ def test_factored_moments_are_left_alone():
 
 def test_a_pruner_that_prunes_nothing_changes_nothing():
     params = testing.example_params()
-    grads, found = testing.random_like(params), []
+    grads, found = _pruners.random_like(params), []
     for moments in ("keep", "zero"):
         tx = jp.sparsify(optax.adamw(0.1), jp.recipes.magnitude(0.0), moments=moments)
         state, w = tx.init(params), params

@@ -14,6 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jprune as jp
 from jprune import checkpoint, testing
+from jprune.testing import _pruners
 
 pytestmark = pytest.mark.others_code
 
@@ -262,7 +263,7 @@ def test_on_a_mesh_the_bits_lie_with_their_weights(axis_type):
         "columns": {"kernel": jnp.asarray(rng.normal(size=(6, 64)), jnp.float32)},
     }
     specs = {"rows": PartitionSpec("d"), "columns": PartitionSpec(None, "d")}
-    grads = testing.random_like(params)
+    grads = _pruners.random_like(params)
     mesh = jax.make_mesh((8,), ("d",), axis_types=(axis_type,))
     place = lambda tree: {  # noqa: E731
         k: jax.device_put(v, NamedSharding(mesh, specs[k])) for k, v in tree.items()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jprune as jp
-from jprune import pooling
+from jprune import links as links_lib
 
 
 def _run(link, scores, params=None):
@@ -222,5 +222,5 @@ def test_spread_repeats_blocks_and_leaves_ones(coarse, shape):
         if m > 1:
             expected = np.repeat(expected, n // m, axis)
     weight = jnp.zeros(shape)
-    for spread in (pooling.spread, jax.jit(pooling.spread)):
+    for spread in (links_lib.spread, jax.jit(links_lib.spread)):
         np.testing.assert_array_equal(spread(jnp.asarray(mask), weight), expected)

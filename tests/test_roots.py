@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune import roots
+from jprune._core import roots
 
 
 def test_an_interval_is_halved_around_the_root():

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import strategies as st
 
 import jprune as jp
-from jprune.recipes import score_search
+from jprune.recipes import _score_search
 
 pytestmark = pytest.mark.others_code
 
@@ -242,7 +242,7 @@ _LEAF = st.integers(1, 40).flatmap(
         st.lists(st.floats(-4, 4, width=16), min_size=n, max_size=n),
     )
 )
-_SWAP = jax.jit(score_search.swap)
+_SWAP = jax.jit(_score_search.swap)
 
 
 def _swapped(leaf, share):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax import experimental
 
-from jprune import counting, search
+from jprune._core import counting
+from jprune.selection import _boundary
 
 enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else experimental.enable_x64
 
@@ -25,9 +26,11 @@ def bound(bits):
 
 
 def start(keys, budget, size):
-    task = search.Task(counting.total(np.array([budget])), jnp.uint32([size]))
+    task = _boundary.Task(counting.total(np.array([budget])), jnp.uint32([size]))
     low, last = jnp.asarray(keys[:1]), jnp.asarray(keys[-1:])
-    return search.begin(search.bracket(low, last, task.sizes, evenly=True), task), task
+    return _boundary.begin(
+        _boundary.bracket(low, last, task.sizes, evenly=True), task
+    ), task
 
 
 def passes(keys, budget):
@@ -37,7 +40,7 @@ def passes(keys, budget):
     while bool(turn.open[0]):
         pivots = np.asarray(turn.pivots)
         reach = keys.size - np.searchsorted(keys, pivots, side="left")
-        turn = search.narrow(turn, task, jnp.asarray(reach, jnp.uint32))
+        turn = _boundary.narrow(turn, task, jnp.asarray(reach, jnp.uint32))
         number += 1
         assert number <= 100
     if budget >= keys.size:
@@ -118,7 +121,7 @@ def test_no_adversary_makes_many_passes(bits):
             low = [budget - 1, few, (budget + few) // 2][rng.integers(3)]
             high, low = max(high, budget + 1), min(low, budget - 1)
             answer = np.where(pivots <= cells[cell], high, low)
-            turn = search.narrow(turn, task, jnp.asarray(answer[None], jnp.uint32))
+            turn = _boundary.narrow(turn, task, jnp.asarray(answer[None], jnp.uint32))
             number += 1
             assert number <= 100
         most = max(most, number)
@@ -150,18 +153,18 @@ def test_groups_are_searched_side_by_side():
     leaves = [np.sort(rng.integers(0, 2**s, 100, np.uint64)) for s in (4, 16, 31, 32)]
     keys = np.array(leaves).astype(np.uint32)
     wanted = np.array([0, 30, 99, 100])
-    task = search.Task(counting.total(wanted), jnp.full(4, 100, jnp.uint32))
-    first = search.bracket(
+    task = _boundary.Task(counting.total(wanted), jnp.full(4, 100, jnp.uint32))
+    first = _boundary.bracket(
         jnp.asarray(keys[:, 0]), jnp.asarray(keys[:, -1]), task.sizes, evenly=True
     )
-    turn = search.begin(first, task)
+    turn = _boundary.begin(first, task)
     assert turn.open.tolist() == [False, True, True, False]
 
     def count(pivots, is_open):
         rows = zip(keys, np.asarray(pivots), strict=True)
         return np.uint32([(row >= p[:, None]).sum(1) for row, p in rows])
 
-    found = search.boundary(turn, task, count, on_host=True)
+    found = _boundary.boundary(turn, task, count, on_host=True)
     for row, low, last, k in zip(keys, found.low, found.last, wanted, strict=True):
         if k < 100:
             above = int((row > int(last)).sum())

@@ -15,7 +15,8 @@ from jax.experimental import checkify
 from oracles import BF16, FAMILIES, TREES, draw, flat, is_nan, make_tree, values_of
 
 import jprune as jp
-from jprune import budgets, ordering, selection
+from jprune import selection
+from jprune._core import ordering
 
 
 def _run(link, scores):
@@ -154,11 +155,11 @@ def _sparsities():
 def test_kept_count_against_exact_fractions(size):
     sparsities = _sparsities()
     exact = [size * Fraction(float(s)) for s in sparsities]
-    known = [int(budgets.kept_count(size, s)) for s in sparsities]
+    known = [int(selection.kept_count(size, s)) for s in sparsities]
     if size < 2**29:  # the product has at most 53 bits: float64 holds it
         assert known == [size - round(e) for e in exact]
-    traced = jax.jit(lambda s: budgets.kept_count(size, s))(sparsities)
-    eager = budgets.kept_count(size, jnp.asarray(sparsities))
+    traced = jax.jit(lambda s: selection.kept_count(size, s))(sparsities)
+    eager = selection.kept_count(size, jnp.asarray(sparsities))
     np.testing.assert_array_equal(traced, eager)
     for found, slack in ((known, 1e-6), (np.asarray(eager), 0.1)):
         for kept, e in zip(found, exact, strict=True):
@@ -169,8 +170,8 @@ def test_kept_count_against_exact_fractions(size):
 def test_kept_count_refuses_and_clips():
     for wrong in (-0.1, 1.5, float("nan"), np.float32(2)):
         with pytest.raises(jp.PruningError, match=r"in \[0, 1\]; got"):
-            budgets.kept_count(10, wrong)
-    clipped = budgets.kept_count(10, jnp.array([-0.1, 1.5]))
+            selection.kept_count(10, wrong)
+    clipped = selection.kept_count(10, jnp.array([-0.1, 1.5]))
     np.testing.assert_array_equal(clipped, [10, 0])
 
 
@@ -241,7 +242,7 @@ def test_what_cannot_compete_is_refused():
         jax.eval_shape(lambda s: selection.top_k(s, 1), {"big": big})
     for sparsity in (0.5, jnp.float32(0.5)):
         with pytest.raises(jp.PruningError, match=f"^{2**40} entries"):
-            budgets.kept_count(2**40, sparsity)
+            selection.kept_count(2**40, sparsity)
 
 
 def test_an_empty_tree_keeps_nothing():

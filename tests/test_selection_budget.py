@@ -10,7 +10,8 @@ import pytest
 from oracles import flat
 
 import jprune as jp
-from jprune import counting, selection
+from jprune import selection
+from jprune._core import counting
 
 SHAPES = {"a": (7,), "b": (), "c": (0,), "d": (3, 4), "e": (40,)}
 DTYPES = {

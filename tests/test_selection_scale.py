@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jprune import budgets, counting, selection
+from jprune import selection
+from jprune._core import counting
 
 VALUES = 7  # the column modulo this is the score
 
@@ -83,14 +84,14 @@ def test_a_tree_of_more_than_2_31_scores(dtype):
     for k in (2**31 + 12_345, n - 1):
         _check(scores, k, selection.top_k(scores, k))
     sparsity = 0.01
-    k = budgets.known_kept_count(n, sparsity)
+    k = selection.known_kept_count(n, sparsity)
     assert k > 2**31
-    known = budgets.kept_count(n, sparsity)
+    known = selection.kept_count(n, sparsity)
     _check(scores, k, jax.jit(selection.top_k)(scores, known))
     masks, traced = jax.jit(
         lambda scores, s: (
-            selection.top_k(scores, budgets.kept_count(n, s)),
-            budgets.kept_count(n, s),
+            selection.top_k(scores, selection.kept_count(n, s)),
+            selection.kept_count(n, s),
         )
     )(scores, np.float32(sparsity))
     # The number that the sparsity of 32 bits stands for.

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jprune import selection
-from jprune.soft_selection import soft_top_k
+from jprune.selection import soft_top_k
 
 
 def _sigma(x):

@@ -9,7 +9,7 @@ import pytest
 
 import jprune as jp
 from experiments.benchmarks import sparse_products as bench
-from jprune import formats, sparse_products
+from jprune import formats
 
 
 def matrix(seed=0, shape=(12, 10), block=(4, 5), density=0.5, dtype=jnp.float32):
@@ -49,13 +49,13 @@ def test_it_is_the_dense_product(case, lead, density, at_once, seed):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-multiply = jax.jit(sparse_products.block_matmul, static_argnames="at_once")
+multiply = jax.jit(formats.block_matmul, static_argnames="at_once")
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (4, 0)])
 def test_matrices_without_entries(shape):
     w = formats.pack_blocks(4, 5)(np.ones(shape, np.float32), np.ones(shape, bool))
-    found = sparse_products.block_matmul(jnp.ones((3, shape[0])), w)
+    found = formats.block_matmul(jnp.ones((3, shape[0])), w)
     assert found.shape == (3, shape[1])
     assert not found.any()
 
@@ -66,7 +66,7 @@ def test_the_order_of_the_blocks_does_not_count():
     x = vectors(2, 3, 12)
     shuffled = jax.tree.map(lambda a: a[order], w)
     for at_once in (1, 2**18):
-        found = sparse_products.block_matmul(x, shuffled, at_once=at_once)
+        found = formats.block_matmul(x, shuffled, at_once=at_once)
         np.testing.assert_allclose(found, np.asarray(x) @ dense, rtol=1e-4, atol=1e-4)
 
 
@@ -76,9 +76,7 @@ def test_gradients_are_those_of_the_dense_product():
     x, cotangent = vectors(3, 4, 12), vectors(4, 4, 10)
 
     def loss(x, values):
-        y = sparse_products.block_matmul(
-            x, sparse_products.with_values(w, values), at_once=40
-        )
+        y = formats.block_matmul(x, formats.with_values(w, values), at_once=40)
         return jnp.sum(y * cotangent)
 
     by_x, by_values = jax.jit(jax.grad(loss, argnums=(0, 1)))(x, w.values)
@@ -101,11 +99,11 @@ def test_gradients_are_those_of_the_dense_product():
 def test_it_maps_over_inputs_and_over_weights():
     w, dense = matrix()
     x = vectors(6, 5, 3, 12)
-    each = jax.vmap(sparse_products.block_matmul, in_axes=(0, None))(x, w)
+    each = jax.vmap(formats.block_matmul, in_axes=(0, None))(x, w)
     np.testing.assert_allclose(each, np.asarray(x) @ dense, rtol=1e-4, atol=1e-4)
     others = [matrix(seed) for seed in range(3)]
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *(w for w, _ in others))
-    found = jax.vmap(sparse_products.block_matmul, in_axes=(None, 0))(x[0], stacked)
+    found = jax.vmap(formats.block_matmul, in_axes=(None, 0))(x[0], stacked)
     expected = np.stack([np.asarray(x[0]) @ dense for _, dense in others])
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -116,7 +114,7 @@ def test_one_trace_for_all_places_of_as_many_blocks():
     @jax.jit
     def product(x, w):
         traces.append(1)
-        return sparse_products.block_matmul(x, w)
+        return formats.block_matmul(x, w)
 
     for seed in range(3):
         w, dense = matrix(seed)
@@ -132,12 +130,12 @@ def test_narrow_types_sum_in_float32(dtype, at_once):
     """4096 ones: bfloat16 stops counting at 256, float16 at 2048."""
     w = formats.pack_blocks(8, 8)(jnp.ones((4096, 8), dtype), np.ones((4096, 8), bool))
     x = jnp.ones((1, 4096), dtype)
-    found = sparse_products.block_matmul(x, w, at_once=at_once)
+    found = formats.block_matmul(x, w, at_once=at_once)
     assert found.dtype == dtype
     assert found.ravel().tolist() == [4096] * 8
     pattern = np.tile([True, False], 2048)[:, None] & np.ones((1, 8), bool)
     packed = formats.pack_n_of_m(1, 2)(jnp.ones((4096, 8), dtype), pattern)
-    found = sparse_products.n_of_m_matmul(x, packed)
+    found = formats.n_of_m_matmul(x, packed)
     assert (found.dtype, found.ravel().tolist()) == (dtype, [2048] * 8)
 
 
@@ -147,14 +145,14 @@ def test_n_of_m_is_the_dense_product():
     mask, w = kept.reshape(12, 5), rng.normal(size=(12, 5))
     packed = formats.pack_n_of_m(2, 4)(w.astype(np.float32), mask)
     x, dense = vectors(8, 2, 3, 12), np.where(mask, w, 0)
-    found = jax.jit(sparse_products.n_of_m_matmul)(x, packed)
+    found = jax.jit(formats.n_of_m_matmul)(x, packed)
     np.testing.assert_allclose(found, np.asarray(x) @ dense, rtol=1e-4, atol=1e-4)
-    mapped = jax.vmap(sparse_products.n_of_m_matmul, in_axes=(0, None))(x, packed)
+    mapped = jax.vmap(formats.n_of_m_matmul, in_axes=(0, None))(x, packed)
     np.testing.assert_allclose(mapped, found, rtol=1e-5, atol=1e-5)
 
     def loss(values):
-        w = sparse_products.with_values(packed, values)
-        return sparse_products.n_of_m_matmul(x, w).sum()
+        w = formats.with_values(packed, values)
+        return formats.n_of_m_matmul(x, w).sum()
 
     by_dense = np.broadcast_to(np.asarray(x).sum((0, 1))[:, None], (12, 5))
     expected = formats.pack_n_of_m(2, 4)(by_dense, mask).values
@@ -167,23 +165,23 @@ def test_no_float_is_passed_that_is_not_kept():
     mask = np.array([[True, True], [False, False]])
     w = formats.pack_blocks(1, 2)(jnp.ones((2, 2)), mask)
     x = jnp.array([3.0, jnp.inf])
-    assert sparse_products.block_matmul(x, w).tolist() == [3, 3]
+    assert formats.block_matmul(x, w).tolist() == [3, 3]
 
 
 def test_misuse_is_named():
     w, _ = matrix()
     for x in (jnp.ones((2, 10)), jnp.ones(())):
         with pytest.raises(jp.PruningError, match=r"and \(12, 10\)"):
-            sparse_products.block_matmul(x, w)
+            formats.block_matmul(x, w)
     with pytest.raises(jp.PruningError, match="at_once >= 1, got 0"):
-        sparse_products.block_matmul(jnp.ones(12), w, at_once=0)
+        formats.block_matmul(jnp.ones(12), w, at_once=0)
     kernel = formats.pack_blocks(2, 2)(
         jnp.ones((3, 3, 2, 2)), np.ones((1, 1, 2, 2)) > 0
     )
     with pytest.raises(jp.PruningError, match=r"and \(3, 3, 2, 2\)"):
-        sparse_products.block_matmul(jnp.ones((1, 2)), kernel)
+        formats.block_matmul(jnp.ones((1, 2)), kernel)
     with pytest.raises(jp.PruningError, match=r"got \(3,\)"):
-        sparse_products.with_values(w, jnp.ones(3))
+        formats.with_values(w, jnp.ones(3))
 
 
 @pytest.mark.others_code

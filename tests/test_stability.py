@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jprune as jp
-from jprune.stability import angle, interpolation_barrier, l2_distance
+from jprune.training import angle, interpolation_barrier, l2_distance
 
 
 def _tree(seed, dtype=np.float32, scale=1.0):

@@ -15,6 +15,7 @@ from flax import nnx
 import jprune as jp
 from jprune import graph as jg
 from jprune import testing
+from jprune.testing import _pruners
 
 pytestmark = pytest.mark.others_code
 SPARSITY = 0.5
@@ -110,7 +111,7 @@ def test_kernels_alone_say_what_goes(case: StructuralCase, example):
         with pytest.raises(jp.PruningError, match=r"norm/scale.* are hidden"):
             jp.sparsify(optax.sgd(0.1), pruner).init(params)
         return
-    testing.check_masks(pruner, params, grads, where=jp.is_kernel)
+    _pruners.check_masks(pruner, params, grads, where=jp.is_kernel)
     pruned, masks = jp.prune(params, pruner, grads)
     keep = jg.kept_by(graph, masks)
     assert sum(int((~m).sum()) for m in keep.values()) == 10
@@ -130,7 +131,7 @@ def test_training_in_bfloat16(case: StructuralCase, example):
     graph, params, grads = example
     params, grads = jax.tree.map(lambda w: w.astype(jnp.bfloat16), (params, grads))
     pruner = case.make(graph, SPARSITY)
-    testing.check_training(pruner, params, grads, where=jp.is_float)
+    _pruners.check_training(pruner, params, grads, where=jp.is_float)
 
 
 @each_pruner

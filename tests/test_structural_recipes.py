@@ -8,9 +8,10 @@ import pytest
 from graph_models import attention_params, grouped_attention, mlp, mlp_params
 
 import jprune as jp
-from jprune import fisher
 from jprune import graph as jg
-from jprune.graph import distances
+from jprune import links
+from jprune.graph import _distances
+from jprune.links import _scores
 
 X = jnp.asarray(np.random.default_rng(5).normal(size=(7, 5)), jnp.float32)
 A, B = "a/kernel[1]", "b/kernel[1]"  # the groups of `mlp`
@@ -35,8 +36,8 @@ def _members(tree):
 
 def _expected(scores, count, floors=1):
     """The entries of both groups that stay, the highest of all."""
-    order = sorted(((s, n, k) for n, v in scores.items() for k, s in enumerate(v)))
-    keep = {n: np.ones(len(v), bool) for n, v in scores.items()}
+    order = sorted(((s, n, k) for n, v in _scores.items() for k, s in enumerate(v)))
+    keep = {n: np.ones(len(v), bool) for n, v in _scores.items()}
     for _, n, k in order:
         if count and keep[n].sum() > floors:
             keep[n][k] = False
@@ -58,7 +59,7 @@ def test_group_magnitude_by_numpy(sparsity, count):
         n: np.mean([(m**2).sum(1) for m in members], axis=0)
         for n, members in _members(_f64(params)).items()
     }
-    scores = {n: s / s.mean() for n, s in scores.items()}
+    scores = {n: s / s.mean() for n, s in _scores.items()}
     args = graph, params, grads, scores, sparsity, count
     _check(jp.recipes.group_magnitude, *args)
 
@@ -202,7 +203,7 @@ def test_rows_of_entries_follow_products_and_concatenations():
     for name, columns in (("l[1]", slice(0, 2)), ("r[1]", slice(2, 6))):
         group = graph.groups[name]
         (member,) = (m for m in group.members if m.path == "out")
-        rows = distances.entry_rows(group, member, params["out"])
+        rows = _distances.entry_rows(group, member, params["out"])
         expected = out[:, columns].transpose(1, 0, 2).reshape(group.size, 6)
         np.testing.assert_array_equal(rows, expected)
 
@@ -358,9 +359,9 @@ def test_attention_is_pruned_by_every_criterion():
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: fisher.score_by_weight(0), "positive integer; got 0"),
-        (lambda: fisher.score_by_fisher(1.0), r"in \[0, 1\); got 1.0"),
-        (lambda: fisher.score_by_fisher(-0.1), r"in \[0, 1\); got -0.1"),
+        (lambda: links.score_by_weight(0), "positive integer; got 0"),
+        (lambda: links.score_by_fisher(1.0), r"in \[0, 1\); got 1.0"),
+        (lambda: links.score_by_fisher(-0.1), r"in \[0, 1\); got -0.1"),
     ],
 )
 def test_numbers_of_criteria_are_checked(make, match):
@@ -369,7 +370,7 @@ def test_numbers_of_criteria_are_checked(make, match):
 
 
 @pytest.mark.parametrize(
-    "link", [fisher.score_by_gate(), fisher.score_by_fisher(), fisher.score_by_weight()]
+    "link", [links.score_by_gate(), links.score_by_fisher(), links.score_by_weight()]
 )
 def test_criteria_say_what_they_miss(link):
     params = {"w": jnp.ones(2, jnp.bfloat16)}

@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from experiments.spatten_traces import GPT2_SMALL
 from jprune.attention import cache as caches
-from jprune.attention import decode
-from jprune.attention.choose import sort_keys, top_mask
-from jprune.attention.traces import GPT2_SMALL
+from jprune.attention import decode, sort_keys, top_mask
 
 DENSE = ("dense", "rows", "columns")  # forms of a dense cache, see `forms`
 _POSITIONS = 2**16  # more than any run decodes

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 
 from experiments.models import layers as model_layers
 from jprune import attention as ja
-from jprune.attention import cascade
-from jprune.attention.choose import sort_keys, top_mask
+from jprune.attention import cascade, sort_keys, top_mask
 
 Layers = Sequence[dict[str, Any]]
 

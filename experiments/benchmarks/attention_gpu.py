@@ -21,7 +21,7 @@ from experiments.benchmarks import timing
 from experiments.catalogue import Claim, Outcome, Study, Table
 from experiments.stats import mean_and_spread, plus_minus, rounded
 from jprune import attention as ja
-from jprune.attention import choose
+from jprune.attention import _choose
 
 
 class Settings(NamedTuple):
@@ -131,8 +131,8 @@ def choice(
     """Returns milliseconds of choosing half of each row, in both ways."""
     need = jnp.full(shape[:-1], shape[-1] // 2, jnp.int32)
     programs = {
-        "bits": jax.jit(choose.best_by_bits),
-        "pairs": jax.jit(choose.best_by_pairs),
+        "bits": jax.jit(_choose.best_by_bits),
+        "pairs": jax.jit(_choose.best_by_pairs),
     }
     found: dict[str, list[float]] = {}
     for seed in settings.seeds:

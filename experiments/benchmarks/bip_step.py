@@ -14,7 +14,7 @@ from experiments import models
 from experiments.benchmarks import timing
 from experiments.catalogue import Claim, Outcome, Study, Table
 from experiments.stats import mean_and_spread, plus_minus, rounded
-from jprune import bilevel
+from jprune.learned import bilevel
 
 FORMS = {
     "dense": "dense step, SGD with momentum",

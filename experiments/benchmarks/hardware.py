@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import jprune as jp
 from experiments import ExperimentError
 from experiments.catalogue import Claim, Outcome, Study, Table
 from experiments.stats import mean_and_spread, plus_minus, rounded
@@ -114,7 +115,7 @@ def designs(key: jax.Array, count: int) -> hw.Accelerator:
         "dram_bandwidth": (8, 1024),
         "clock": (0.2, 2),
     }
-    drawn = hw.search.random_designs(key, count, bounds)
+    drawn = jp.search.random_designs(key, count, bounds)
     drawn |= {name: jnp.round(drawn[name]) for name in ("rows", "columns")}
     like = machines.tpu_v1()._replace(dataflows=np.ones(3, np.float32))
     full = {

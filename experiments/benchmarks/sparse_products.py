@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments.catalogue import Claim, Outcome, Study, Table
 from experiments.stats import mean_and_spread, plus_minus, rounded
-from jprune import formats, formats_coordinates, sparse_products
+from jprune import formats
 
 KEPT = {"50 %": (2, 4), "75 %": (1, 4), "90 %": (1, 10), "95 %": (1, 20)}
 BLOCKS = (32, 64, 128)
@@ -88,18 +88,16 @@ def forms(w: np.ndarray, n: int, m: int, rng: np.random.Generator) -> dict[str, 
     found = {
         "dense": Form(jnp.matmul, jnp.asarray(w)),
         "masked dense": Form(masked_product, (jnp.asarray(w), jnp.asarray(mask))),
-        "BCOO": Form(bcoo_product, formats_coordinates.to_bcoo(w, mask)),
+        "BCOO": Form(bcoo_product, formats.to_bcoo(w, mask)),
         # W transposed: JAX multiplies by a BCSR matrix from the left alone.
-        "BCSR": Form(bcsr_product, formats_coordinates.to_bcsr(w.T, mask.T)),
-        "n:m": Form(
-            sparse_products.n_of_m_matmul, formats.pack_n_of_m(n, m)(w, pattern)
-        ),
+        "BCSR": Form(bcsr_product, formats.to_bcsr(w.T, mask.T)),
+        "n:m": Form(formats.n_of_m_matmul, formats.pack_n_of_m(n, m)(w, pattern)),
     }
     for side in BLOCKS:
         grid = random_mask(rng, (size // side, size // side), n / m)
         in_blocks = np.kron(grid, np.ones((side, side), bool)).astype(bool)
         blocks = formats.pack_blocks(side, side)(w, in_blocks)
-        found[f"blocks of {side}"] = Form(sparse_products.block_matmul, blocks)
+        found[f"blocks of {side}"] = Form(formats.block_matmul, blocks)
         if side == min(BLOCKS):
             found[f"blocks of {side}, each by itself"] = Form(one_by_one, blocks)
             found[f"blocks of {side}, all at once"] = Form(all_at_once, blocks)
@@ -132,12 +130,12 @@ def bcsr_product(x: jax.Array, transposed: Any) -> jax.Array:
 
 def one_by_one(x: jax.Array, w: formats.Blocks) -> jax.Array:
     """Returns x W, one block after the other."""
-    return sparse_products.block_matmul(x, w, at_once=1)
+    return formats.block_matmul(x, w, at_once=1)
 
 
 def all_at_once(x: jax.Array, w: formats.Blocks) -> jax.Array:
     """Returns x W by one batched product of all blocks."""
-    return sparse_products.block_matmul(x, w, at_once=2**62)
+    return formats.block_matmul(x, w, at_once=2**62)
 
 
 def in_turns(

@@ -23,9 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from jprune import attention as ja
-from jprune.attention import cascade
-from jprune.attention.attend import scores, softmax
-from jprune.attention.choose import sort_keys, top_mask
+from jprune.attention import cascade, scores, softmax, sort_keys, top_mask
 
 from . import layers
 

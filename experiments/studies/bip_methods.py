@@ -16,7 +16,8 @@ import optax
 
 import jprune as jp
 from experiments import data, models, train
-from jprune import bilevel, lottery
+from jprune import training
+from jprune.learned import bilevel
 
 
 class Task(NamedTuple):
@@ -257,7 +258,7 @@ def imp(
 
     level = jnp.asarray((*schedule, schedule[-1]), jnp.float32)
     pruner = jp.recipes.magnitude(lambda step: level[step], scope="global")
-    method = lottery.lottery_ticket(train_ticket, pruner)
+    method = training.lottery_ticket(train_ticket, pruner)
 
     def one_round(state: Any, _: None) -> tuple[Any, Any]:
         state, _ = method.step(state)

@@ -68,7 +68,7 @@ class Method(NamedTuple):
     """A row: whether scales were pulled, what competes, whether attention leads."""
 
     pulled: bool
-    scope: jg.budget.Scope
+    scope: jg.Scope
     led: bool = False
 
 

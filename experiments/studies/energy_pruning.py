@@ -25,7 +25,7 @@ from jprune import graph as jg
 from jprune import hardware as hw
 from jprune.hardware import machines
 
-METRICS: dict[str, hw.tracing.Metric] = {
+METRICS: dict[str, hw.Metric] = {
     "energy": lambda found: found.energy,
     "time": lambda found: found.seconds,
 }
@@ -121,7 +121,7 @@ def chosen(
     settings: Settings,
     graph: jg.Graph,
     scores: dict[str, Any],
-    measure: hw.tracing.Metric,
+    measure: hw.Metric,
     way: str,
 ) -> tuple[dict[str, jax.Array], float]:
     """Returns what is kept, a mask for every group, and the share of cost that is left.

@@ -66,7 +66,7 @@ def machine() -> hw.Accelerator:
 def rows(
     settings: Settings,
     splits: data.Splits,
-    metrics: dict[str, hw.tracing.Metric],
+    metrics: dict[str, hw.Metric],
     split: Any,
     advance: Callable[[], None],
 ) -> dict[str, dict[str, list[float]]]:
@@ -156,7 +156,7 @@ def kernels(params: Any) -> Kernels:
 
 
 def share_left(
-    settings: Settings, graph: jg.Graph, metric: hw.tracing.Metric
+    settings: Settings, graph: jg.Graph, metric: hw.Metric
 ) -> Callable[[Kernels], float]:
     """Returns what masks leave of a cost, as a function of them."""
 
@@ -175,7 +175,7 @@ def share_left(
 def chosen(
     settings: Settings,
     graph: jg.Graph,
-    metric: hw.tracing.Metric,
+    metric: hw.Metric,
     left: Callable[[Kernels], float],
     weights: Kernels,
     way: str,

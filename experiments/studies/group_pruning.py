@@ -64,7 +64,7 @@ class Method(NamedTuple):
 
     trained: str
     score: Callable[..., Any]
-    scope: jg.budget.Scope = jg.all_groups
+    scope: jg.Scope = jg.all_groups
 
 
 def methods(graph: jg.Graph) -> dict[str, Method]:

@@ -5,11 +5,11 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import spatten_traces as traces
 from experiments.studies import hardware_rows_networks as of_networks
 from experiments.studies import spatten_shapes
 from experiments.studies.hardware_row import COST, Row
 from jprune import hardware as hw
-from jprune.attention import traces
 from jprune.hardware import machines, spatten, topk, workload
 
 _SPATTEN = "SpAtten, 2021, arXiv:2012.09852"

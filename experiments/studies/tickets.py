@@ -16,8 +16,13 @@ import optax
 import jprune as jp
 from experiments import data, train
 from experiments.models import resnet
-from jprune.lottery import TicketState, lottery_ticket
-from jprune.stability import angle, interpolation_barrier, l2_distance
+from jprune.training import (
+    TicketState,
+    angle,
+    interpolation_barrier,
+    l2_distance,
+    lottery_ticket,
+)
 
 
 class Settings(NamedTuple):

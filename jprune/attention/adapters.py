@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 
 from jprune.attention import cascade
-from jprune.attention.attend import attend, weigh
-from jprune.attention.quantize import Bits, fake_quantize, progressive_attend
-from jprune.attention.values import count_values, keep_values
+from jprune.attention._attend import attend, weigh
+from jprune.attention._quantize import Bits, fake_quantize, progressive_attend
+from jprune.attention._values import count_values, keep_values
 
 Report = Callable[[jax.Array, jax.Array], Any]
 """`(outputs, probs)`: (..., heads, queries, dim) and (..., heads, queries, keys)."""

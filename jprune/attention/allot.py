@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jprune import base, roots
+from jprune._core import base, roots
 
 _HALVINGS = 24
 

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jprune import base
-from jprune.attention import choose, soft
+from jprune._core import base
+from jprune.attention import _choose, soft
 from jprune.attention.cascade import Cascade
 
 
@@ -90,7 +90,7 @@ def threshold_layer(
     outputs, seen = _at_least(state.valid, sizes, attend)
     left = state.valid & ((seen > threshold) | state.protected)
     state, ids = packed(state._replace(valid=left, scores=seen))
-    outputs = choose.take(outputs, ids, axis=1)
+    outputs = _choose.take(outputs, ids, axis=1)
 
     def conclude(size: int) -> jax.Array:
         some, said = _cut(state, size), outputs[..., :size, :]
@@ -111,7 +111,7 @@ def packed(state: Cascade) -> tuple[Cascade, jax.Array]:
     """
     ids = jnp.argsort(~state.valid, axis=-1, stable=True).astype(jnp.int32)
     travelling = (state.x, state.positions, state.valid, state.protected, state.scores)
-    x, positions, valid, protected, scores = choose.take(travelling, ids)
+    x, positions, valid, protected, scores = _choose.take(travelling, ids)
     state = state._replace(
         x=x, positions=positions, valid=valid, protected=protected, scores=scores
     )

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jprune import base
-from jprune.attention import choose
+from jprune._core import base
+from jprune.attention import _choose
 
 
 class Cache(NamedTuple):
@@ -215,7 +215,7 @@ def compact(
     if slots < old:
         stays = protected_slots(cache, stream, sinks, recent)
         scores = slot_scores(cache, stream)
-        ids = choose.keep_top(scores, slots, valid=live, protected=stays)
+        ids = _choose.keep_top(scores, slots, valid=live, protected=stays)
     # Tokens first, then what is left of padding.
     order = jnp.argsort(~_pick(live, ids), axis=1, stable=True)
     ids = _pick(ids, order)

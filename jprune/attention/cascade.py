@@ -23,12 +23,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jprune import base
-from jprune.attention import choose
-from jprune.attention import heads as heads_lib
-from jprune.attention.attend import attend
-from jprune.attention.importance import head_importance, token_importance
-from jprune.attention.schedules import Schedule
+from jprune._core import base
+from jprune.attention import _choose, _heads
+from jprune.attention._attend import attend
+from jprune.attention._importance import head_importance, token_importance
+from jprune.attention._schedules import Schedule
 
 Mix = Callable[[Any, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 """`(params, x, valid, heads) -> (outputs, probs)`.
@@ -197,9 +196,7 @@ def cascade_layer(
     if probs.ndim < outputs.ndim:  # sums already: those of one row are the row
         probs = probs[..., None, :]
     if _per_sample(state):  # pruned heads neither speak nor vote
-        outputs, probs = (
-            heads_lib.mask_heads(y, state.alive) for y in (outputs, probs)
-        )
+        outputs, probs = (_heads.mask_heads(y, state.alive) for y in (outputs, probs))
     state = credit(state, outputs, probs)
     state, outputs = prune_tokens(state, tokens, outputs)
     return state._replace(x=finish(state.x, outputs, state.heads))
@@ -220,7 +217,7 @@ def credit(state: Cascade, outputs: jax.Array, probs: jax.Array) -> Cascade:
     looking = state.valid if probs.shape[-2] == state.valid.shape[-1] else None
     seen = token_importance(probs, looking, state.valid)
     said = head_importance(outputs, state.valid)
-    said = heads_lib.group_sums(said, state.heads.shape[0])
+    said = _heads.group_sums(said, state.heads.shape[0])
     if _per_sample(state):
         total = state.head_scores + said
     else:
@@ -247,15 +244,15 @@ def prune_tokens(
     """
     if count is None or count == state.x.shape[-2]:
         return state, outputs
-    ids = choose.keep_top(
+    ids = _choose.keep_top(
         state.scores, count, valid=state.valid, protected=state.protected
     )
     travelling = (state.x, state.positions, state.valid, state.protected, state.scores)
-    x, positions, valid, protected, scores = choose.take(travelling, ids)
+    x, positions, valid, protected, scores = _choose.take(travelling, ids)
     state = state._replace(
         x=x, positions=positions, valid=valid, protected=protected, scores=scores
     )
-    return state, choose.take(outputs, ids, axis=1)
+    return state, _choose.take(outputs, ids, axis=1)
 
 
 def prune_heads(state: Cascade, count: int) -> Cascade:
@@ -274,14 +271,14 @@ def prune_heads(state: Cascade, count: int) -> Cascade:
     if count == state.heads.shape[0]:
         return state
     if _per_sample(state):
-        alive = heads_lib.keep_heads(state.head_scores, count, state.alive)
+        alive = _heads.keep_heads(state.head_scores, count, state.alive)
         return state._replace(alive=alive)
-    best = choose.keep_top(choose.take(state.head_scores, state.heads), count)
-    return state._replace(heads=choose.take(state.heads, best))
+    best = _choose.keep_top(_choose.take(state.head_scores, state.heads), count)
+    return state._replace(heads=_choose.take(state.heads, best))
 
 
 def mix_heads(
-    weights: heads_lib.HeadWeights, x: jax.Array, valid: jax.Array, heads: jax.Array
+    weights: _heads.HeadWeights, x: jax.Array, valid: jax.Array, heads: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Returns plain attention of the heads that are left: the usual `Mix`.
 
@@ -295,8 +292,8 @@ def mix_heads(
       `(outputs, probs)`.
     """
     if heads.shape[0] < weights.key.shape[1]:
-        weights = heads_lib.take_heads(weights, heads)
-    q, k, v = heads_lib.project(weights, x)
+        weights = _heads.take_heads(weights, heads)
+    q, k, v = _heads.project(weights, x)
     return attend(q, k, v, mask=valid[..., None, None, :])
 
 
@@ -318,7 +315,7 @@ def restore(state: Cascade, into: jax.Array) -> jax.Array:
       >>> restore(state, jnp.zeros((3, 1))).tolist()
       [[1.0], [0.0], [1.0]]
     """
-    return choose.put(into, state.positions, state.x)
+    return _choose.put(into, state.positions, state.x)
 
 
 def _per_sample(state: Cascade) -> bool:

@@ -14,8 +14,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jprune import base
-from jprune.attention.attend import softmax
+from jprune._core import base
+from jprune.attention._attend import softmax
 from jprune.attention.cache import Cache, Stream, append, live_slots
 
 

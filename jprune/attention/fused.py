@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jprune import base
-from jprune.attention.attend import attend
+from jprune._core import base
+from jprune.attention._attend import attend
 
 
 def attend_summed(
@@ -76,11 +76,11 @@ def attend_summed(
         return by_xla(q, k, v, valid)
     try:
         # Not before: Pallas takes a second to import, and few need it.
-        from jprune.attention import fused_kernels
+        from jprune.attention import _fused_kernels
     except ImportError:  # JAX 0.12 announces that Pallas will lose Triton
         return by_xla(q, k, v, valid)
 
-    by_kernels = functools.partial(fused_kernels.run, causal=causal, scale=scale)
+    by_kernels = functools.partial(_fused_kernels.run, causal=causal, scale=scale)
 
     def forward(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array) -> Any:
         return lax.platform_dependent(

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jprune import base
-from jprune.attention import choose
+from jprune._core import base
+from jprune.attention import _choose
 
 
 class Matching(NamedTuple):
@@ -84,7 +84,7 @@ def match(
     # Protected tokens are last among those that go; padding goes before them.
     safe = jnp.zeros(free.shape, bool) if protected is None else protected
     best = jnp.where(safe[..., ::2], -3, best)
-    goes = choose.top_mask(choose.sort_keys(best), count)
+    goes = _choose.top_mask(_choose.sort_keys(best), count)
     whither = 2 * jnp.argmax(cosine, axis=-1).astype(jnp.int32) + 1
     return _matching(goes, whither, n, count)
 
@@ -130,7 +130,7 @@ def unmerge(x: jax.Array, source: jax.Array) -> jax.Array:
     Returns:
       (..., n, dim).
     """
-    return choose.take(x, source)
+    return _choose.take(x, source)
 
 
 def _matching(goes: jax.Array, whither: jax.Array, n: int, count: int) -> Matching:
@@ -138,9 +138,9 @@ def _matching(goes: jax.Array, whither: jax.Array, n: int, count: int) -> Matchi
     place = lax.broadcasted_iota(jnp.int32, (*goes.shape[:-1], n), goes.ndim - 1)
     left = place.at[..., ::2].set(jnp.where(goes, whither, place[..., ::2]))
     stays = left == place
-    kept = choose.keep_top(stays.astype(jnp.float32), n - count)
+    kept = _choose.keep_top(stays.astype(jnp.float32), n - count)
     index = jnp.cumsum(stays, axis=-1, dtype=jnp.int32) - 1
-    return Matching(kept, choose.take(index, left))
+    return Matching(kept, _choose.take(index, left))
 
 
 def _summed(x: jax.Array, matching: Matching) -> jax.Array:

@@ -19,7 +19,7 @@ import optax
 from jax import lax
 
 from jprune import gates
-from jprune.attention import choose
+from jprune.attention import _choose
 
 
 class Router(NamedTuple):
@@ -85,7 +85,7 @@ def factors(
     score = importance.astype(jnp.float32)
     score = score if valid is None else jnp.where(valid, score, 0)
     top = jnp.max(score, axis=-1, keepdims=True, initial=0)
-    keys = choose.sort_keys(score, valid=valid)
+    keys = _choose.sort_keys(score, valid=valid)
     order = jnp.argsort(jnp.argsort(~keys, axis=-1, stable=True), axis=-1)
     last = max(1, n - 1)
     place = lax.broadcasted_iota(jnp.float32, score.shape, score.ndim - 1) / last
@@ -133,7 +133,7 @@ def through(block: Callable[[jax.Array], jax.Array], x: jax.Array, ids: Any) -> 
       attention, FTP keeps the keys and values of tokens that pass by: compute those of
       all tokens outside, and let `block` close over them.
     """
-    return choose.put(x, ids, block(choose.take(x, ids)))
+    return _choose.put(x, ids, block(_choose.take(x, ids)))
 
 
 def gated_through(
@@ -263,4 +263,4 @@ def mass_mask(scores: jax.Array, share: Any) -> jax.Array:
     total = jnp.sum(falling, axis=-1, keepdims=True)
     short = before < jnp.asarray(share, jnp.float32) * total * (1 - 1e-6)
     count = jnp.sum(short & (falling > 0), axis=-1, dtype=jnp.int32)
-    return choose.top_mask(choose.sort_keys(scores), count)
+    return _choose.top_mask(_choose.sort_keys(scores), count)

@@ -19,11 +19,10 @@ import jax
 import jax.numpy as jnp
 
 from jprune import gates as gates_lib
-from jprune import soft_selection
-from jprune.attention import choose
-from jprune.attention import heads as heads_lib
-from jprune.attention.attend import scores as scores_of
-from jprune.attention.attend import weigh
+from jprune import selection
+from jprune.attention import _choose, _heads
+from jprune.attention._attend import scores as scores_of
+from jprune.attention._attend import weigh
 
 _FAR = 30.0  # temperatures; a sigmoid of it is 1 to rounding
 
@@ -61,7 +60,7 @@ def soft_keep(
     real = jnp.ones(scores.shape, bool) if valid is None else valid
     placed = _aside(scores, real, protected, _FAR * jax.lax.stop_gradient(t))
     k = jnp.broadcast_to(jnp.asarray(count, jnp.float32), scores.shape[:-1])
-    rows = lambda s, k: soft_selection.soft_top_k(s, k, t)  # noqa: E731
+    rows = lambda s, k: selection.soft_top_k(s, k, t)  # noqa: E731
     for _ in range(scores.ndim - 1):
         rows = jax.vmap(rows)
     return jnp.where(real, rows(placed, k), jnp.zeros((), scores.dtype))
@@ -100,9 +99,9 @@ def straight_keep(
       1.0
     """
     soft = soft_keep(scores, count, temperature, valid=valid, protected=protected)
-    keys = choose.sort_keys(scores, valid=valid, protected=protected)
+    keys = _choose.sort_keys(scores, valid=valid, protected=protected)
     whole = jnp.round(jnp.asarray(count, jnp.float32)).astype(jnp.int32)
-    hard = choose.top_mask(keys, whole)
+    hard = _choose.top_mask(keys, whole)
     hard = hard if valid is None else hard & valid
     return gates_lib.straight_through(hard, soft)
 
@@ -289,7 +288,7 @@ def gate_heads(outputs: jax.Array, gates: jax.Array) -> jax.Array:
     Raises:
       PruningError: if groups do not divide heads.
     """
-    each = heads_lib.repeat_groups(gates, outputs.shape[-3])
+    each = _heads.repeat_groups(gates, outputs.shape[-3])
     return outputs * each[..., None, None].astype(outputs.dtype)
 
 

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jprune import base
-from jprune.hardware.cost import Cost, cost
-from jprune.hardware.search import Build, check_bounds, pareto
+from jprune._core import base
+from jprune.hardware._cost import Cost, cost
+from jprune.hardware.search import Build
+from jprune.search import check_bounds, pareto
 
 Judge = Callable[[Cost, Any], Any]
 """What counts of a design: `(cost, design) -> array`."""

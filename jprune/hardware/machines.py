@@ -6,7 +6,7 @@ the published load, which makes them good for ratios and no evidence of the mode
 
 from typing import Any
 
-from jprune.hardware.accelerators import Accelerator, accelerator
+from jprune.hardware._accelerator import Accelerator, accelerator
 
 # Keep in place: weights, outputs, inputs.
 WEIGHTS, OUTPUTS, INPUTS = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)

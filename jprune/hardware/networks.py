@@ -8,8 +8,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from jprune import base
-from jprune.hardware.workload import Workload, chain, product, repeated
+from jprune._core import base
+from jprune.hardware._workload import Workload
+from jprune.hardware.workload import chain, product, repeated
 
 
 def attention(

@@ -1,12 +1,11 @@
 """Design-space exploration: all designs at once, or down the gradient of one.
 
-    grid, random_designs       many machines, or workloads, as one pytree
-    evaluate                   their costs, vmapped, in chunks that fit the cache
-    pareto                     which of them nothing else beats
-    descend                    a design by gradients of the smooth cost, under limits
+    evaluate    costs of many designs, vmapped, in chunks that fit the cache
+    descend     a design by gradients of the smooth cost, under limits
 
 A design is any pytree of arrays; a function makes of it a workload and a machine, so
-machines and pruning schedules are searched together.
+machines and pruning schedules are searched together. `jprune.search` makes designs
+(`grid`, `random_designs`) and finds those that nothing beats (`pareto`).
 """
 
 from collections.abc import Callable, Mapping
@@ -18,84 +17,25 @@ import numpy as np
 import optax
 from jax import lax
 
-from jprune import base
-from jprune.hardware.accelerators import Accelerator
-from jprune.hardware.cost import Cost, cost
-from jprune.hardware.workload import Workload
+from jprune import search as designs
+from jprune._core import base
+from jprune._core.deprecation import renamed
+from jprune.hardware._accelerator import Accelerator
+from jprune.hardware._cost import Cost, cost
+from jprune.hardware._workload import Workload
+
+__getattr__ = renamed(
+    __name__,
+    {
+        "check_bounds": "jprune.search.check_bounds",
+        "grid": "jprune.search.grid",
+        "pareto": "jprune.search.pareto",
+        "random_designs": "jprune.search.random_designs",
+    },
+)
 
 Build = Callable[[Any], tuple[Workload, Accelerator]]
 """What a design means: `design -> (workload, machine)`."""
-
-
-def grid(axes: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Returns all combinations of values, along one leading axis.
-
-    Args:
-      axes: name -> the values that it takes, one or more.
-
-    Returns:
-      Name -> `(combinations,)` in float32; the last name changes fastest.
-
-    Raises:
-      PruningError: if a name has no value.
-
-    Example:
-      >>> grid({"rows": [8, 16], "sram": [32, 64, 128]})["rows"].tolist()
-      [8.0, 8.0, 8.0, 16.0, 16.0, 16.0]
-    """
-    empty = [name for name, values in axes.items() if not len(values)]
-    if empty or not axes:
-        raise base.PruningError(f"A grid has values for each name; {empty} have none.")
-    found = np.meshgrid(*axes.values(), indexing="ij")
-    each = zip(axes, found, strict=True)
-    return {name: values.reshape(-1).astype(np.float32) for name, values in each}
-
-
-def random_designs(
-    key: jax.Array, count: int, bounds: Mapping[str, tuple[float, float]]
-) -> dict[str, jax.Array]:
-    """Draws designs, each number log-uniform between its bounds.
-
-    Args:
-      key: a `jax.random.key`.
-      count: how many designs.
-      bounds: name -> the least and the largest value, positive.
-
-    Returns:
-      Name -> `(count,)` in float32.
-
-    Raises:
-      PruningError: if a bound is not positive, or the least is the larger.
-
-    Example:
-      >>> drawn = random_designs(jax.random.key(0), 4, {"sram": (16, 256)})
-      >>> bool(drawn["sram"].min() >= 16), bool(drawn["sram"].max() <= 256)
-      (True, True)
-    """
-    check_bounds(bounds)
-    keys = jax.random.split(key, len(bounds))
-    found = {}
-    for each, (name, (low, high)) in zip(keys, bounds.items(), strict=True):
-        drawn = jax.random.uniform(each, (count,), jnp.float32)
-        log = np.log(low) + drawn * np.float32(np.log(high / low))
-        found[name] = jnp.clip(jnp.exp(log), low, high)
-    return found
-
-
-def check_bounds(bounds: Mapping[str, tuple[float, float]]) -> None:
-    """Raises if bounds cannot be meant.
-
-    Args:
-      bounds: name -> the least and the largest value.
-
-    Raises:
-      PruningError: names the bound that is not positive, or empty.
-    """
-    for name, (low, high) in bounds.items():
-        if not 0 < low <= high:
-            raise base.PruningError(
-                f"The bounds of {name} are positive and in order; got {low}, {high}."
-            )
 
 
 def evaluate(designs: Any, build: Build, *, chunk: int = 4096) -> Cost:
@@ -110,11 +50,12 @@ def evaluate(designs: Any, build: Build, *, chunk: int = 4096) -> Cost:
       A `Cost` with the leading axis.
 
     Example:
+      >>> from jprune import search
       >>> from jprune.hardware import machines, networks
       >>> net = networks.gpt2_small()
       >>> def build(design):
       ...     return net, machines.spatten()._replace(**design)
-      >>> found = evaluate(grid({"dram_bandwidth": [64, 128, 256]}), build)
+      >>> found = evaluate(search.grid({"dram_bandwidth": [64, 128, 256]}), build)
       >>> bool(found.seconds[0] > found.seconds[2])
       True
     """
@@ -123,33 +64,6 @@ def evaluate(designs: Any, build: Build, *, chunk: int = 4096) -> Cost:
         return cost(*build(design))
 
     return jax.jit(lambda d: lax.map(one, d, batch_size=chunk))(designs)
-
-
-def pareto(costs: Any) -> jax.Array:
-    """Returns which points no other point beats: less in one cost, more in none.
-
-    Of equal points all stay. Memory and time grow with the square of the number.
-
-    Args:
-      costs: `(points, costs)`, less is better; NaN or infinite points never stay.
-
-    Returns:
-      Bools, `(points,)`.
-
-    Example:
-      >>> pareto(jnp.array([[1.0, 3.0], [2.0, 2.0], [3.0, 3.0], [3.0, 1.0]])).tolist()
-      [True, True, False, True]
-    """
-    costs = jnp.asarray(costs)
-    usable = jnp.all(jnp.isfinite(costs), axis=1)
-    costs = jnp.where(usable[:, None], costs, jnp.inf)
-
-    def beaten(point: jax.Array) -> jax.Array:
-        no_worse = jnp.all(costs <= point[None], axis=1)
-        better = jnp.any(costs < point[None], axis=1)
-        return jnp.any(no_worse & better)
-
-    return usable & ~lax.map(beaten, costs, batch_size=256)
 
 
 class Descent(NamedTuple):
@@ -210,7 +124,7 @@ def descend(
       >>> bool(found.design["dram_bandwidth"] > 16)
       True
     """
-    check_bounds(bounds)
+    designs.check_bounds(bounds)
     if set(start) != set(bounds):
         raise base.PruningError(
             f"Bounds are for {sorted(bounds)}, the design has {sorted(start)}."

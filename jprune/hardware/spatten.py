@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from jprune.hardware.accelerators import Accelerator
+from jprune.hardware._accelerator import Accelerator
 from jprune.hardware.topk import topk_cycles
 
 # Cycles from the last key to the last result: SRAM, multipliers and adder tree; then

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune import base
-from jprune.hardware.arithmetic import Arithmetic, hard
+from jprune._core import base
+from jprune.hardware._arithmetic import Arithmetic, hard
 
 DATAFLOWS = ("weights", "outputs", "inputs")
 """What stays in place, in the order of `Accelerator.dataflows`."""

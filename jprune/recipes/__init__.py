@@ -8,32 +8,32 @@ paper and says where it deviates. Structural methods take a graph; of those,
 branches to remove.
 """
 
-from jprune.recipes.at_initialization import random_erk as random_erk
-from jprune.recipes.at_initialization import snip as snip
-from jprune.recipes.bilevel import bip as bip
-from jprune.recipes.learned_gates import consensus as consensus
-from jprune.recipes.learned_gates import l0 as l0
-from jprune.recipes.learned_gates import movement as movement
-from jprune.recipes.learned_gates import soft_movement as soft_movement
-from jprune.recipes.learned_gates import soft_threshold as soft_threshold
-from jprune.recipes.magnitude import global_magnitude as global_magnitude
-from jprune.recipes.magnitude import gradual_magnitude as gradual_magnitude
-from jprune.recipes.magnitude import magnitude as magnitude
-from jprune.recipes.patterns import n_of_m as n_of_m
-from jprune.recipes.score_search import edge_popup as edge_popup
-from jprune.recipes.score_search import hydra as hydra
-from jprune.recipes.score_search import lottery_jackpots as lottery_jackpots
-from jprune.recipes.score_search import sign_supermask as sign_supermask
-from jprune.recipes.structural import beta_rank as beta_rank
-from jprune.recipes.structural import fpgm as fpgm
-from jprune.recipes.structural import group_fisher as group_fisher
-from jprune.recipes.structural import group_magnitude as group_magnitude
-from jprune.recipes.structural import group_taylor as group_taylor
-from jprune.recipes.structural import network_slimming as network_slimming
-from jprune.recipes.structural_depth import layer_lottery as layer_lottery
-from jprune.recipes.structural_depth import mask_sparsity as mask_sparsity
-from jprune.recipes.structural_depth import precrop as precrop
-from jprune.recipes.tickets import lottery_ticket as lottery_ticket
+from jprune.recipes._at_initialization import random_erk as random_erk
+from jprune.recipes._at_initialization import snip as snip
+from jprune.recipes._bilevel import bip as bip
+from jprune.recipes._learned_gates import consensus as consensus
+from jprune.recipes._learned_gates import l0 as l0
+from jprune.recipes._learned_gates import movement as movement
+from jprune.recipes._learned_gates import soft_movement as soft_movement
+from jprune.recipes._learned_gates import soft_threshold as soft_threshold
+from jprune.recipes._magnitude import global_magnitude as global_magnitude
+from jprune.recipes._magnitude import gradual_magnitude as gradual_magnitude
+from jprune.recipes._magnitude import magnitude as magnitude
+from jprune.recipes._patterns import n_of_m as n_of_m
+from jprune.recipes._score_search import edge_popup as edge_popup
+from jprune.recipes._score_search import hydra as hydra
+from jprune.recipes._score_search import lottery_jackpots as lottery_jackpots
+from jprune.recipes._score_search import sign_supermask as sign_supermask
+from jprune.recipes._structural import beta_rank as beta_rank
+from jprune.recipes._structural import fpgm as fpgm
+from jprune.recipes._structural import group_fisher as group_fisher
+from jprune.recipes._structural import group_magnitude as group_magnitude
+from jprune.recipes._structural import group_taylor as group_taylor
+from jprune.recipes._structural import network_slimming as network_slimming
+from jprune.recipes._structural_depth import layer_lottery as layer_lottery
+from jprune.recipes._structural_depth import mask_sparsity as mask_sparsity
+from jprune.recipes._structural_depth import precrop as precrop
+from jprune.recipes._tickets import lottery_ticket as lottery_ticket
 
 __all__ = [
     "beta_rank",

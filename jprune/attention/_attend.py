@@ -1,0 +1,193 @@
+"""Plain attention, dense: the reference for all that prunes it.
+
+One layout everywhere in `jprune.attention`: arrays end in (heads, tokens, dim), and
+probabilities in (heads, queries, keys); what stands before are batches. Flax and
+`jax.nn` have (tokens, heads, dim): `swapaxes(-3, -2)` is the way between them.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from jprune._core import base
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns attention and its probabilities.
+
+    P = softmax(scale Q K^T),   E = P V
+
+    With fewer key heads than query heads each serves a group of neighbouring query
+    heads. The softmax is in float32. It equals `jax.nn.dot_product_attention` to
+    rounding, in another layout, except for a query that may see nothing: its
+    probabilities are 0 here, and so is its output, so that padding adds to no
+    score.
+
+    Args:
+      q: (..., heads, queries, dim).
+      k: (..., kv heads, keys, dim); kv heads divide heads.
+      v: (..., kv heads, keys, dim of values).
+      mask: booleans that broadcast to (..., heads, queries, keys); True = take part.
+      causal: static; query i sees the keys up to i. Of tokens that were chosen in
+        their order, this is still what the positions say.
+      scale: of the products, 1 / sqrt(dim) by default.
+
+    Returns:
+      `(outputs, probs)`: (..., heads, queries, dim of values) in the type of `v`,
+      and (..., heads, queries, keys) in float32.
+
+    Raises:
+      PruningError: if kv heads do not divide heads.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.eye(2)[None]
+      >>> out, probs = attend(x, x, x, causal=True)
+      >>> probs.shape, probs[0, 0].tolist()
+      ((1, 2, 2), [1.0, 0.0])
+
+    References:
+      Vaswani et al., Attention Is All You Need, 2017, arXiv:1706.03762, equation 1.
+      Groups: Ainslie et al., GQA, 2023, arXiv:2305.13245.
+    """
+    probs = softmax(scores(q, k, scale), _all_of(mask, causal, q, k))
+    return weigh(probs, v), probs
+
+
+def scores(q: jax.Array, k: jax.Array, scale: float | None = None) -> jax.Array:
+    """Returns scale Q K^T in float32.
+
+    Args:
+      q: (..., heads, queries, dim).
+      k: (..., kv heads, keys, dim).
+      scale: 1 / sqrt(dim) by default.
+
+    Returns:
+      (..., heads, queries, keys) float32.
+
+    Raises:
+      PruningError: if kv heads do not divide heads.
+    """
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    dots = dot_heads("...gqd,...gkd->...gqk", q, k)
+    return dots * jnp.asarray(scale, jnp.float32)
+
+
+def softmax(logits: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Returns the softmax along the last axis; 0 where nothing takes part.
+
+    Args:
+      logits: (..., keys) floating.
+      mask: booleans that broadcast to the logits; True = take part.
+
+    Returns:
+      Probabilities in the logits' shape and type.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> mask = jnp.array([[True, True], [False, False]])
+      >>> softmax(jnp.zeros((2, 2)), mask).tolist()
+      [[0.5, 0.5], [0.0, 0.0]]
+    """
+    if mask is None:
+        return jax.nn.softmax(logits, axis=-1)
+    mask = jnp.broadcast_to(mask, logits.shape)
+    least = jnp.finfo(logits.dtype).min
+    shifted = jnp.where(mask, logits, least)
+    top = jax.lax.stop_gradient(jnp.max(shifted, axis=-1, keepdims=True))
+    # Masked again: of a row of nothing but `least` the exponentials are 1.
+    e = jnp.where(mask, jnp.exp(shifted - top), 0)
+    total = jnp.sum(e, axis=-1, keepdims=True)
+    return e / jnp.where(total > 0, total, 1)
+
+
+def weigh(probs: jax.Array, v: jax.Array) -> jax.Array:
+    """Returns P V in the type of V.
+
+    Args:
+      probs: (..., heads, queries, keys).
+      v: (..., kv heads, keys, dim).
+
+    Returns:
+      (..., heads, queries, dim).
+
+    Raises:
+      PruningError: if kv heads do not divide heads.
+    """
+    dots = dot_heads("...gqk,...gkd->...gqd", probs.astype(v.dtype), v)
+    return dots.astype(v.dtype)
+
+
+def dot_heads(
+    subscripts: str,
+    x: jax.Array,
+    y: jax.Array,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+    precision: jax.lax.PrecisionLike = None,
+) -> jax.Array:
+    """Returns the products of query heads with the key or value head of their group.
+
+    Args:
+      subscripts: of `jnp.einsum`, with the first two axes of each array its groups
+        and its rows; those of x are the rows of all heads of a group.
+      x: (..., heads, m, n).
+      y: (..., kv heads, m, n).
+      dtype: of the result.
+      precision: of `jnp.einsum`.
+
+    Returns:
+      (..., heads, ., .) in `dtype`.
+
+    Raises:
+      PruningError: if kv heads do not divide heads.
+    """
+    heads, groups = x.shape[-3], y.shape[-3]
+    if groups == 0 or heads % groups:
+        raise base.PruningError(f"{groups} key heads do not divide {heads} heads.")
+    # The rows of a group's heads are one axis: jaxlib 0.7 cannot multiply bfloat16 to
+    # float32 with two, on CPUs that have bfloat16. Step by step for explicit meshes.
+    each = heads // groups
+    split = x.reshape(*x.shape[:-3], groups, each, *x.shape[-2:])
+    rows = split.reshape(*split.shape[:-3], each * x.shape[-2], x.shape[-1])
+    dots = jnp.einsum(
+        subscripts, rows, y, precision=precision, preferred_element_type=dtype
+    )
+    dots = dots.reshape(*dots.shape[:-2], each, x.shape[-2], dots.shape[-1])
+    return dots.reshape(*dots.shape[:-4], heads, *dots.shape[-2:])
+
+
+def causal_mask(queries: int, keys: int) -> jax.Array:
+    """Returns which key a query may see: those up to its own index.
+
+    Args:
+      queries: static, how many.
+      keys: static, how many.
+
+    Returns:
+      (queries, keys) booleans.
+
+    Example:
+      >>> causal_mask(2, 3).astype(int).tolist()
+      [[1, 0, 0], [1, 1, 0]]
+    """
+    return jnp.tri(queries, keys, dtype=bool)
+
+
+def _all_of(
+    mask: jax.Array | None, causal: bool, q: jax.Array, k: jax.Array
+) -> jax.Array | None:
+    if not causal:
+        return mask
+    tri = causal_mask(q.shape[-2], k.shape[-2])
+    if mask is None:
+        return tri.reshape((1,) * (q.ndim - 2) + tri.shape)
+    return mask & tri.reshape((1,) * (mask.ndim - 2) + tri.shape)

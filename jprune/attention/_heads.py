@@ -1,0 +1,220 @@
+"""Heads that are pruned: their projections go, or their outputs are masked.
+
+One set of heads for a whole batch is removed physically: its columns leave the
+projections to queries, keys and values, its rows the output projection, and the
+products shrink. A set for each sample would need other weights for each sample, which
+no matrix product has, so there the outputs are masked, and nothing gets faster.
+
+The unit is a *group*: a key head with the query heads that it serves. Where each head
+has keys of its own, groups are heads. A single query head of a group is not pruned:
+its keys and values would have to be fetched for the others all the same.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jprune._core import base
+from jprune.attention import _choose
+
+
+class HeadWeights(NamedTuple):
+    """An attention layer's projections, by heads; biases may be None.
+
+    Attributes:
+      query: (hidden, heads, dim).
+      key: (hidden, kv heads, dim).
+      value: (hidden, kv heads, dim).
+      output: (heads, dim, hidden).
+      query_bias: (heads, dim).
+      key_bias: (kv heads, dim).
+      value_bias: (kv heads, dim).
+      output_bias: (hidden,).
+    """
+
+    query: jax.Array
+    key: jax.Array
+    value: jax.Array
+    output: jax.Array
+    query_bias: jax.Array | None = None
+    key_bias: jax.Array | None = None
+    value_bias: jax.Array | None = None
+    output_bias: jax.Array | None = None
+
+
+def take_heads(weights: HeadWeights, ids: jax.Array) -> HeadWeights:
+    """Returns the projections of some groups of heads only.
+
+    Args:
+      weights: of a layer.
+      ids: (count,) int32, which key heads stay, ascending; the query heads that they
+        serve stay with them.
+
+    Returns:
+      The weights with `count` key heads. The output bias is as it was.
+
+    Raises:
+      PruningError: if kv heads do not divide heads.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> w = HeadWeights(*(jnp.ones((8, 4, 2)),) * 3, output=jnp.ones((4, 2, 8)))
+      >>> less = take_heads(w, jnp.array([0, 3]))
+      >>> less.key.shape, less.output.shape
+      ((8, 2, 2), (2, 2, 8))
+    """
+    groups = weights.key.shape[1]
+
+    def own(x: jax.Array | None, axis: int) -> jax.Array | None:
+        return None if x is None else _take_groups(x, ids, axis, groups)
+
+    return HeadWeights(
+        query=_take_groups(weights.query, ids, 1, groups),
+        key=_take_groups(weights.key, ids, 1, groups),
+        value=_take_groups(weights.value, ids, 1, groups),
+        output=_take_groups(weights.output, ids, 0, groups),
+        query_bias=own(weights.query_bias, 0),
+        key_bias=own(weights.key_bias, 0),
+        value_bias=own(weights.value_bias, 0),
+        output_bias=weights.output_bias,
+    )
+
+
+def project(
+    weights: HeadWeights, x: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the queries, keys and values of tokens.
+
+    Args:
+      weights: of a layer.
+      x: (..., tokens, hidden).
+
+    Returns:
+      `(q, k, v)`: (..., heads, tokens, dim), the latter two with the key heads.
+    """
+
+    def heads(w: jax.Array, bias: jax.Array | None) -> jax.Array:
+        # One product of two matrices for all heads, which then go to the front: for
+        # few tokens CPUs run that several times faster than heads as an axis.
+        hidden, count, dim = w.shape
+        y = jnp.matmul(x, w.reshape(hidden, count * dim))
+        y = y.reshape(*y.shape[:-1], count, dim)
+        y = y if bias is None else y + bias.reshape((1,) * (y.ndim - 2) + bias.shape)
+        return jnp.swapaxes(y, -3, -2)
+
+    w = weights
+    pairs = ((w.query, w.query_bias), (w.key, w.key_bias), (w.value, w.value_bias))
+    q, k, v = (heads(*pair) for pair in pairs)
+    return q, k, v
+
+
+def combine(weights: HeadWeights, outputs: jax.Array) -> jax.Array:
+    """Returns the output projection of the heads' outputs.
+
+    Args:
+      weights: of a layer.
+      outputs: (..., heads, tokens, dim).
+
+    Returns:
+      (..., tokens, hidden).
+    """
+    count, dim, hidden = weights.output.shape
+    rows = jnp.swapaxes(outputs, -3, -2)
+    rows = rows.reshape(*rows.shape[:-2], count * dim)
+    y = jnp.matmul(rows, weights.output.reshape(count * dim, hidden))
+    if weights.output_bias is None:
+        return y
+    return y + weights.output_bias.reshape((1,) * (y.ndim - 1) + (-1,))
+
+
+def group_sums(scores: jax.Array, groups: int) -> jax.Array:
+    """Returns the scores of groups, the sums of those of their query heads.
+
+    Args:
+      scores: (..., heads).
+      groups: static, a divisor of the number of heads.
+
+    Returns:
+      (..., groups).
+
+    Raises:
+      PruningError: if groups do not divide heads.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> group_sums(jnp.array([1.0, 2.0, 3.0, 4.0]), 2).tolist()
+      [3.0, 7.0]
+    """
+    size = _group_size(scores.shape[-1], groups)
+    return jnp.sum(scores.reshape(*scores.shape[:-1], groups, size), axis=-1)
+
+
+def keep_heads(
+    scores: jax.Array, count: jax.typing.ArrayLike, alive: jax.Array | None = None
+) -> jax.Array:
+    """Returns for each sample which heads stay, as a mask.
+
+    Args:
+      scores: (..., groups) floating.
+      count: how many stay, may be traced.
+      alive: (..., groups) booleans, False for those that went before. All by default.
+
+    Returns:
+      (..., groups) booleans.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> keep_heads(jnp.array([[3.0, 1.0, 2.0]]), 2).tolist()
+      [[True, False, True]]
+    """
+    keys = _choose.sort_keys(scores, valid=alive)
+    kept = _choose.top_mask(keys, count)
+    return kept if alive is None else kept & alive
+
+
+def mask_heads(x: jax.Array, alive: jax.Array) -> jax.Array:
+    """Returns outputs, or probabilities, with zeros for heads that are pruned.
+
+    Args:
+      x: (..., heads, m, n).
+      alive: (..., groups) booleans.
+
+    Returns:
+      An array in the shape and type of `x`.
+
+    Raises:
+      PruningError: if groups do not divide heads.
+    """
+    each = repeat_groups(alive, x.shape[-3])[..., None, None]
+    return jnp.where(each, x, jnp.zeros((), x.dtype))
+
+
+def repeat_groups(x: jax.Array, heads: int) -> jax.Array:
+    """Returns for each query head what is known of its group.
+
+    Args:
+      x: (..., groups).
+      heads: static, a multiple of the number of groups.
+
+    Returns:
+      (..., heads).
+
+    Raises:
+      PruningError: if groups do not divide heads.
+    """
+    return jnp.repeat(x, _group_size(heads, x.shape[-1]), axis=-1)
+
+
+def _take_groups(x: jax.Array, ids: jax.Array, axis: int, groups: int) -> jax.Array:
+    size = _group_size(x.shape[axis], groups)
+    shape = x.shape
+    x = x.reshape(*shape[:axis], groups, size, *shape[axis + 1 :])
+    x = _choose.take(x, ids, axis)
+    return x.reshape(*shape[:axis], ids.shape[0] * size, *shape[axis + 1 :])
+
+
+def _group_size(heads: int, groups: int) -> int:
+    if groups < 1 or heads % groups:
+        raise base.PruningError(f"{groups} key heads do not divide {heads} heads.")
+    return heads // groups

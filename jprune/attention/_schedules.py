@@ -1,0 +1,302 @@
+"""How many tokens, heads and values each layer keeps: static, so compiled once.
+
+Counts are tuples of Python integers, one a layer, made by `ramp`, `ltp_ramp` or
+`from_ratios`, and put together by `schedule`. They never grow from layer to layer:
+what is pruned stays pruned. A `Schedule` is hashable, so it can be a static argument
+of `jax.jit`; every other schedule is another compilation.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from jprune._core import base
+
+Counts = tuple[int, ...]
+
+
+class Schedule(NamedTuple):
+    """What each layer keeps.
+
+    Attributes:
+      length: of the input, in tokens.
+      tokens: how many leave the attention of each layer: those that its output
+        projection, its feed-forward part and all later layers compute.
+      heads: how many heads each layer computes; the first one all of the model's.
+      values: how many rows of V each query multiplies by, in each head.
+    """
+
+    length: int
+    tokens: Counts
+    heads: Counts
+    values: Counts
+
+    @property
+    def entering(self) -> Counts:
+        """How many tokens enter each layer: its queries and its keys."""
+        return (self.length, *self.tokens[:-1])
+
+
+def schedule(
+    length: int,
+    tokens: Sequence[int],
+    heads: Sequence[int],
+    values: Sequence[int] | None = None,
+) -> Schedule:
+    """Returns a schedule whose counts are checked.
+
+    Args:
+      length: of the input, in tokens.
+      tokens: for each layer how many leave its attention, in [1, length].
+      heads: for each layer how many heads it computes; the first has all.
+      values: for each layer how many rows of V each query multiplies by; those of
+        all its keys by default.
+
+    Returns:
+      A `Schedule`.
+
+    Raises:
+      PruningError: if there are not as many counts of each kind, if tokens or heads
+        grow from layer to layer, or if there are more values than keys.
+
+    Example:
+      >>> s = schedule(128, tokens=(128, 96, 64), heads=(12, 12, 10))
+      >>> s.entering, s.values
+      ((128, 128, 96), (128, 128, 96))
+    """
+    keys = (length, *tokens[:-1])
+    made = Schedule(
+        length, tuple(tokens), tuple(heads), tuple(keys if values is None else values)
+    )
+    if not len(tokens) or len({len(counts) for counts in made[1:]}) > 1:
+        raise base.PruningError(f"Not one count of each kind for each layer: {made}.")
+    for name, counts in (("tokens", (length, *tokens)), ("heads", made.heads)):
+        if min(counts) < 1 or _grows(counts):
+            raise base.PruningError(
+                f"What is pruned stays pruned, but {name} go from layer to layer as "
+                f"{counts}."
+            )
+    if any(not 0 <= v <= n for v, n in zip(made.values, keys, strict=True)):
+        raise base.PruningError(f"Values {made.values} are not among keys {keys}.")
+    return made
+
+
+def dense(layers: int, length: int, heads: int) -> Schedule:
+    """Returns the schedule that keeps everything.
+
+    Args:
+      layers: how many.
+      length: of the input, in tokens.
+      heads: of each layer.
+
+    Returns:
+      A `Schedule`.
+    """
+    return schedule(length, (length,) * layers, (heads,) * layers)
+
+
+def from_ratios(ratios: Sequence[float], total: int, multiple: int = 1) -> Counts:
+    """Returns counts for keep ratios.
+
+    max(multiple, multiple floor(ratio total / multiple)), and `total` where the
+    ratio is 1.
+
+    Args:
+      ratios: for each layer the fraction of `total` that it keeps, in (0, 1].
+      total: of what is kept, the length or the number of heads.
+      multiple: what the counts are rounded down to a multiple of. On a CPU or GPU
+        8 or 16 tokens cost as much as a few more, and with fewer different counts
+        there are fewer compilations.
+
+    Returns:
+      One count a layer.
+
+    Raises:
+      PruningError: if a ratio is not in (0, 1], or ratios grow.
+
+    Example:
+      >>> from_ratios([1.0, 0.9, 0.7, 0.2], 1024)
+      (1024, 921, 716, 204)
+      >>> from_ratios([1.0, 0.9, 0.7, 0.2], 1024, multiple=8)
+      (1024, 920, 712, 200)
+    """
+    if not all(0 < r <= 1 for r in ratios):
+        raise base.PruningError(f"Keep ratios are in (0, 1]; got {list(ratios)}.")
+    if _grows(ratios, 1e-9):
+        raise base.PruningError(f"Keep ratios must not grow; got {list(ratios)}.")
+    # 0.29 of 100 is 29, although the product of the floats is a little less.
+    floors = (multiple * math.floor(r * total / multiple + 1e-9) for r in ratios)
+    each = zip(floors, ratios, strict=True)
+    return tuple(
+        total if r == 1 else min(total, max(multiple, count)) for count, r in each
+    )
+
+
+def ramp(
+    layers: int,
+    total: int,
+    average: float,
+    *,
+    start: float = 1.0,
+    front: float = 0.15,
+    multiple: int = 8,
+) -> Counts:
+    """Returns counts that fall linearly over the layers, as SpAtten's do.
+
+    The first ceil(front layers) layers keep all. Over the others the keep ratio
+    goes linearly from `start` to `end`, with start + end = 2 average.
+
+    Args:
+      layers: how many.
+      total: of what is kept, the length or the number of heads.
+      average: the mean keep ratio of the layers that prune, in (0, 1].
+      start: the keep ratio of the first of them, in [average, 2 average).
+      front: the share of layers in front that prune nothing: 0.15 for tokens, 0.3
+        for heads.
+      multiple: what the counts are rounded down to a multiple of; 1 for heads.
+
+    Returns:
+      One count a layer.
+
+    Raises:
+      PruningError: if the ratios would grow, or end at 0 or below.
+
+    Example:
+      >>> ramp(8, 128, 0.6, multiple=1)
+      (128, 128, 128, 107, 87, 66, 46, 25)
+      >>> ramp(8, 12, 0.9, front=0.3, multiple=1)
+      (12, 12, 12, 12, 11, 10, 10, 9)
+
+    References:
+      Wang et al., SpAtten, 2021, arXiv:2012.09852, section V.A: the front and
+      the interpolation. The paper does not say what a ratio is a fraction of; here
+      it is the input, as in the authors' published schedules.
+    """
+    end = 2 * average - start
+    if not 0 < end <= start <= 1 or not 0 <= front < 1:
+        raise base.PruningError(
+            f"Keep ratios from start={start} to 2 average - start = {end} with "
+            f"front={front}: they have to fall within (0, 1]; give a start in "
+            f"[{average}, {min(1.0, 2 * average)})."
+        )
+    whole = min(layers, math.ceil(front * layers - 1e-9))
+    steps = max(1, layers - whole - 1)
+    falling = (start + (end - start) * i / steps for i in range(layers - whole))
+    return from_ratios((1.0,) * whole + tuple(falling), total, multiple)
+
+
+def ltp_ramp(layers: int, total: int, last: float, *, multiple: int = 8) -> Counts:
+    """Returns counts that fall linearly to a keep ratio of the last layer.
+
+    With n0 = max(3, ceil(0.15 layers)) layers that keep all, layer i = n0, ... keeps
+    1 + (last - 1) (i - n0 + 1) / (layers - n0).
+
+    Args:
+      layers: how many, more than 3.
+      total: of what is kept.
+      last: the keep ratio of the last layer, in (0, 1].
+      multiple: what the counts are rounded down to a multiple of.
+
+    Returns:
+      One count a layer.
+
+    Raises:
+      PruningError: if there are too few layers, or `last` is not in (0, 1].
+
+    Example:
+      >>> ltp_ramp(6, 128, 0.25, multiple=1)
+      (128, 128, 128, 96, 64, 32)
+
+    References:
+      Kim et al., Learned Token Pruning for Transformers, 2022, arXiv:2107.00910:
+      how its code reads SpAtten's rule.
+    """
+    whole = max(3, math.ceil(0.15 * layers - 1e-9))
+    if layers <= whole or not 0 < last <= 1:
+        raise base.PruningError(f"No ramp to {last} in {layers} layers, {whole} whole.")
+    falling = (
+        1 + (last - 1) * (i - whole + 1) / (layers - whole)
+        for i in range(whole, layers)
+    )
+    return from_ratios((1.0,) * whole + tuple(falling), total, multiple)
+
+
+class LayerCost(NamedTuple):
+    """Multiply-adds of one layer, or of several; integers, or real if counts are.
+
+    Attributes:
+      projections: of the input to queries, keys and values.
+      scores: Q K^T.
+      values: P V.
+      output: the output projection.
+      feed_forward: both of its products.
+    """
+
+    projections: Any
+    scores: Any
+    values: Any
+    output: Any
+    feed_forward: Any
+
+
+def multiply_adds(
+    plan: Schedule, hidden: int, feed_forward: int, *, kv_groups: int = 1
+) -> LayerCost:
+    """Returns the multiply-adds of an encoder under a schedule, one sample.
+
+    With n tokens that enter a layer, m that leave its attention, h heads of d dims,
+    and v rows of V for each query,
+
+        projections  n hidden h d (1 + 2 / kv_groups)
+        scores       h n^2 d
+        values       h n v d
+        output       m h d hidden
+        feed-forward 2 m hidden feed_forward
+
+    Args:
+      plan: the schedule; its first layer has all heads, of hidden / heads dims. For
+        soft counts, a `Schedule` of sequences of real numbers, traced or not, except
+        for the first number of heads.
+      hidden: the model's width.
+      feed_forward: the width of the feed-forward part.
+      kv_groups: query heads for each key head, a divisor of the numbers of heads.
+
+    Returns:
+      The sums over all layers, by kind; `sum(...)` of it is the total. Divide by
+      that of `dense` for the share. Exact integers for integers.
+
+    Raises:
+      PruningError: if heads do not divide `hidden`.
+
+    Example:
+      >>> full = sum(multiply_adds(dense(12, 128, 12), 768, 3072))
+      >>> tokens = from_ratios([1.0] * 6 + [0.5] * 6, 128)
+      >>> half = sum(multiply_adds(schedule(128, tokens, (12,) * 12), 768, 3072))
+      >>> full, round(full / half, 3)
+      (11173625856, 1.318)
+    """
+    if hidden % plan.heads[0]:
+        raise base.PruningError(f"{plan.heads[0]} heads do not divide {hidden}.")
+    dim = hidden // plan.heads[0]
+    each = [
+        LayerCost(
+            projections=_quotient(n * hidden * dim * h * (kv_groups + 2), kv_groups),
+            scores=h * n * n * dim,
+            values=h * n * v * dim,
+            output=m * h * dim * hidden,
+            feed_forward=2 * m * hidden * feed_forward,
+        )
+        for n, m, h, v in zip(
+            plan.entering, plan.tokens, plan.heads, plan.values, strict=True
+        )
+    ]
+    return LayerCost(*map(sum, zip(*each, strict=True)))
+
+
+def _quotient(a: Any, b: int) -> Any:
+    return a // b if isinstance(a, int) else a / b
+
+
+def _grows(numbers: Sequence[float], slack: float = 0) -> bool:
+    return any(b > a + slack for a, b in itertools.pairwise(numbers))

@@ -1,0 +1,379 @@
+"""Pruned weights in one safetensors file: packed and verified, or dense for anyone.
+
+    save_packed, load_packed    a tree of packed weights, and back to the bit
+    save_dense                  masked weights under their paths, as every tool reads
+
+safetensors checks that the sizes in a file fit each other, and no more: a flipped bit
+among the values loads without a word. So a packed file says in its metadata what it
+holds: for each weight its path, format, shape and type, for each array a SHA-256,
+and one of that text itself. All of it is checked before anything is returned. The
+arrays are stored by `encoding`, as checkpoints store them: types of one byte that
+NumPy lacks as their bytes, so that the file never depends on what a reader casts.
+
+A file is written under a temporary name, flushed to the disk, and put in its place
+in one step. One process writes, with arrays that it can see as a whole.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import stat
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jprune import masks as masks_lib
+from jprune import tree
+from jprune._core import base, encoding, manifest
+from jprune.checkpoint import CheckpointError
+from jprune.formats import _formats
+
+SCHEMA = 1
+_VERSIONS = ("jprune", "jax", "safetensors")
+_TEXT, _DIGEST = "jprune", "jprune.sha256"  # in the metadata
+_KINDS: dict[str, Callable[..., _formats.Packed]] = {
+    kind.__name__: kind
+    for kind in (_formats.Dense, _formats.BitMask, _formats.NOfM, _formats.Blocks)
+}
+# What safetensors has had from the first, and NumPy with JAX's types.
+_STORED = {
+    *("bool", "uint8", "int8", "uint16", "int16", "float16", "bfloat16"),
+    *("uint32", "int32", "float32", "uint64", "int64", "float64"),
+}
+_EXCHANGED = {*_STORED, "float8_e4m3fn", "float8_e5m2"}
+
+
+def save_packed(
+    path: str | os.PathLike[str], packed: Any, *, overwrite: bool = False
+) -> Path:
+    """Writes a tree of packed weights to one safetensors file.
+
+    Args:
+      path: the file; its directory has to exist.
+      packed: a tree whose leaves are packed weights, as `pack_tree` returns.
+      overwrite: replace a file of that name; at no time is neither there.
+
+    Returns:
+      The path of the file.
+
+    Raises:
+      CheckpointError: if there is such a file and it is not to be replaced, a leaf
+        is no packed weight, two paths are the same or differ only in `.` for `/`,
+        or writing fails. What was there is untouched then.
+      ImportError: if safetensors is not installed.
+
+    Example:
+      >>> import tempfile
+      >>> weight, mask = jnp.arange(3.0), jnp.array([True, False, True])
+      >>> with tempfile.TemporaryDirectory() as directory:
+      ...     path = Path(directory, "model.safetensors")
+      ...     _ = save_packed(path, {"w": formats.pack_bits(weight, mask)})
+      ...     load_packed(path)["w"].unpack()[0]
+      Array([0., 0., 2.], dtype=float32)
+    """
+    numpy_files = _safetensors()
+    final = Path(os.path.abspath(path))
+    with _naming(f"cannot save {final}"):
+        _check_free(final, overwrite)
+        arrays, leaves = {}, []
+        for name, leaf in _named(packed, _formats.is_packed).items():
+            with _naming(f"leaf {name!r}"):
+                fields, entry = _encode(leaf)
+            arrays |= {f"{name}/{field}": value for field, value in fields.items()}
+            leaves.append({"path": name, **entry})
+        text = json.dumps(
+            {
+                "schema": SCHEMA,
+                "versions": {name: _version(name) for name in _VERSIONS},
+                "leaves": leaves,
+            }
+        )
+        metadata = {_TEXT: text, _DIGEST: _sha256(text.encode())}
+        with _placing(final, overwrite) as temporary:
+            numpy_files.save_file(arrays, temporary, metadata=metadata)
+    return final
+
+
+def load_packed(path: str | os.PathLike[str], like: Any = None) -> Any:
+    """Returns the packed weights of a file, verified.
+
+    Args:
+      path: what `save_packed` wrote.
+      like: the params, or what `jax.eval_shape` says of them; None for no structure.
+
+    Returns:
+      The packed weights in the structure of `like`; without it, a dict of them by
+      their paths. Uncommitted, on the default device.
+
+    Raises:
+      CheckpointError: if there is no such file, it is truncated or damaged in any
+        bit that counts, it was not written by `save_packed`, or by a later version,
+        or its paths, shapes or types are not those of `like`.
+      ImportError: if safetensors is not installed.
+
+    Example:
+      >>> import tempfile
+      >>> params, packed = jnp.ones((2, 2)), formats.pack_dense(jnp.ones((2, 2)), True)
+      >>> with tempfile.TemporaryDirectory() as directory:
+      ...     path = save_packed(Path(directory, "model"), {"a": {"w": packed}})
+      ...     load_packed(path, like={"a": {"w": params}})["a"]["w"].values.tolist()
+      [[1.0, 1.0], [1.0, 1.0]]
+    """
+    _safetensors()
+    import safetensors
+
+    path = Path(os.path.abspath(path))
+    with _naming(f"cannot load {path}"):
+        data = path.read_bytes()
+        try:
+            stored = dict(safetensors.deserialize(data))
+        except safetensors.SafetensorError as error:
+            raise CheckpointError(f"damaged, or not safetensors: {error}") from error
+        entries = {leaf["path"]: leaf for leaf in _read_manifest(data)["leaves"]}
+        del data  # `deserialize` copied it
+        listed = {
+            f"{name}/{field}"
+            for name, leaf in entries.items()
+            for field in leaf["fields"]
+        }
+        if stored.keys() != listed:
+            raise CheckpointError(
+                f"arrays that its manifest lacks: {sorted(stored.keys() - listed)}; "
+                f"arrays that it lacks: {sorted(listed - stored.keys())}"
+            )
+        wanted = None if like is None else _named(like)
+        if wanted is not None:
+            _check_like(entries, wanted)
+        found = {}
+        for name, entry in entries.items():
+            with _naming(f"leaf {name!r}"):
+                views = {f: stored.pop(f"{name}/{f}") for f in entry["fields"]}
+                found[name] = _decode(entry, views)
+    if wanted is None:
+        return found
+    return jax.tree.structure(like).unflatten(found[name] for name in wanted)
+
+
+def save_dense(
+    path: str | os.PathLike[str],
+    params: base.Params,
+    masks: base.Masks | None = None,
+    *,
+    overwrite: bool = False,
+) -> Path:
+    """Writes masked weights to one safetensors file that any tool can load.
+
+    A tensor for each leaf, under its path, of its shape and type; nothing else, so
+    nothing that tells whether they are as they were written.
+
+    Args:
+      path: the file; its directory has to exist.
+      params: any pytree of arrays.
+      masks: its masks; None if the params are masked already.
+      overwrite: replace a file of that name; at no time is neither there.
+
+    Returns:
+      The path of the file.
+
+    Raises:
+      CheckpointError: as `save_packed`, and if safetensors has no name for the type
+        of a leaf.
+      PruningError: if the masks are not masks of these params.
+      ImportError: if safetensors is not installed.
+
+    Example:
+      >>> import tempfile
+      >>> from safetensors.numpy import load_file
+      >>> params, masks = {"a": {"w": jnp.ones(2)}}, {"a": {"w": jnp.arange(2) > 0}}
+      >>> with tempfile.TemporaryDirectory() as directory:
+      ...     load_file(save_dense(Path(directory, "model"), params, masks))
+      {'a/w': array([0., 1.], dtype=float32)}
+    """
+    numpy_files = _safetensors()
+    final = Path(os.path.abspath(path))
+    if masks is not None:
+        params = masks_lib.apply(params, masks)
+    with _naming(f"cannot save {final}"):
+        _check_free(final, overwrite)
+        arrays = {}
+        for name, leaf in _named(params).items():
+            with _naming(f"leaf {name!r}"):
+                arrays[name] = _exchangeable(name, leaf)
+        with _placing(final, overwrite) as temporary:
+            numpy_files.save_file(arrays, temporary)
+    return final
+
+
+# ---- leaves ----
+
+
+def _named(packed: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
+    named: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for keys, leaf in jax.tree.leaves_with_path(packed, is_leaf=is_leaf):
+        name, origin = tree.leaf_path(keys), "".join(map(str, keys))
+        # `.` joins names in PyTorch and in most tables of parameters.
+        alias = name.replace(".", "/")
+        if alias in origins:
+            raise CheckpointError(
+                f"the paths of the leaves {origins[alias]} and {origin} collide: "
+                f"both are {alias!r} where `.` joins names"
+            )
+        origins[alias], named[name] = origin, leaf
+    return named
+
+
+def _encode(leaf: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    if not _formats.is_packed(leaf):
+        raise ValueError(f"it is a {type(leaf).__name__}, not a packed weight")
+    arrays, entries, static = {}, {}, {}
+    for field in dataclasses.fields(leaf):
+        value = getattr(leaf, field.name)
+        if field.metadata.get("static"):
+            static[field.name] = value
+            continue
+        stored, entries[field.name] = encoding.encode(value)
+        stored = np.asarray(stored, order="C")
+        raw = stored.dtype.name not in _STORED  # complex numbers, as their bytes
+        arrays[field.name] = stored.reshape(-1).view(np.uint8) if raw else stored
+    described = {"shape": list(leaf.shape), "dtype": leaf.values.dtype.name}
+    kind = type(leaf).__name__
+    return arrays, {**described, "format": kind, "static": static, "fields": entries}
+
+
+def _decode(entry: dict[str, Any], views: dict[str, Any]) -> _formats.Packed:
+    arrays = {}
+    for field, array in entry["fields"].items():
+        dtype, shape = encoding.stored_type(array)
+        value = np.frombuffer(views[field]["data"], jnp.dtype(dtype)).reshape(shape)
+        like = jax.ShapeDtypeStruct(array["shape"], jnp.dtype(array["dtype"]))
+        with _naming(f"array {field!r}"):
+            arrays[field] = encoding.decode(array, value, like)
+    static = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in entry["static"].items()
+    }
+    return _KINDS[entry["format"]](**arrays, **static)
+
+
+def _exchangeable(name: str, leaf: Any) -> np.ndarray:
+    if name == "__metadata__":
+        raise ValueError("safetensors keeps that name for itself")
+    dtype = encoding.describe(leaf)["dtype"]
+    if dtype not in _EXCHANGED:
+        raise ValueError(f"safetensors has no name for the type {dtype}")
+    return np.asarray(leaf, order="C")
+
+
+# ---- the manifest ----
+
+
+def _read_manifest(data: bytes) -> dict[str, Any]:
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    metadata = header.get("__metadata__", {})
+    if not {_TEXT, _DIGEST} <= metadata.keys():
+        raise CheckpointError("it has no manifest; did jprune write it packed?")
+    text = metadata[_TEXT]
+    try:
+        found = json.loads(text)
+        schema = found["schema"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"its manifest is damaged: {error!r}") from error
+    if schema != SCHEMA:
+        raise CheckpointError(f"its schema is {schema!r}; this version reads {SCHEMA}")
+    if _sha256(text.encode()) != metadata[_DIGEST]:
+        raise CheckpointError("its manifest does not match its own checksum")
+    return found
+
+
+def _check_like(entries: dict[str, Any], wanted: dict[str, Any]) -> None:
+    if entries.keys() != wanted.keys():
+        raise CheckpointError(
+            f"leaves of `like` that it lacks: {sorted(wanted.keys() - entries)}; "
+            f"leaves that `like` lacks: {sorted(entries.keys() - wanted)}"
+        )
+    for name, leaf in wanted.items():
+        with _naming(f"leaf {name!r}"):
+            expected = encoding.describe(leaf)
+        found = {key: entries[name][key] for key in expected}
+        if found != expected:
+            raise CheckpointError(f"leaf {name!r} is {found}, in `like` {expected}")
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+# ---- files ----
+
+
+def _check_free(final: Path, overwrite: bool) -> None:
+    if os.path.lexists(final) and not overwrite:
+        raise CheckpointError("it exists, and is to be replaced only by overwrite=True")
+
+
+@contextlib.contextmanager
+def _placing(final: Path, overwrite: bool) -> Iterator[Path]:
+    """Gives a temporary path; what is there at the end takes its place."""
+    temporary = final.with_name(f".{final.name}.tmp-{uuid.uuid4().hex}")
+    try:
+        temporary.touch(exist_ok=False)
+        kept = final if overwrite and final.is_file() else temporary
+        mode = stat.S_IMODE(kept.stat().st_mode)
+        yield temporary
+        # safetensors makes files that their owner alone can read.
+        temporary.chmod(mode)
+        manifest.flush(temporary)
+        if overwrite:
+            os.replace(temporary, final)
+        else:
+            _put(temporary, final)
+        manifest.flush(final.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _put(temporary: Path, final: Path) -> None:
+    try:
+        os.link(temporary, final)  # fails if another has written it meanwhile
+    except FileExistsError as error:
+        raise CheckpointError("another has written it meanwhile") from error
+    except OSError:  # a file system without links
+        _check_free(final, overwrite=False)
+        os.replace(temporary, final)
+
+
+@contextlib.contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Turns whatever is raised into a `CheckpointError` that says what it was about."""
+    try:
+        yield
+    except Exception as error:
+        ours = isinstance(error, CheckpointError | ValueError)
+        kind = "" if ours else f"{type(error).__name__}: "
+        raise CheckpointError(f"{what}: {kind}{error}") from error
+
+
+def _safetensors() -> Any:
+    try:
+        # Imported here because no other module needs it.
+        import safetensors.numpy
+    except ImportError as error:
+        message = "Export needs safetensors: pip install 'jprune[export]'"
+        raise ImportError(message) from error
+    return safetensors.numpy

@@ -1,0 +1,171 @@
+"""Sizes of groups from sizes of leaves, and masks from sizes."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from jprune._core import base
+from jprune.graph._budget import is_width
+from jprune.graph._cost import measure
+from jprune.graph._groups import Group
+from jprune.graph._trace import Graph
+
+_ROUNDS = 20
+
+
+def fit_widths(
+    graph: Graph,
+    shares: Mapping[str, float],
+    *,
+    min_kept: int = 1,
+    where: Callable[[Group], bool] = is_width,
+) -> dict[str, int]:
+    """Returns the sizes of groups with which leaves have given shares of their size.
+
+    With c_g the size of group g and n_l(c) the number of weights of leaf l,
+
+        min over c of sum over l of (log n_l(c) - log(share_l n_l))^2
+
+    A product of sizes is linear in their logarithms, so that one least-squares
+    problem settles it; sums, as of concatenated features, take some more. Of equally
+    good sizes the largest are taken. What ends above the full size or below the
+    least stays there, and the others are solved for again.
+
+    Args:
+      graph: the recorded function.
+      shares: path of a leaf -> the share of its weights, in (0, 1].
+      min_kept: the least size.
+      where: which groups may shrink.
+
+    Returns:
+      Group name -> its size, rounded.
+
+    Raises:
+      PruningError: if there is no such leaf, a share is outside (0, 1], `min_kept`
+        is not positive, or no group may shrink.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jprune import graph as jg
+      >>> mlp = lambda p, x: jnp.tanh(x @ p["in"]) @ p["out"]
+      >>> params = {"in": jnp.ones((3, 8)), "out": jnp.ones((8, 2))}
+      >>> graph = jg.trace(mlp, params, jnp.ones((5, 3)))
+      >>> fit_widths(graph, {"in": 0.5, "out": 0.125})
+      {'in[1]': 2}
+    """
+    groups = {n: g for n, g in graph.groups.items() if where(g)}
+    _check(graph, shares, groups, min_kept)
+    full = np.array([float(g.size) for g in groups.values()])
+    least = np.log(np.minimum(full, min_kept) / full)
+    logs, free = np.zeros(len(groups)), np.ones(len(groups), bool)
+    while free.any():
+        logs = _solve(graph, shares, list(groups), logs, free)
+        outside = free & ((logs > 1e-9) | (logs < least - 1e-9))
+        logs = np.clip(logs, least, 0.0)
+        if not outside.any():
+            break
+        free &= ~outside
+    counts = np.clip(np.round(full * np.exp(logs)), np.minimum(full, min_kept), full)
+    return dict(zip(groups, map(int, counts), strict=True))
+
+
+def _solve(
+    graph: Graph,
+    shares: Mapping[str, float],
+    names: list[str],
+    logs: np.ndarray,
+    free: np.ndarray,
+) -> np.ndarray:
+    """Gauss-Newton: least squares in the logarithms of what is left of the free."""
+    full = np.array([float(graph.groups[n].size) for n in names])
+    logs = np.where(free, 0.0, logs)
+    for _ in range(_ROUNDS):
+        sizes = dict(zip(names, full * np.exp(logs), strict=True))
+        rows, rest = [], []
+        for path, share in shares.items():
+            have, slopes = _logarithm(graph, path, sizes)
+            whole, _ = _logarithm(graph, path, {})
+            rows.append([slopes.get(n, 0.0) for n in names])
+            rest.append(np.log(share) + whole - have)
+        slope, missing = np.array(rows)[:, free], np.array(rest)
+        # From the whole sizes, so that of equal fits the nearest to them is found.
+        at = logs[free]
+        new = np.linalg.lstsq(slope, missing + slope @ at, rcond=1e-9)[0]
+        logs = logs.copy()
+        logs[free] = new
+        if np.abs(new - at).max() < 1e-10:
+            break
+    return logs
+
+
+def _logarithm(
+    graph: Graph, path: str, sizes: Mapping[str, float]
+) -> tuple[float, dict[str, float]]:
+    """The logarithm of a leaf's size, and its slopes in the logarithms of groups'.
+
+    An axis is a polynomial of degree one in each size, so that the share that it
+    loses without a group is its slope.
+    """
+    size, axes = measure(graph, sizes), graph.axes[path]
+    slopes = {}
+    for name in sizes:
+        if any(m.path == path for m in graph.groups[name].members):
+            without = measure(graph, {**sizes, name: 0.0})
+            slopes[name] = sum(float(1 - without(d) / size(d)) for d in axes)
+    return sum(float(np.log(size(d))) for d in axes), slopes
+
+
+def _check(
+    graph: Graph,
+    shares: Mapping[str, float],
+    groups: Mapping[str, Group],
+    min_kept: int,
+) -> None:
+    if not groups:
+        raise base.PruningError("No group may shrink.")
+    if min_kept < 1:
+        raise base.PruningError(f"A group keeps an entry or more; got {min_kept}.")
+    for path, share in shares.items():
+        if path not in graph.axes:
+            raise base.PruningError(f"The params that were traced have no leaf {path}.")
+        if not 0 < share <= 1:
+            raise base.PruningError(f"A share is in (0, 1]; got {share} for {path}.")
+
+
+def first_entries(graph: Graph, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Returns the choice that keeps the first entries of groups.
+
+    At initialization entries are alike, and which of them stay is of no matter.
+
+    Args:
+      graph: the recorded function.
+      sizes: group name -> how many are kept.
+
+    Returns:
+      Group name -> bools, of the groups that lose entries.
+
+    Raises:
+      PruningError: if there is no such group, or it has not that many entries.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jprune import graph as jg
+      >>> mlp = lambda p, x: jnp.tanh(x @ p["in"]) @ p["out"]
+      >>> params = {"in": jnp.ones((3, 4)), "out": jnp.ones((4, 2))}
+      >>> graph = jg.trace(mlp, params, jnp.ones((5, 3)))
+      >>> first_entries(graph, {"in[1]": 3})
+      {'in[1]': array([ True,  True,  True, False])}
+    """
+    found: dict[str, Any] = {}
+    for name, count in sizes.items():
+        if name not in graph.groups:
+            raise base.PruningError(
+                f"There is no group {name!r}; there are: {', '.join(graph.groups)}"
+            )
+        size = graph.groups[name].size
+        if not 1 <= count <= size:
+            raise base.PruningError(f"{name} has {size} entries; got {count}.")
+        if count < size:
+            found[name] = np.arange(size) < count
+    return found

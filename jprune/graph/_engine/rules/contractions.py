@@ -1,0 +1,97 @@
+"""Rules of products: matrix multiplication and convolution."""
+
+from typing import Any
+
+from jprune.graph._engine import dims as dims_lib
+from jprune.graph._engine.dims import Dim
+from jprune.graph._engine.program import (
+    Axes,
+    Node,
+    Outcome,
+    Recorder,
+    Sum,
+    View,
+    frozen,
+    zero,
+)
+
+
+def dot_general(node: Node, recorder: Recorder) -> Outcome:
+    """Contracted axes are one, and so are batch axes."""
+    left, right = node.inputs
+    (left_sum, right_sum), (left_batch, right_batch) = node.params["dimension_numbers"]
+    contracted, batch = [], []
+    for i, j in zip(left_sum, right_sum, strict=True):
+        dims_lib.unify(left.axes[i], right.axes[j])
+        dims_lib.mark(left.axes[i], "summed")
+        contracted.append(left.axes[i])
+    for i, j in zip(left_batch, right_batch, strict=True):
+        dims_lib.unify(left.axes[i], right.axes[j])
+        batch.append(left.axes[i])
+    free = [
+        d
+        for value, gone in (
+            (left, (left_sum, left_batch)),
+            (right, (right_sum, right_batch)),
+        )
+        for i, d in enumerate(value.axes)
+        if i not in {*gone[0], *gone[1]}
+    ]
+    if left.active and right.active:
+        for d in contracted:
+            dims_lib.mark(d, "head")
+        for d in batch:
+            dims_lib.mark(d, "heads")
+        for d in free:
+            dims_lib.mark(d, "head")
+    elif left.active or right.active:
+        for d in batch:
+            dims_lib.mark(d, "parallel")
+    # Of a value with itself it is a sum of squares, as under a root mean square.
+    products = left is not right
+    attends = left.active and right.active
+    total = Sum(tuple(contracted), of_products=products, attends=attends)
+    recorder.facts(None, total)
+    return Outcome([(*batch, *free)], fill=zero)
+
+
+def convolution(node: Node, recorder: Recorder) -> Outcome:
+    """Input channels are contracted, group by group; windows and images stay."""
+    image, kernel = node.inputs
+    spec = node.params["dimension_numbers"]
+    groups = node.params["feature_group_count"]
+    if node.params["batch_group_count"] != 1:
+        about = [d for v in node.inputs for d in v.axes]
+        recorder.freeze(node, about, "a convolution with batch groups")
+        return Outcome([frozen(node.shapes[0], node)], fill=zero)
+    spatial = [image.axes[i] for i in spec.lhs_spec[2:]]
+    spatial += [kernel.axes[i] for i in spec.rhs_spec[2:]]
+    recorder.freeze(node, spatial, "a convolution slides along it")
+    batch, channels = (image.axes[i] for i in spec.lhs_spec[:2])
+    features, inputs = (kernel.axes[i] for i in spec.rhs_spec[:2])
+    dims_lib.mark(features, "channel")
+    dims_lib.mark(channels, "channel")
+    group: Dim | None = None
+    if groups == 1:
+        dims_lib.unify(channels, inputs)
+    else:
+        group, inner = dims_lib.factor(channels, [groups, channels.size // groups])
+        outer, _ = dims_lib.factor(features, [groups, features.size // groups])
+        dims_lib.unify(inner, inputs)
+        dims_lib.unify(group, outer)
+        dims_lib.mark(group, "summed")
+    dims_lib.mark(inputs, "summed")
+    axes: list[Any] = [None] * len(node.shapes[0])
+    axes[spec.out_spec[0]], axes[spec.out_spec[1]] = batch, features
+    for i in spec.out_spec[2:]:
+        (axes[i],) = frozen(node.shapes[0][i : i + 1], node)
+
+    def params(view: View) -> dict[str, Any]:
+        return {"feature_group_count": 1 if group is None else view.size(group)}
+
+    over: Axes = (inputs, *(kernel.axes[i] for i in spec.rhs_spec[2:]))
+    recorder.facts(None, Sum(over, of_products=True))
+    return Outcome([tuple(axes)], params=params, fill=zero)
+
+
+RULES = {"dot_general": dot_general, "conv_general_dilated": convolution}

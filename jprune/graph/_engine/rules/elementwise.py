@@ -1,0 +1,283 @@
+"""Rules of primitives that work entry by entry, and of numbers that mean a size.
+
+The mean of n entries is their sum times a literal 1 / n. When the n entries become
+fewer, so must the literal. It is found by where it stands: it multiplies or divides a
+sum over dims whose sizes it is the product of.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jprune.graph._engine import dims as dims_lib
+from jprune.graph._engine.dims import Dim
+from jprune.graph._engine.program import (
+    Axes,
+    Node,
+    Outcome,
+    Recorder,
+    Scalar,
+    Sum,
+    Value,
+    View,
+)
+
+NAMES = tuple(
+    """
+    abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
+    bitcast_convert_type cbrt ceil clamp clz complex conj convert_element_type copy
+    copy_p cos cosh device_put digamma div eq erf erf_inv erfc exp exp2 expm1 floor
+    ge gt igamma igamma_grad_a igammac imag integer_pow is_finite le lgamma log
+    log1p logistic lt max min mul name ne neg nextafter not optimization_barrier or
+    polygamma population_count pow pvary real reduce_precision
+    regularized_incomplete_beta rem round rsqrt select_n shift_left
+    shift_right_arithmetic shift_right_logical sign sin sinh sqrt square
+    stop_gradient sub tan tanh xor zeta
+    """.split()  # noqa: SIM905 (eighty strings in quotes read no better)
+)
+
+_POWERS = {"sqrt": 0.5, "rsqrt": -0.5, "square": 2.0, "cbrt": 1 / 3}
+_PRODUCTS = ("mul", "div")
+_MOVES = {"broadcast_in_dim", "reshape", "squeeze", "transpose"}
+_KEEP_SUMS = {"neg", "abs", "copy", "convert_element_type", "name", "reduce_precision"}
+_KEEP_SUMS |= {
+    "add",
+    "sub",
+    "add_any",
+    "max",
+    "min",
+    "stop_gradient",
+    *_PRODUCTS,
+    *_MOVES,
+}
+
+
+def elementwise(node: Node, recorder: Recorder) -> Outcome:
+    """Relates axes of one size; axes of size 1 are broadcast."""
+    if node.name == "bitcast_convert_type" and _width_changes(node):
+        return _reinterpreted(node, recorder)
+    results, shapes = [], node.shapes
+    for i, shape in enumerate(shapes):
+        # With several results each belongs to the operand of its place.
+        given = node.inputs if len(shapes) == 1 else [node.inputs[i]]
+        results.append(joined(given, shape))
+    if len(shapes) > 1:
+        return Outcome(results)
+    follow(node, recorder)
+    sized = _sized_operand(node, recorder, results[0])
+    return Outcome(results, run=sized)
+
+
+def joined(values: Sequence[Value], shape: Sequence[int]) -> Axes:
+    """Returns the dims of a result, after making those of its operands one."""
+    axes: list[Dim | None] = [None] * len(shape)
+    for value in values:
+        if len(value.axes) != len(shape):
+            continue  # a scalar
+        for i, d in enumerate(value.axes):
+            if d.size != shape[i]:
+                continue
+            before = axes[i]
+            if before is None:
+                axes[i] = d
+            elif d.size > 1:
+                dims_lib.unify(before, d)
+    found = tuple(
+        dims_lib.leaf(n) if d is None else d for d, n in zip(axes, shape, strict=True)
+    )
+    # One tuple for a chain of operations: recordings are large.
+    return next((v.axes for v in values if v.axes == found), found)
+
+
+def follow(node: Node, recorder: Recorder) -> None:
+    """Has the facts about sums and constants follow from operands to the result."""
+    recorder.facts(_scalar(node), _sum(node))
+
+
+def _scalar(node: Node) -> Scalar | None:
+    if not all(v.scalar is not None for v in node.inputs):
+        return None
+    operands = tuple(v.scalar for v in node.inputs if v.scalar is not None)
+    return Scalar(None, node.equation.primitive, node.params, operands)
+
+
+def _sum(node: Node) -> Sum | None:
+    """The sum that the result is, from that of its operands."""
+    found = next((v.sum for v in node.inputs if v.sum is not None), None)
+    if found is None:
+        return None
+    if node.name in _POWERS:
+        return found._replace(power=found.power * _POWERS[node.name])
+    if node.name == "integer_pow":
+        return found._replace(power=found.power * node.params["y"])
+    return found if node.name in _KEEP_SUMS else None
+
+
+def _sized_operand(node: Node, recorder: Recorder, axes: Axes) -> Any:
+    """How to run a product with a constant that may mean a size; else None."""
+    if node.name not in _PRODUCTS:
+        return None
+    for place, value in enumerate(node.inputs):
+        other = node.inputs[1 - place]
+        if value.scalar is None or other.scalar is not None:
+            continue
+        if place == 0 and node.name == "div":
+            continue  # constant / x
+        numbers = {_number(s) for s in _literals(value.scalar)}
+        scale = _value(value.scalar)
+        scale = 1 / scale if node.name == "div" and scale else scale
+        own = [d for d in axes if d.size > 1 and _is_scale(scale, numbers, d.size)]
+        total = other.sum
+        if total is not None and total.of_products and not total.attends and own:
+            total = None  # of queries, which have as many entries as what they are of
+        if total is not None and _matches(scale, numbers, total):
+            products = total.of_products
+            kind = "attention_scale" if products else "divisors"
+            what = f"a number is {dims_lib.count_of(total.over)}, a sum's size"
+            recorder.note("rescaled", node, what, total.over)
+            if not products:
+                recorder.facts(None, None)
+            return _sized(node, place, kind, total.over, None)
+        if own and other.active:
+            return _sized(node, place, "attention_scale", tuple(own[-1:]), "head")
+    return None
+
+
+def _sized(
+    node: Node, place: int, kind: str, over: Axes, mark: str | None
+) -> Callable[..., list[Any]]:
+    # Not the node itself, of which this becomes a part: a graph that nobody has any
+    # more is gone at once, without a cycle to be found.
+    value = node.inputs[place]
+    bind = functools.partial(node.equation.primitive.bind, **node.params)
+    return functools.partial(
+        _run_sized, bind, value.scalar, value.dtype, place, kind, over, mark
+    )
+
+
+def _run_sized(
+    bind: Callable[..., Any],
+    scalar: Scalar | None,
+    dtype: Any,
+    place: int,
+    kind: str,
+    over: Axes,
+    mark: str | None,
+    view: View,
+    *operands: Any,
+) -> list[Any]:
+    """Runs a product whose constant follows the number of entries of some dims."""
+    wanted = getattr(view.options, kind) == "rescale"
+    if mark and not any(mark in x.marks for d in over for x in dims_lib.leaves_of(d)):
+        wanted = False
+    before = math.prod(d.size for d in over)
+    after = math.prod(view.count(d) for d in over)
+    if not wanted or (isinstance(after, int) and after == before):
+        return [bind(*operands)]
+    changed = list(operands)
+    number = _evaluate(scalar, before, after)
+    old = operands[place]
+    dtype = getattr(old, "dtype", None) or dtype
+    changed[place] = jnp.broadcast_to(jnp.asarray(number).astype(dtype), np.shape(old))
+    return [bind(*changed)]
+
+
+def _literals(scalar: Scalar) -> Iterator[Any]:
+    if scalar.primitive is None:
+        yield scalar.value
+    for one in scalar.operands:
+        yield from _literals(one)
+
+
+def _number(literal: Any) -> tuple[float, float]:
+    """A literal as a float, and its precision."""
+    try:
+        dtype = getattr(literal, "dtype", np.dtype(np.float32))
+        floating = jnp.issubdtype(dtype, jnp.floating)
+        precision = float(jnp.finfo(dtype).eps) if floating else 0.0
+        return float(literal), max(precision, 1e-6)
+    except (TypeError, ValueError):
+        return math.nan, 0.0
+
+
+def _matches(scale: float, numbers: set[tuple[float, float]], total: Sum) -> bool:
+    n = math.prod(d.size for d in total.over)
+    if total.of_products:  # no mean: 0.1 after ten inputs is the slope of a ReLU
+        return n > 1 and _is_scale(scale, numbers, n)
+    return n > 1 and any(_power_of(x, n, p) is not None for x, p in numbers)
+
+
+def _is_scale(scale: float, numbers: set[tuple[float, float]], n: int) -> bool:
+    """Whether a factor is 1 / sqrt(n); sqrt(n) or 1 / n would be a coincidence."""
+    precision = 4 * max(p for _, p in numbers)
+    return math.isclose(scale, n**-0.5, rel_tol=precision)
+
+
+def _value(scalar: Scalar) -> float:
+    """The number that a constant is; NaN where it is made in unusual ways."""
+    if scalar.primitive is None:
+        return _number(scalar.value)[0]
+    operands = [_value(s) for s in scalar.operands]
+    name = scalar.primitive.name
+    if name == "integer_pow":
+        return operands[0] ** scalar.params["y"] if operands[0] else math.nan
+    known: dict[str, Any] = {
+        "mul": np.multiply,
+        "div": np.divide,
+        "pow": np.power,
+        "sqrt": np.sqrt,
+    }
+    with np.errstate(all="ignore"):
+        if name in known:
+            return float(known[name](*operands))
+        if name == "rsqrt":
+            return float(1 / np.sqrt(operands[0]))
+    return operands[0] if name in _MOVES | {"convert_element_type"} else math.nan
+
+
+def _power_of(x: float, n: int, precision: float = 1e-6) -> float | None:
+    """The power of a size that a number is, of those that stand for one."""
+    for power in (1.0, -1.0, 0.5, -0.5):
+        if math.isclose(x, float(n) ** power, rel_tol=precision):
+            return power
+    return None
+
+
+def _evaluate(scalar: Scalar | None, before: int, after: Any) -> Any:
+    """The value of a constant after a size in it has changed."""
+    assert scalar is not None
+    if scalar.primitive is None:
+        number, precision = _number(scalar.value)
+        power = _power_of(number, before, precision)
+        if power is None:
+            return scalar.value
+        dtype = getattr(scalar.value, "dtype", np.result_type(type(scalar.value)))
+        if isinstance(after, int):
+            return np.asarray(float(after) ** power, dtype)
+        return (jnp.asarray(after, jnp.result_type(float)) ** power).astype(dtype)
+    operands = [_evaluate(s, before, after) for s in scalar.operands]
+    operands = [jnp.asarray(x) for x in operands]
+    if scalar.primitive.name in _MOVES:
+        return operands[0]
+    found = scalar.primitive.bind(*operands, **scalar.params)
+    return found[0] if scalar.primitive.multiple_results else found  # `device_put`
+
+
+def _width_changes(node: Node) -> bool:
+    return node.shapes[0] != node.inputs[0].shape
+
+
+def _reinterpreted(node: Node, recorder: Recorder) -> Outcome:
+    """A bitcast to a narrower or wider type adds or takes a last axis."""
+    axes, rank = node.inputs[0].axes, len(node.shapes[0])
+    if len(axes) > rank:
+        recorder.freeze(node, axes[-1:], "its bits are joined into one number")
+    extra = [dims_lib.leaf(n, "bits") for n in node.shapes[0][len(axes) :]]
+    return Outcome([(*axes[:rank], *extra)])
+
+
+RULES = dict.fromkeys(NAMES, elementwise)

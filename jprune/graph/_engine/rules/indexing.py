@@ -1,0 +1,123 @@
+"""Rules of primitives that read and write at computed places.
+
+Axes that are indexed are frozen; axes that are taken whole pass.
+"""
+
+from typing import Any
+
+from jprune.graph._engine import dims as dims_lib
+from jprune.graph._engine.dims import Dim
+from jprune.graph._engine.program import Node, Outcome, Recorder, View, zero
+from jprune.graph._engine.rules.shapes import sizes
+
+
+def dynamic_slice(node: Node, recorder: Recorder) -> Outcome:
+    """A slice that starts anywhere."""
+    axes = []
+    for d, n in zip(node.inputs[0].axes, node.params["slice_sizes"], strict=True):
+        if d.size == n:
+            axes.append(d)  # a whole axis can start at 0 only
+        else:
+            recorder.freeze(node, [d], "it is sliced at a computed place")
+            axes.append(dims_lib.leaf(n, "a dynamic slice"))
+    found = tuple(axes)
+    return Outcome([found], params=lambda view: {"slice_sizes": sizes(view, found)})
+
+
+def dynamic_update_slice(node: Node, recorder: Recorder) -> Outcome:
+    """Overwrites a slice that starts anywhere."""
+    operand, update = node.inputs[:2]
+    for d, new in zip(operand.axes, update.axes, strict=True):
+        if d.size == new.size:
+            dims_lib.unify(d, new)
+        else:
+            recorder.freeze(node, [d, new], "it is written at a computed place")
+    return Outcome([operand.axes])
+
+
+def gather(node: Node, recorder: Recorder) -> Outcome:
+    """Reads slices at computed places: embeddings, caches, permutations."""
+    operand, indices = node.inputs
+    spec, taken = node.params["dimension_numbers"], node.params["slice_sizes"]
+    removed = {*spec.collapsed_slice_dims, *spec.operand_batching_dims}
+    kept = [i for i in range(len(operand.axes)) if i not in removed]
+    places = iter(indices.axes[:-1])  # the last axis holds the coordinates
+    dims_lib.freeze(indices.axes[-1], "coordinates of a gather")
+    windows = dict(zip(spec.offset_dims, kept, strict=True))
+    axes: list[Dim] = []
+    for i, n in enumerate(node.shapes[0]):
+        if i not in windows:
+            axes.append(next(places))
+            continue
+        d = operand.axes[windows[i]]
+        if d.size == n:
+            axes.append(d)
+        else:
+            recorder.freeze(node, [d], "it is read at a computed place")
+            axes.append(dims_lib.leaf(n, "a gather"))
+    for i in spec.collapsed_slice_dims:
+        recorder.freeze(node, [operand.axes[i]], "it is indexed")
+    batching = (spec.operand_batching_dims, spec.start_indices_batching_dims)
+    for i, j in zip(*batching, strict=True):
+        dims_lib.unify(operand.axes[i], indices.axes[j])
+    whole = [d.size == n for d, n in zip(operand.axes, taken, strict=True)]
+
+    def params(view: View) -> dict[str, Any]:
+        return {
+            "slice_sizes": tuple(
+                view.size(d) if w and i not in removed else n
+                for i, (d, n, w) in enumerate(
+                    zip(operand.axes, taken, whole, strict=True)
+                )
+            )
+        }
+
+    return Outcome([tuple(axes)], params=params)
+
+
+def scatter(node: Node, recorder: Recorder) -> Outcome:
+    """Writes or adds slices at computed places."""
+    operand, indices, updates = node.inputs
+    spec = node.params["dimension_numbers"]
+    dims_lib.freeze(indices.axes[-1], "coordinates of a scatter")
+    removed = {*spec.inserted_window_dims, *spec.operand_batching_dims}
+    kept = [i for i in range(len(operand.axes)) if i not in removed]
+    windows = dict(zip(spec.update_window_dims, kept, strict=True))
+    places = iter(indices.axes[:-1])
+    adds = node.name in ("scatter-add", "scatter-sub")
+    for i, d in enumerate(updates.axes):
+        if i not in windows:
+            place = next(places)
+            dims_lib.unify(d, place)
+            if not adds:  # a removed update would still overwrite
+                recorder.freeze(node, [place], "it numbers what is written")
+        elif operand.axes[windows[i]].size == d.size:
+            dims_lib.unify(d, operand.axes[windows[i]])
+        else:
+            about = [d, operand.axes[windows[i]]]
+            recorder.freeze(node, about, "it is written at a computed place")
+    for i in spec.inserted_window_dims:
+        recorder.freeze(node, [operand.axes[i]], "it is indexed")
+    batching = (spec.operand_batching_dims, spec.scatter_indices_batching_dims)
+    for i, j in zip(*batching, strict=True):
+        dims_lib.unify(operand.axes[i], indices.axes[j])
+    # Updates that are removed must not be added to what is left.
+    return Outcome([operand.axes], fill=zero if adds else None)
+
+
+RULES = {
+    "dynamic_slice": dynamic_slice,
+    "dynamic_update_slice": dynamic_update_slice,
+    "gather": gather,
+    **dict.fromkeys(
+        (
+            "scatter",
+            "scatter-add",
+            "scatter-sub",
+            "scatter-mul",
+            "scatter-min",
+            "scatter-max",
+        ),
+        scatter,
+    ),
+}

@@ -1,0 +1,156 @@
+"""Rules of primitives that combine the entries of an axis."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jprune.graph._engine import dims as dims_lib
+from jprune.graph._engine.program import Node, Outcome, Recorder, Sum, frozen, zero
+from jprune.graph._engine.rules.elementwise import joined
+
+
+def _least(dtype: Any) -> Any:
+    """What a maximum never chooses."""
+    if dtype == np.dtype(bool):
+        return np.zeros((), bool)
+    if jnp.issubdtype(dtype, jnp.integer):
+        return jnp.iinfo(dtype).min
+    return jnp.asarray(-jnp.inf, dtype)
+
+
+def _greatest(dtype: Any) -> Any:
+    """What a minimum never chooses."""
+    if dtype == np.dtype(bool):
+        return np.ones((), bool)
+    if jnp.issubdtype(dtype, jnp.integer):
+        return jnp.iinfo(dtype).max
+    return jnp.asarray(jnp.inf, dtype)
+
+
+def _one(dtype: Any) -> Any:
+    return np.ones((), dtype)
+
+
+def _all_bits(dtype: Any) -> Any:
+    return ~np.zeros((), dtype)
+
+
+FILLS = {
+    "reduce_sum": zero,
+    "reduce_max": _least,
+    "reduce_min": _greatest,
+    "reduce_prod": _one,
+    "reduce_and": _all_bits,
+    "reduce_or": zero,
+    "reduce_xor": zero,
+}
+"""What does not count in a reduction."""
+
+
+def reduction(node: Node, recorder: Recorder) -> Outcome:
+    """Drops axes that may shrink: the result is over what is left."""
+    value, gone = node.inputs[0], set(node.params["axes"])
+    over = tuple(value.axes[i] for i in sorted(gone))
+    left = tuple(d for i, d in enumerate(value.axes) if i not in gone)
+    for d in over:
+        dims_lib.mark(d, "summed")
+    if node.name == "reduce_sum":
+        recorder.facts(None, Sum(over))
+    elif over:
+        what = f"{node.name} is over the entries that are left"
+        recorder.note("over what is left", node, what, over)
+    # Not along the axes that stay: of nothing but infinities no gradient comes back.
+    return Outcome([left], fill=FILLS[node.name], along=frozenset(gone))
+
+
+def along(name: str) -> Any:
+    """Returns the rule of a primitive that acts along the axes in one parameter."""
+
+    def rule(node: Node, recorder: Recorder) -> Outcome:
+        given = node.params[name]
+        axes = {int(a) for a in (given if np.ndim(given) else (given,))}
+        rank = len(node.inputs[0].axes)
+        return acting(node, recorder, {a % rank for a in axes})
+
+    return rule
+
+
+def acting(node: Node, recorder: Recorder, axes: set[int]) -> Outcome:
+    """Freezes the axes that a primitive acts along; others pass.
+
+    Args:
+      node: the equation; operands and results have the same axes, but for lengths.
+      recorder: for what is frozen.
+      axes: along which it acts.
+    """
+    for value in node.inputs:
+        acted = [d for i, d in enumerate(value.axes) if i in axes]
+        recorder.freeze(node, acted, f"{node.name} acts along it")
+    results = []
+    for shape in node.shapes:
+        passing = [-1 if i in axes else n for i, n in enumerate(shape)]
+        found = list(joined(node.inputs, passing))
+        for i in axes:
+            (found[i],) = frozen(shape[i : i + 1], node)
+        results.append(tuple(found))
+    return Outcome(results)
+
+
+def argument(node: Node, recorder: Recorder) -> Outcome:
+    """Of the greatest or least entry along an axis: its number has to stay."""
+    axes = set(node.params["axes"])
+    value = node.inputs[0]
+    acted = [d for i, d in enumerate(value.axes) if i in axes]
+    recorder.freeze(node, acted, f"{node.name} gives positions along it")
+    return Outcome([tuple(d for i, d in enumerate(value.axes) if i not in axes)])
+
+
+def top_k(node: Node, recorder: Recorder) -> Outcome:
+    """The greatest along the last axis."""
+    axis = node.params.get("axis", -1) % len(node.inputs[0].axes)
+    return acting(node, recorder, {axis})
+
+
+def fft(node: Node, recorder: Recorder) -> Outcome:
+    """Transforms the last axes."""
+    rank = len(node.inputs[0].axes)
+    acted = range(rank - len(node.params["fft_lengths"]), rank)
+    return acting(node, recorder, set(acted))
+
+
+def window(node: Node, recorder: Recorder) -> Outcome:
+    """Reduces windows: axes on which a window is one entry pass."""
+    count = len(node.inputs[0].axes)
+    one = (1,) * count
+    shape = node.params["window_dimensions"]
+    strides = node.params.get("window_strides") or one
+    padding = node.params.get("padding") or ((0, 0),) * count
+    dilations = (
+        node.params.get("base_dilation") or one,
+        node.params.get("window_dilation") or one,
+    )
+    axes = {
+        i
+        for i in range(count)
+        if (shape[i], strides[i], dilations[0][i]) != (1, 1, 1)
+        or tuple(padding[i]) != (0, 0)
+    }
+    return acting(node, recorder, axes)
+
+
+RULES = {
+    **dict.fromkeys(FILLS, reduction),
+    **dict.fromkeys(("argmax", "argmin"), argument),
+    **dict.fromkeys(
+        ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), along("axis")
+    ),
+    "rev": along("dimensions"),
+    "sort": along("dimension"),
+    "top_k": top_k,
+    "approx_top_k": along("reduction_dimension"),
+    "fft": fft,
+    **dict.fromkeys(
+        ("reduce_window_sum", "reduce_window_max", "reduce_window_min"), window
+    ),
+}

@@ -1,0 +1,262 @@
+"""Rules of primitives that only move entries: reshapes, slices, concatenations."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jprune.graph._engine import dims as dims_lib
+from jprune.graph._engine.dims import Dim
+from jprune.graph._engine.program import Axes, Node, Outcome, Recorder, Value, View
+from jprune.graph._engine.rules.elementwise import follow, joined
+
+
+def sizes(view: View, axes: Sequence[Dim]) -> tuple[int, ...]:
+    """Returns the shape of an array with these dims."""
+    return tuple(view.size(d) for d in axes)
+
+
+def reshape(node: Node, recorder: Recorder) -> Outcome:
+    """Relates the smallest runs of axes that hold as many entries."""
+    if node.params.get("dimensions") is not None:
+        recorder.freeze(node, node.inputs[0].axes, "reshape reorders its axes")
+    found = regroup(node.inputs[0].axes, node.shapes[0])
+    follow(node, recorder)
+    return Outcome([found], params=lambda view: {"new_sizes": sizes(view, found)})
+
+
+def regroup(axes: Sequence[Dim], shape: Sequence[int]) -> Axes:
+    """Returns axes seen in another shape of as many entries."""
+    if 0 in shape:
+        for d in axes:
+            dims_lib.freeze(d, "an empty array is reshaped")
+        return tuple(dims_lib.leaf(n, "an empty array is reshaped") for n in shape)
+    given = [d for d in axes if d.size != 1]
+    wanted = [n for n in shape if n != 1]
+    found: list[Dim] = []
+    while given:
+        ins, outs = [given.pop(0)], [wanted.pop(0)]
+        have, need = ins[0].size, outs[0]
+        while have != need:
+            if have < need:
+                ins.append(given.pop(0))
+                have *= ins[-1].size
+            else:
+                outs.append(wanted.pop(0))
+                need *= outs[-1]
+        found += dims_lib.factor(dims_lib.product(ins), outs)
+    each = iter(found)
+    return tuple(dims_lib.leaf(1) if n == 1 else next(each) for n in shape)
+
+
+def broadcast_in_dim(node: Node, recorder: Recorder) -> Outcome:
+    """Gives new axes dims of their own, which others may claim."""
+    given, places = node.inputs[0].axes, node.params["broadcast_dimensions"]
+    shape = node.shapes[0]
+    axes = [dims_lib.leaf(n) for n in shape]
+    for d, place in zip(given, places, strict=True):
+        if d.size == shape[place]:
+            axes[place] = d
+    follow(node, recorder)
+    found = tuple(axes)
+    return Outcome([found], params=lambda view: {"shape": sizes(view, found)})
+
+
+def squeeze(node: Node, recorder: Recorder) -> Outcome:
+    """Drops axes of size 1."""
+    drop = {a % len(node.inputs[0].axes) for a in node.params["dimensions"]}
+    follow(node, recorder)
+    return Outcome([_without(node.inputs[0], drop)])
+
+
+def _without(value: Value, drop: Any) -> Axes:
+    return tuple(d for i, d in enumerate(value.axes) if i not in drop)
+
+
+def transpose(node: Node, recorder: Recorder) -> Outcome:
+    """Reorders axes."""
+    axes = node.inputs[0].axes
+    follow(node, recorder)
+    return Outcome([tuple(axes[i] for i in node.params["permutation"])])
+
+
+def concatenate(node: Node, recorder: Recorder) -> Outcome:
+    """Lays dims one after another."""
+    del recorder
+    axis, shape = node.params["dimension"], list(node.shapes[0])
+    shape[axis] = -1
+    axes = list(joined(node.inputs, shape))
+    axes[axis] = dims_lib.concatenation([v.axes[axis] for v in node.inputs])
+    return Outcome([tuple(axes)])
+
+
+def stack(node: Node, recorder: Recorder) -> Outcome:
+    """Lays arrays beside each other, along a new axis of pieces of size 1."""
+    del recorder
+    shape = node.inputs[0].shape
+    axes = list(joined(node.inputs, shape))
+    new = dims_lib.concatenation([dims_lib.leaf(1) for _ in node.inputs])
+    axes.insert(node.params["axis"] % len(node.shapes[0]), new)
+    return Outcome([tuple(axes)])
+
+
+def unstack(node: Node, recorder: Recorder) -> Outcome:
+    """Takes an axis apart into its entries."""
+    del recorder
+    value, axis = node.inputs[0], node.params["axis"] % len(node.inputs[0].axes)
+    dims_lib.split(value.axes[axis], [1] * len(node.shapes))
+    return Outcome([_without(value, {axis}) for _ in node.shapes])
+
+
+def split(node: Node, recorder: Recorder) -> Outcome:
+    """Takes a dim apart."""
+    del recorder
+    axes, axis = node.inputs[0].axes, node.params["axis"]
+    parts = dims_lib.split(axes[axis], node.params["sizes"])
+    found = [(*axes[:axis], part, *axes[axis + 1 :]) for part in parts]
+    return Outcome(found, params=lambda view: {"sizes": sizes(view, parts)})
+
+
+def slice_(node: Node, recorder: Recorder) -> Outcome:
+    """Takes a piece of a dim, or every so many entries of one."""
+    start, limit = node.params["start_indices"], node.params["limit_indices"]
+    strides = node.params["strides"] or (1,) * len(start)
+    pieces, axes = [], []
+    for d, a, b, stride in zip(node.inputs[0].axes, start, limit, strides, strict=True):
+        if stride == 1:
+            parts = dims_lib.split(d, [a, b - a, d.size - b])
+            pieces.append(parts)
+            axes.append(parts[1])
+            continue
+        outer = _every(d, a, b, stride)
+        if outer is None:
+            recorder.freeze(node, [d], f"it is sliced with stride {stride}")
+            outer = dims_lib.leaf(len(range(a, b, stride)), "a strided slice")
+        pieces.append((dims_lib.leaf(a, "start"), outer, d))
+        axes.append(outer)
+
+    def params(view: View) -> dict[str, Any]:
+        begin, end = [], []
+        for parts, a, b, stride in zip(pieces, start, limit, strides, strict=True):
+            if stride != 1:
+                # Either frozen, or the inner factor of size `stride` is.
+                fewer = view.size(parts[1])
+                begin.append(a)
+                end.append(
+                    b if fewer == parts[1].size else (fewer - 1) * stride + a + 1
+                )
+                continue
+            begin.append(view.size(parts[0]))
+            end.append(begin[-1] + view.size(parts[1]))
+        return {"start_indices": tuple(begin), "limit_indices": tuple(end)}
+
+    return Outcome([tuple(axes)], params=params)
+
+
+def _every(d: Dim, start: int, limit: int, stride: int) -> Dim | None:
+    """The outer factor of a dim of which one in `stride` entries is taken."""
+    if (
+        d.size % stride
+        or start >= stride
+        or len(range(start, limit, stride)) != (d.size // stride)
+    ):
+        return None
+    outer, inner = dims_lib.factor(d, [d.size // stride, stride])
+    dims_lib.freeze(inner, f"it is sliced with stride {stride}")
+    return outer
+
+
+def pad(node: Node, recorder: Recorder) -> Outcome:
+    """Adds entries before and after a dim, or cuts them off."""
+    axes = []
+    for d, n, (low, high, interior) in zip(
+        node.inputs[0].axes, node.shapes[0], node.params["padding_config"], strict=True
+    ):
+        if low == high == interior == 0:
+            axes.append(d)
+        elif interior or low < 0 or high < 0:
+            recorder.freeze(node, [d], "it is padded inside, or cut by a padding")
+            axes.append(dims_lib.leaf(n, "a padding"))
+        else:
+            ends = [dims_lib.leaf(k, "a padding") for k in (low, high)]
+            axes.append(dims_lib.concatenation([ends[0], d, ends[1]]))
+    return Outcome([tuple(axes)])
+
+
+def iota(node: Node, recorder: Recorder) -> Outcome:
+    """Counts; where its dim shrinks, the numbers of what is left."""
+    del recorder
+    axes = tuple(map(dims_lib.leaf, node.shapes[0]))
+    axis, dtype = node.params["dimension"], node.params["dtype"]
+
+    def run(view: View, *operands: Any) -> list[Any]:
+        del operands
+        left = view.indices(axes[axis])
+        shape = sizes(view, axes)
+        if left is None:
+            return [lax.broadcasted_iota(dtype, shape, axis)]
+        numbers = jnp.asarray(np.asarray(left), dtype)
+        return [lax.broadcast_in_dim(numbers, shape, (axis,))]
+
+    return Outcome([axes], run=run)
+
+
+def tile(node: Node, recorder: Recorder) -> Outcome:
+    """Repeats whole axes."""
+    del recorder
+    axes = []
+    for d, n in zip(node.inputs[0].axes, node.shapes[0], strict=True):
+        times = dims_lib.leaf(n // max(d.size, 1), "a repetition")
+        axes.append(dims_lib.product([times, d]) if n != d.size else d)
+    return Outcome([tuple(axes)])
+
+
+def random_bits(node: Node, recorder: Recorder) -> Outcome:
+    """Draws as many bits as are needed; they are others than before."""
+    keys = node.inputs[0].axes
+    recorder.freeze(node, keys, "keys are used")
+    new = tuple(map(dims_lib.leaf, node.shapes[0][len(keys) :]))
+    return Outcome([(*keys, *new)], params=lambda view: {"shape": sizes(view, new)})
+
+
+def constrain(node: Node, recorder: Recorder) -> Outcome:
+    """Says how an array lies on devices, as far as its smaller axes divide."""
+    del recorder
+    bind = node.equation.primitive.bind
+
+    def run(view: View, x: Any) -> list[Any]:
+        del view
+        try:
+            node.params["sharding"].shard_shape(x.shape)
+        except ValueError:
+            return [x]
+        return [bind(x, **node.params)]
+
+    return Outcome([node.inputs[0].axes], run=run)
+
+
+def observe(node: Node, recorder: Recorder) -> Outcome:
+    """Shows arrays, and gives nothing back."""
+    del node, recorder
+    return Outcome(())
+
+
+RULES = {
+    "reshape": reshape,
+    "broadcast_in_dim": broadcast_in_dim,
+    "squeeze": squeeze,
+    "transpose": transpose,
+    "concatenate": concatenate,
+    "split": split,
+    "stack": stack,
+    "unstack": unstack,
+    "slice": slice_,
+    "pad": pad,
+    "iota": iota,
+    "tile": tile,
+    "random_bits": random_bits,
+    "sharding_constraint": constrain,
+    **dict.fromkeys(("debug_callback", "debug_print"), observe),
+}

@@ -1,0 +1,127 @@
+"""Groups as the last link of a pruner: structure that is masked while it is trained."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jprune import tree
+from jprune._core import base, compat
+from jprune.graph._budget import is_width
+from jprune.graph._groups import Group
+from jprune.graph._scores import entry_sums, group_scores, masks
+from jprune.graph._trace import Graph
+from jprune.links import keep_top
+
+GroupScore = Callable[[Graph, base.Scores], Mapping[str, Any]]
+"""From scores of weights to those of entries: group name -> `(size,)`."""
+
+
+def keep_groups(
+    graph: Graph,
+    sparsity: base.Sparsity,
+    *,
+    scope: Literal["leaf", "global"] = "global",
+    min_kept: int = 1,
+    score: GroupScore = group_scores,
+    where: Callable[[Group], bool] = is_width,
+) -> base.Pruner:
+    """Keeps whole entries of groups: channels, heads, hidden units.
+
+    A link like `jprune.keep_top`, so schedules, `jprune.sparsify` and gradual pruning
+    work on structure as on weights. What is masked at the end is cut off by
+    `make_plan(graph, kept_by(graph, masks))` and `shrink`.
+
+    Args:
+      graph: the recorded function.
+      sparsity: the fraction of entries removed, in [0, 1]; may be traced or a
+        schedule of the step.
+      scope: "global" has all groups compete, "leaf" only the entries of each.
+      min_kept: the least number of entries that a group keeps.
+      score: from scores of weights to those of entries; `functools.partial` binds
+        the options of `group_scores`.
+      where: which groups may shrink.
+
+    Returns:
+      A link: scores of weights -> masks of weights.
+
+    Raises:
+      PruningError: as `jprune.keep_top`; if no group may shrink; at `update` if
+        there are no params, or no score for a group.
+
+    Example:
+      >>> import jax.numpy as jnp, jprune as jp
+      >>> from jprune import graph as jg
+      >>> mlp = lambda p, x: jnp.tanh(x @ p["in"]) @ p["out"]
+      >>> params = {"in": jnp.array([[3.0, 1.0]]), "out": jnp.ones((2, 1))}
+      >>> graph = jg.trace(mlp, params, jnp.ones((5, 1)))
+      >>> pruned, masks = jp.prune(params, jg.keep_groups(graph, 0.5))
+      >>> pruned["in"], pruned["out"][:, 0]
+      (Array([[3., 0.]], dtype=float32), Array([1., 0.], dtype=float32))
+    """
+    link = keep_top(sparsity, scope=scope, min_kept=min_kept)
+    chosen = [name for name, group in graph.groups.items() if where(group)]
+    if not chosen:
+        raise base.PruningError("No group may shrink.")
+
+    def scored(scores: base.Scores) -> dict[str, jax.Array]:
+        found = score(graph, scores)
+        for name in chosen:
+            if name not in found:
+                raise base.PruningError(f"There is no score for the group {name}.")
+        return {name: jnp.asarray(found[name]) for name in chosen}
+
+    def init(params: base.Params) -> Any:
+        return link.init({n: jnp.zeros(graph.groups[n].size) for n in chosen})
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any):
+        if params is None:
+            raise base.PruningError("A pruner needs the params: update(..., params).")
+        scores = scored(updates if updates is not None else params)
+        found, state = link.update(scores, state, scores, **extra)
+        keep: Any = found
+        by_path = tree.by_path(masks(graph, keep))
+        # Sharded as the weights are, where the mesh's axes are explicit.
+        return tree.map_with_path(
+            lambda path, w: compat.auto_partition(lambda m: m, by_path[path], like=w),
+            params,
+        ), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def kept_by(graph: Graph, found: base.Masks) -> dict[str, np.ndarray]:
+    """Returns the entries of groups of which masks keep any weight.
+
+    Args:
+      graph: the recorded function.
+      found: masks of the params, as from `keep_groups`, or from weights that are 0.
+
+    Returns:
+      Group name -> bools, of the groups that lose entries. An entry goes if a member
+      of its group is masked on all of the entry's slice.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jprune import graph as jg
+      >>> mlp = lambda p, x: jnp.tanh(x @ p["in"]) @ p["out"]
+      >>> shapes = {"in": jnp.ones((1, 2)), "out": jnp.ones((2, 1))}
+      >>> graph = jg.trace(mlp, shapes, jnp.ones((5, 1)))
+      >>> masks = {"in": jnp.array([[True, False]]), "out": jnp.array(True)}
+      >>> kept_by(graph, masks)
+      {'in[1]': array([ True, False])}
+    """
+    by_path = tree.by_path(found)
+    keep = {}
+    for name, group in graph.groups.items():
+        mask = np.ones(group.size, bool)
+        for member in group.members:
+            shape = tuple(d.size for d in graph.axes[member.path])
+            full = np.broadcast_to(np.asarray(by_path[member.path]), shape)
+            mask &= np.asarray(entry_sums(group, member, full.astype(np.float32))) > 0
+        if not mask.all():
+            keep[name] = mask
+    return keep

@@ -1,0 +1,306 @@
+"""Summaries: what each product of a function costs, before and after."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jprune import masks as masks_lib
+from jprune import tree
+from jprune._core import base
+from jprune.graph import _cost
+from jprune.graph._cost import Operation, Sizes
+from jprune.graph._engine import dims as dims_lib
+from jprune.graph._groups import check_known
+from jprune.graph._trace import Graph
+
+MEASURES = {
+    "parameters": _cost.parameters,
+    "multiply_adds": _cost.multiply_adds,
+    "bytes_moved": _cost.bytes_moved,
+}
+
+# Okabe and Ito's colours, which people with colour blindness can tell apart.
+COLOURS = {
+    "hidden": "#0072B2",
+    "channel": "#009E73",
+    "heads": "#D55E00",
+    "head": "#E69F00",
+    "expert": "#CC79A7",
+    "layer": "#56B4E9",
+}
+
+_NOTE = (
+    "Products and convolutions in order, with those of a loop once for each turn. "
+    "Bytes: what they read and write, each operand once. A leaf of two products is in "
+    "both rows, and once in the total."
+)
+
+
+def summary(
+    graph: Graph,
+    params: base.Params | None = None,
+    masks: base.Masks | None = None,
+    sizes: Sizes | None = None,
+) -> dict[str, Any]:
+    """Returns what each product of a function costs, and all of them, as plain data.
+
+    Args:
+      graph: the recorded function.
+      params: arrays. Without masks, their zeros count as pruned.
+      masks: of the params, as from `jprune.masks_of`. A mask of an axis says how many
+        weights are pruned, not that arrays are smaller: for that give sizes.
+      sizes: of groups after a plan, as from `sizes(graph, keep)`; those that are
+        missing are whole.
+
+    Returns:
+      `operations`: a list of {name, where, leaves, groups, sparsity, before, after},
+      with `groups` those of whose sizes its cost depends, `sparsity` of its leaves
+      (None without masks and params), and `before` and `after` each {parameters,
+      multiply_adds, bytes_moved}. `rest`: the same of the leaves that no product
+      multiplies by, such as biases, scales and embeddings. `total`: {sparsity,
+      before, after} of all.
+
+    Raises:
+      PruningError: if there is no such group, or params or masks are not those of
+        the graph.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jprune import graph as jg
+      >>> mlp = lambda p, x: jnp.tanh(x @ p["in"]) @ p["out"]
+      >>> shapes = {"in": jnp.zeros((3, 8)), "out": jnp.zeros((8, 2))}
+      >>> found = summary(jg.trace(mlp, shapes, jnp.zeros((5, 3))), sizes={"in[1]": 4})
+      >>> [row["after"]["multiply_adds"] for row in found["operations"]]
+      [60, 40]
+      >>> found["total"]["before"]["multiply_adds"]
+      200
+    """
+    check_known(graph.groups, sizes or {})
+    kept = _kept(graph, params, masks)
+    each = _cost.operations(graph)
+    columns = {
+        "before": _cost.measure(graph),
+        "after": _cost.measure(graph, sizes),
+    }
+    rows = [
+        {
+            "name": o.name,
+            "where": o.where,
+            "leaves": list(o.leaves),
+            "groups": _groups_of(graph, o),
+            "sparsity": _sparsity(graph, o.leaves, kept),
+            **{key: _costs(graph, size, o) for key, size in columns.items()},
+        }
+        for o in each
+    ]
+    used = {path for o in each for path in o.leaves}
+    rest = [path for path in graph.axes if path not in used]
+    return {
+        "operations": rows,
+        "rest": {
+            "leaves": rest,
+            "sparsity": _sparsity(graph, rest, kept),
+            **{
+                key: {"parameters": _parameters(graph, size, rest)}
+                for key, size in columns.items()
+            },
+        },
+        "total": {
+            "sparsity": _sparsity(graph, graph.axes, kept),
+            "before": {n: _plain(f(graph)) for n, f in MEASURES.items()},
+            "after": {n: _plain(f(graph, sizes)) for n, f in MEASURES.items()},
+        },
+    }
+
+
+def _kept(graph: Graph, params: Any, masks: Any) -> dict[str, int] | None:
+    """For each leaf how many of its weights are kept, or None if nothing says so."""
+    if params is not None:
+        found = [np.shape(x) for x in jax.tree.leaves(params)]
+        ours = [x.shape for x in jax.tree.leaves(graph.params)]
+        if tree.leaf_paths(params) != list(graph.axes) or found != ours:
+            raise base.PruningError("These are not the params that were traced.")
+    if masks is not None:
+        counts = masks_lib.kept(graph.params, masks)
+    elif params is not None:
+        counts = jax.tree.map(lambda w: np.count_nonzero(np.asarray(w)), params)
+    else:
+        return None
+    counts = jax.device_get(jax.tree.leaves(counts))
+    return dict(zip(graph.axes, map(int, counts), strict=True))
+
+
+def _sparsity(graph: Graph, paths: Any, kept: Mapping[str, int] | None) -> float | None:
+    if kept is None:
+        return None
+    size = sum(dims_lib.count_of(graph.axes[path]) for path in paths)
+    return 1 - sum(kept[path] for path in paths) / size if size else 0.0
+
+
+def _groups_of(graph: Graph, o: Operation) -> list[str]:
+    axes = (*o.factors, *(d for given in o.operands for d in given), *o.result)
+    met = {id(one) for d in axes for one in dims_lib.leaves_of(d)}
+    return [n for n, g in graph.groups.items() if id(dims_lib.resolve(g.dim)) in met]
+
+
+def _costs(graph: Graph, size: Any, o: Operation) -> dict[str, Any]:
+    arrays = zip((*o.operands, o.result), o.item_bytes, strict=True)
+    moved = sum(_product(size, axes) * each for axes, each in arrays)
+    return {
+        "parameters": _parameters(graph, size, o.leaves),
+        "multiply_adds": _plain(_product(size, o.factors)),
+        "bytes_moved": _plain(moved),
+    }
+
+
+def _parameters(graph: Graph, size: Any, paths: Any) -> Any:
+    return _plain(sum(_product(size, graph.axes[path]) for path in paths))
+
+
+def _product(size: Any, axes: Any) -> Any:
+    return math.prod(size(d) for d in axes)
+
+
+def _plain(x: Any) -> int | float:
+    return int(x) if float(x).is_integer() else float(x)
+
+
+def print_summary(
+    graph: Graph,
+    params: base.Params | None = None,
+    masks: base.Masks | None = None,
+    sizes: Sizes | None = None,
+) -> None:
+    """Prints `summary` as a table, a line for each product and one for all.
+
+    Numbers from ten thousand on are rounded to three digits; `summary` has them exact.
+
+    Args:
+      graph: the recorded function.
+      params: as in `summary`.
+      masks: as in `summary`.
+      sizes: as in `summary`; with them figures read "before -> after".
+
+    Raises:
+      ImportError: if rich is not installed.
+      PruningError: as in `summary`.
+    """
+    try:
+        from rich import console, table, text
+    except ImportError as error:
+        raise ImportError(
+            "print_summary needs rich: pip install 'jprune[report]'."
+        ) from error
+    found = summary(graph, params, masks, sizes)
+    total, rest = found["total"], found["rest"]
+    pruned = total["sparsity"] is not None
+    out = table.Table(caption=_NOTE, show_footer=True)
+    out.add_column("line", "all", overflow="fold")
+    out.add_column("multiplies by", overflow="fold", min_width=12)
+    for title, key in (
+        ("parameters", "parameters"),
+        ("multiply-adds", "multiply_adds"),
+        ("bytes moved", "bytes_moved"),
+    ):
+        out.add_column(title, _both(total, key), justify="right")
+    if pruned:
+        out.add_column("sparsity", f"{total['sparsity']:.2%}", justify="right")
+    for row in found["operations"]:
+        cells = [
+            text.Text(_short(row["where"])),  # a path may look like markup
+            text.Text("\n".join(row["leaves"]) or "activations"),
+            *(_both(row, key) for key in MEASURES),
+        ]
+        sparsity = f"{row['sparsity']:.2%}" if pruned and row["leaves"] else ""
+        out.add_row(*cells, *([sparsity] if pruned else []))
+    last = [f"{rest['sparsity']:.2%}"] if pruned else []
+    out.add_row("", f"{len(rest['leaves'])} others", _both(rest), "", "", *last)
+    console.Console().print(out)
+
+
+def _both(row: Mapping[str, Any], key: str = "parameters") -> str:
+    before, after = row["before"][key], row["after"][key]
+    short = _rounded(before)
+    return short if before == after else f"{short} → {_rounded(after)}"
+
+
+def _rounded(x: int | float) -> str:
+    """Three digits of large numbers, so that a table fits a terminal."""
+    for unit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if x >= max(unit, 1e4) * 0.9995:
+            return f"{x / unit:#.3g}".rstrip(".") + name
+    return f"{x:,.5g}"
+
+
+def _short(where: str) -> str:
+    """The file's name, line and function: all that fits."""
+    path, _, function = where.partition(" ")
+    name, *numbers = path.rsplit("/", 1)[-1].split(":")
+    return f"{':'.join([name, *numbers[:1]])} {function}".strip()
+
+
+def draw_widths(graph: Graph, sizes: Sizes, path_or_axes: Any) -> Any:
+    """Draws the width of every group, before and after.
+
+    Args:
+      graph: the recorded function.
+      sizes: of groups after a plan, as from `sizes(graph, keep)`; those that are
+        missing are whole.
+      path_or_axes: where to write a PNG; or axes of matplotlib to draw on.
+
+    Returns:
+      The axes: a bar for each group, in the order of the params and coloured by kind,
+      solid for what is left and pale for what went.
+
+    Raises:
+      ImportError: if matplotlib is not installed.
+      PruningError: if there is no such group, or no group at all.
+    """
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.patches import Patch
+    except ImportError as error:
+        raise ImportError(
+            "draw_widths needs matplotlib: pip install 'jprune[experiments]'."
+        ) from error
+    check_known(graph.groups, sizes)
+    if not graph.groups:
+        raise base.PruningError("There is no group to draw.")
+    groups = list(graph.groups.values())
+    figure, axes = None, path_or_axes
+    if not hasattr(path_or_axes, "barh"):
+        height = 1.1 + 0.22 * len(groups)
+        figure = Figure(figsize=(8, height), dpi=150, layout="constrained")
+        axes = figure.subplots()
+    colours = [COLOURS[g.kind] for g in groups]
+    full = [g.size for g in groups]
+    left = [float(sizes.get(g.name, g.size)) for g in groups]
+    rows = range(len(groups))
+    axes.barh(rows, full, color=colours, alpha=0.25, height=0.75)
+    axes.barh(rows, left, color=colours, height=0.75)
+    for row, before, after in zip(rows, full, left, strict=True):
+        note = f"{before}" if after == before else f"{before} → {after:.4g}"
+        axes.text(before, row, f" {note}", va="center", fontsize=8)
+    axes.set_yticks(rows, [g.name for g in groups], fontsize=8)
+    axes.invert_yaxis()  # the first group on top
+    axes.set_ylim(len(groups) - 0.4, -0.6)
+    axes.set_xlim(0, 1.15 * max(full))
+    axes.set_xlabel("width: entries of the group (pale: removed)")
+    axes.spines[["top", "right"]].set_visible(False)
+    kinds = dict.fromkeys(g.kind for g in groups)
+    handles = [Patch(color=COLOURS[kind], label=kind) for kind in kinds]
+    # Above the axes, where no bar is.
+    axes.legend(
+        handles=handles,
+        ncols=len(handles),
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        frameon=False,
+        fontsize=8,
+    )
+    if figure is not None:
+        figure.savefig(path_or_axes, format="png")
+    return axes

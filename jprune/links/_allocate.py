@@ -1,0 +1,246 @@
+"""How many entries each leaf keeps under one budget for all.
+
+An allocation is a function `(scores, params, sparsity) -> counts`; the counts
+add up to the budget exactly. All of them solve one problem: with shares a_l
+fill the leaves, kept_l = clip(level * a_l, low_l, high_l), to the level at
+which the total is reached.
+
+    uniform         a_l = n_l                    the same sparsity everywhere
+    erdos_renyi     a_l = n_l (in + out) / (in out)
+    erdos_renyi_kernel   a_l = n_l (sum of axes) / (product of axes)
+    rescaled_global      what a global selection removes, scaled, with a minimum
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jprune import selection, tree
+from jprune._core import base
+
+Allocation = Callable[[base.Scores, base.Params, jax.typing.ArrayLike], base.Counts]
+Pins = Sequence[tuple[str, float]]
+"""Rules `(pattern, sparsity)` for leaves whose sparsity is fixed."""
+
+
+def uniform(*, pins: Pins = ()) -> Allocation:
+    """The same sparsity in every leaf.
+
+    Args:
+      pins: rules `(pattern, sparsity)`; a leaf whose path matches keeps exactly
+        that, and the others make up for it. Uniform+ of the literature is a
+        dense first layer and a last layer of at most 0.8.
+
+    Returns:
+      An allocation.
+    """
+    return _by_shares(lambda path, w, size: float(size), pins)
+
+
+def erdos_renyi(
+    *, pins: Pins = (), layout: tree.KernelLayout = tree.kernel_axes
+) -> Allocation:
+    """Erdos-Renyi: density in proportion to (in + out) / (in * out).
+
+    Args:
+      pins: as in `uniform`.
+      layout: which axes of a leaf are its input and output.
+
+    Returns:
+      An allocation.
+
+    References:
+      Mocanu et al., Scalable Training of Artificial Neural Networks with
+      Adaptive Sparse Connectivity, 2018, arXiv:1707.04780, equation 3.
+    """
+
+    def share(path: str, w: Any, size: int) -> float:
+        roles = layout(path, w)
+        fan_in = math.prod(np.shape(w)[i] for i in roles.input)
+        fan_out = math.prod(np.shape(w)[i] for i in roles.output)
+        return size * (fan_in + fan_out) / (fan_in * fan_out)
+
+    return _by_shares(share, pins)
+
+
+def erdos_renyi_kernel(*, pins: Pins = ()) -> Allocation:
+    """ERK: density in proportion to the sum of a leaf's axes over their product.
+
+    Leaves for which the level would exceed their size are dense, and the rest
+    shares what remains.
+
+    Args:
+      pins: as in `uniform`. ERK+ of the literature is a dense last layer.
+
+    Returns:
+      An allocation.
+
+    References:
+      Evci et al., Rigging the Lottery: Making All Tickets Winners, 2020,
+      arXiv:1911.11134, section 3. Liu et al., The Unreasonable Effectiveness of
+      Random Pruning, 2022, arXiv:2202.02643 (ERK+).
+    """
+
+    def share(path: str, w: Any, size: int) -> float:
+        del path
+        shape = np.shape(w)
+        return size * sum(shape) / math.prod(shape)
+
+    return _by_shares(share, pins)
+
+
+def rescaled_global(min_fraction: float = 0.0005) -> Allocation:
+    """The counts of a global selection, scaled so that no leaf falls too low.
+
+    Leaves smaller than the minimum stay dense. In the others, what the global
+    selection removes is scaled by one factor, and stops at the minimum, with
+    the factor at which the budget is met. This is the fixed point of the
+    paper's loop of rescaling and clamping, found directly.
+
+    Args:
+      min_fraction: the least that a leaf keeps, as a fraction of all entries
+        (the paper's MT, there in percent: 0.05).
+
+    Returns:
+      An allocation.
+
+    Raises:
+      PruningError: if the fraction is outside [0, 1], or (when used) all the
+        minimums together are more than a known sparsity keeps. Under a traced
+        one the minimums win.
+
+    References:
+      Gupta et al., Is Complexity Required for Neural Network Pruning? A Case
+      Study on Global Magnitude Pruning, 2022, arXiv:2209.14624, section 3.
+    """
+    if not 0 <= min_fraction <= 1:
+        raise base.PruningError(f"A fraction is in [0, 1]; got {min_fraction}.")
+
+    def allocate(
+        scores: base.Scores, params: base.Params, sparsity: jax.typing.ArrayLike
+    ) -> base.Counts:
+        del params
+        leaves, treedef = jax.tree.flatten(scores)
+        sizes = np.array([np.size(x) for x in leaves], np.int64)
+        total = int(sizes.sum())
+        least = int(total * min_fraction)
+        keep = selection.kept_count(total, sparsity)
+        chosen = jax.tree.leaves(selection.count_top_k(scores, keep))
+        kept = jnp.stack(chosen).astype(jnp.int32)
+        shares = (jnp.asarray(sizes, jnp.int32) - kept).astype(jnp.float32)
+        most = np.where(sizes < least, 0, np.maximum(sizes - least, 0))
+        if not isinstance(sparsity, jax.Array):
+            known = selection.known_kept_count(total, sparsity)
+            if total - known > most.sum():
+                raise base.PruningError(
+                    f"A minimum of {least} entries in each leaf keeps at least "
+                    f"{total - most.sum()} of {total}, but sparsity {sparsity} keeps "
+                    f"{known}."
+                )
+        removed = _fill(jnp, shares, np.zeros_like(sizes), most, total - keep)
+        return treedef.unflatten(list(jnp.asarray(sizes, jnp.int32) - removed))
+
+    return allocate
+
+
+def _by_shares(share: Callable[[str, Any, int], float], pins: Pins) -> Allocation:
+    """An allocation from a leaf's share, known before any array is."""
+    for _, sparsity in pins:
+        selection.check_sparsity(sparsity)
+
+    def allocate(
+        scores: base.Scores, params: base.Params, sparsity: jax.typing.ArrayLike
+    ) -> base.Counts:
+        leaves, treedef = jax.tree.flatten(scores)
+        paths = tree.leaf_paths(params)
+        sizes = [int(np.size(x)) for x in leaves]
+        fixed = tree.match_rules(pins, paths) if pins else {}
+        low = np.array(
+            [
+                selection.known_kept_count(size, fixed[path]) if path in fixed else 0
+                for path, size in zip(paths, sizes, strict=True)
+            ],
+            np.int64,
+        )
+        high = np.where([path in fixed for path in paths], low, sizes)
+        shares = np.array(
+            [
+                share(path, w, size) if size else 0.0
+                for path, w, size in zip(
+                    paths, treedef.flatten_up_to(params), sizes, strict=True
+                )
+            ]
+        )
+        if isinstance(sparsity, jax.Array):
+            keep = selection.kept_count(sum(sizes), sparsity)
+            counts = _fill(jnp, jnp.asarray(shares, jnp.float32), low, high, keep)
+        else:  # on the host in float64: shapes and sparsity are both known
+            keep = selection.known_kept_count(sum(sizes), sparsity)
+            if not low.sum() <= keep <= high.sum():
+                raise base.PruningError(
+                    f"Pinned leaves keep between {low.sum()} and {high.sum()} of "
+                    f"{sum(sizes)} entries, but sparsity {sparsity} keeps {keep}."
+                )
+            counts = _fill(np, shares, low, high, keep)
+        return treedef.unflatten(list(counts))
+
+    return allocate
+
+
+def _fill(xp: Any, shares: Any, low: Any, high: Any, total: Any) -> Any:
+    """Integers clip(level * shares, low, high) that add up to `total` exactly.
+
+    Args:
+      xp: the module to compute with, `numpy` or `jax.numpy`.
+      shares: (leaves,) non-negative.
+      low: (leaves,) integers, the least of each.
+      high: (leaves,) integers, the most of each.
+      total: the budget; clipped to what the bounds allow.
+
+    Returns:
+      (leaves,) integers.
+    """
+    if not len(low):
+        return xp.zeros((0,), np.int32)
+    total = xp.clip(total, int(low.sum()), int(high.sum()))
+    budget = xp.asarray(total).astype(shares.dtype)
+    lows, highs = (xp.asarray(x, shares.dtype) for x in (low, high))
+    # level -> sum is piecewise linear; its bends are where a leaf leaves its
+    # lower bound (slope + share) and where it meets its upper one (- share).
+    safe = xp.where(shares > 0, shares, 1)
+    bends = xp.concatenate([lows / safe, highs / safe])
+    slopes = xp.concatenate([xp.where(shares > 0, shares, 0)] * 2)
+    order = xp.argsort(bends, stable=True)
+    bends = bends[order]
+    signed = xp.concatenate([slopes[: len(low)], -slopes[len(low) :]])[order]
+    slope = xp.cumsum(signed)
+    rises = slope[:-1] * (bends[1:] - bends[:-1])
+    sums = lows.sum() + xp.concatenate([xp.zeros((1,), rises.dtype), xp.cumsum(rises)])
+    at = xp.clip(xp.searchsorted(sums, budget, side="right") - 1, 0, len(bends) - 1)
+    here = slope[at]
+    step = (budget - sums[at]) / xp.where(here > 0, here, 1)
+    level = bends[at] + xp.where(here > 0, xp.maximum(step, 0), 0)
+    real = xp.clip(level * shares, lows, highs)
+    return _round_to_total(xp, real, low, high, total)
+
+
+def _round_to_total(xp: Any, real: Any, low: Any, high: Any, total: Any) -> Any:
+    """Integers next to `real`, within the bounds, that add up to `total`."""
+    low, high = (
+        xp.asarray(x, np.int32 if xp is jnp else np.int64) for x in (low, high)
+    )
+    whole = xp.clip(xp.floor(real).astype(low.dtype), low, high)
+    # Largest remainders get the missing units, one each.
+    missing = total - whole.sum()
+    excess = whole.astype(real.dtype) - real
+    rank = xp.argsort(xp.argsort(excess, stable=True), stable=True)
+    whole = xp.clip(whole + (rank < missing).astype(low.dtype), low, high)
+    # What rounding in float32, or a bound, still leaves goes where there is room.
+    missing = total - whole.sum()
+    room = xp.where(missing > 0, high - whole, whole - low)
+    before = xp.cumsum(room) - room
+    return whole + xp.sign(missing) * xp.clip(xp.abs(missing) - before, 0, room)

@@ -1,0 +1,225 @@
+"""The middle links of a pruner, from scores to scores.
+
+`pool_over_*` scores groups of weights, `normalize_by_*` makes the scores of
+several layers comparable.
+
+    score_by_magnitude, normalize_by_lamp, keep_top(scope="global")    LAMP
+    score_by_magnitude, pool_over_axes(l2_norm), keep_top              filter pruning
+    score_by_magnitude, pool_over_blocks((4, 4)), keep_top             block sparsity
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jprune import tree
+from jprune._core import base, compat
+
+Reduce = Callable[..., jax.Array]
+"""`reduce(x, axis=..., keepdims=True)`, as `jnp.sum`, `jnp.mean`, `jnp.max`."""
+
+
+def l2_norm(
+    x: jax.Array, axis: int | tuple[int, ...] | None = None, keepdims: bool = False
+) -> jax.Array:
+    """Returns the Euclidean norm over axes, sqrt(sum x^2), in float32 or wider.
+
+    Args:
+      x: a real array.
+      axis: the axes to reduce; all of them if None.
+      keepdims: whether reduced axes stay with size one.
+
+    Returns:
+      The norms.
+    """
+    x = x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)
+    # Scaled by the largest entry: squares of large or tiny scores leave float32.
+    top = jnp.max(jnp.abs(x), axis=axis, keepdims=True, initial=0)
+    scale = jnp.where((top > 0) & jnp.isfinite(top), top, 1)
+    square = jnp.sum(jnp.square(x / scale), axis=axis, keepdims=keepdims)
+    return jnp.sqrt(square) * scale.reshape(square.shape)
+
+
+def pool_over_axes(
+    reduce: Reduce = jnp.sum,
+    *,
+    keep: Literal["output", "input"] = "output",
+    layout: tree.KernelLayout = tree.kernel_axes,
+) -> base.Pruner:
+    """Scores whole channels: reduces the scores of a kernel to one per channel.
+
+    The masks that follow have size one along the pooled axes, so a channel is
+    kept or pruned as a whole: filters with `keep="output"`, input channels with
+    `keep="input"`.
+
+    Args:
+      reduce: how scores combine, `(x, axis=..., keepdims=...)`; `jnp.sum` gives
+        the l1 norm of magnitudes, `l2_norm` the l2 norm.
+      keep: the role of the axes that are not pooled.
+      layout: which axes of a leaf play which role.
+
+    Returns:
+      A link: scores -> scores of shape one along each pooled axis.
+
+    Raises:
+      PruningError: if `keep` is neither role; at the first use, naming the leaf,
+        if a leaf has fewer than two axes.
+
+    References:
+      Li et al., Pruning Filters for Efficient ConvNets, 2017, arXiv:1608.08710.
+    """
+    if keep not in ("output", "input"):
+        raise base.PruningError(f"keep is 'output' or 'input'; got {keep!r}.")
+
+    def leaf(path: str, w: Any, x: jax.Array) -> jax.Array:
+        roles = layout(path, w)
+        stay = roles.output if keep == "output" else roles.input
+        axes = tuple(i for i in range(x.ndim) if i not in stay)
+        return reduce(x, axis=axes, keepdims=True)
+
+    return _stateless(leaf)
+
+
+def pool_over_blocks(block: tuple[int, ...], reduce: Reduce = jnp.sum) -> base.Pruner:
+    """Scores blocks of a leaf's last axes: one score for each block.
+
+    `keep_*` spreads the mask of the blocks over their entries again.
+
+    Args:
+      block: the block's shape along the last `len(block)` axes, positive.
+      reduce: how scores combine, `(x, axis=...)`.
+
+    Returns:
+      A link: scores of shape (..., a, b) -> scores of shape (..., a / block[0],
+      b / block[1]).
+
+    Raises:
+      PruningError: if a block is not positive, or does not divide its axis
+        (at the first use, naming the leaf).
+    """
+    if not block or any(int(b) != b or b < 1 for b in block):
+        raise base.PruningError(f"A block's sizes are positive integers; got {block}.")
+
+    def leaf(path: str, w: Any, x: jax.Array) -> jax.Array:
+        del w
+        lead, last = x.shape[: -len(block)], x.shape[-len(block) :]
+        if len(last) != len(block) or any(
+            n % b for n, b in zip(last, block, strict=True)
+        ):
+            raise base.PruningError(
+                f"Blocks of {block} do not divide the last axes of {path!r}, shape "
+                f"{x.shape}."
+            )
+        pairs = [(n // b, b) for n, b in zip(last, block, strict=True)]
+
+        def pool(x: jax.Array) -> jax.Array:
+            split = x.reshape(*lead, *(size for pair in pairs for size in pair))
+            return reduce(split, axis=tuple(range(len(lead) + 1, split.ndim, 2)))
+
+        return compat.auto_partition(pool, x)
+
+    return _stateless(leaf)
+
+
+def normalize_by_leaf_norm(norm: Reduce = l2_norm) -> base.Pruner:
+    """Divides the scores of each leaf by their norm, u / ||u||.
+
+    Makes leaves of different scale comparable before a global selection.
+
+    Args:
+      norm: `(x) -> scalar`.
+
+    Returns:
+      A link: scores -> scores of the same shapes, in float32 or wider; a leaf of
+      zeros stays so.
+    """
+
+    def leaf(path: str, w: Any, x: jax.Array) -> jax.Array:
+        del path, w
+        # Wide: the norm of many float16 scores may be an infinity in float16.
+        x = x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)
+        total = norm(x)
+        return x / jnp.where(total == 0, jnp.ones_like(total), total).astype(x.dtype)
+
+    return _stateless(leaf)
+
+
+def normalize_by_lamp() -> base.Pruner:
+    """Layer-adaptive magnitude (LAMP) scores, u_i^2 / sum over u_j >= u_i of u_j^2.
+
+    The largest weight of each leaf scores 1, so a global selection never takes
+    the whole of a leaf before the largest weight of every other. Of equal
+    weights the lower index counts as the larger.
+
+    Returns:
+      A link: magnitudes -> scores in [0, 1], float32; a leaf of zeros stays so.
+
+    References:
+      Lee et al., Layer-adaptive Sparsity for the Magnitude-based Pruning, 2021,
+      arXiv:2010.07611, equation 4.
+    """
+
+    def leaf(path: str, w: Any, x: jax.Array) -> jax.Array:
+        del path, w
+        return compat.auto_partition(_lamp, x, like=x)
+
+    return _stateless(leaf)
+
+
+def _lamp(x: jax.Array) -> jax.Array:
+    u = jnp.ravel(x.astype(jnp.float32))
+    # Relative to the largest: squares of tiny weights are not representable.
+    top = jnp.max(u, initial=0)
+    squares = jnp.square(u / jnp.where(top > 0, top, 1))
+    order = jnp.argsort(-u, stable=True)
+    tail = jnp.cumsum(squares[order])
+    lamp = squares[order] / jnp.where(tail > 0, tail, 1)
+    return jnp.zeros_like(u).at[order].set(lamp).reshape(x.shape)
+
+
+def spread(mask: jax.Array, weight: jax.Array) -> jax.Array:
+    """Returns a mask of pooled scores in a shape that broadcasts to the leaf's.
+
+    Axes of one entry, and those that have the leaf's size, stay; an entry of a
+    coarser axis stands for a block and is repeated over it.
+
+    Args:
+      mask: an array with as many axes as the leaf, each size dividing its own.
+      weight: the leaf.
+
+    Returns:
+      The mask, each axis of size one or of the leaf's size.
+    """
+    repeats = [
+        1 if m in (1, n) else n // m
+        for m, n in zip(mask.shape, np.shape(weight), strict=True)
+    ]
+    if math.prod(repeats) == 1:
+        return mask
+    wide = tuple(s for m, r in zip(mask.shape, repeats, strict=True) for s in (m, r))
+
+    def repeat(mask: jax.Array) -> jax.Array:
+        split = mask.reshape(tuple(s for m in mask.shape for s in (m, 1)))
+        shape = [m * r for m, r in zip(mask.shape, repeats, strict=True)]
+        return jnp.broadcast_to(split, wide).reshape(shape)
+
+    return compat.auto_partition(repeat, mask, like=weight)
+
+
+def _stateless(leaf: Callable[[str, Any, jax.Array], jax.Array]) -> base.Pruner:
+    """A link without state from a function of a leaf's path, value and scores."""
+
+    def update(updates: base.Scores, state: Any, params: Any = None, **extra: Any):
+        del extra
+        if params is None:
+            raise base.PruningError("A pruner needs the params: update(..., params).")
+        return tree.map_with_path(leaf, params, updates), state
+
+    return optax.GradientTransformationExtraArgs(
+        lambda params: optax.EmptyState(), update
+    )

@@ -1,0 +1,109 @@
+"""Sparsity schedules that Optax lacks.
+
+A schedule is `step -> sparsity`, so every Optax schedule is one already.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jprune import selection
+from jprune._core import base
+
+
+def cubic(
+    sparsity: jax.typing.ArrayLike, *, begin: int, steps: int, initial: float = 0.0
+) -> optax.Schedule:
+    """Zhu and Gupta's cubic: fast at first, slow at the end.
+
+    s(t) = s_f + (s_i - s_f) (1 - (t - begin) / steps)^3 from `begin` to
+    `begin + steps`; s_i before, s_f after. Optax's polynomial of power 3, with
+    the arguments checked, since Optax accepts an empty range and stays at s_i.
+
+    Args:
+      sparsity: the final sparsity s_f in [0, 1]; may be traced.
+      begin: the first step of the climb, not negative.
+      steps: its length in steps, positive.
+      initial: the sparsity s_i in [0, 1] before.
+
+    Returns:
+      A schedule from an int step to a sparsity.
+
+    Raises:
+      PruningError: if an argument is out of its range.
+
+    Example:
+      >>> schedule = cubic(0.8, begin=10, steps=100)
+      >>> [round(float(schedule(t)), 3) for t in (0, 10, 60, 110, 200)]
+      [0.0, 0.0, 0.7, 0.8, 0.8]
+
+    References:
+      Zhu and Gupta, To prune, or not to prune: exploring the efficacy of pruning
+      for model compression, 2017, arXiv:1710.01878, equation 1.
+    """
+    selection.check_sparsity(sparsity)
+    selection.check_sparsity(initial)
+    if begin < 0 or steps < 1:
+        raise base.PruningError(f"begin >= 0 and steps >= 1; got {begin} and {steps}.")
+    return optax.polynomial_schedule(
+        initial, sparsity, power=3, transition_steps=steps, transition_begin=begin
+    )
+
+
+def geometric(
+    sparsity: float, *, begin: int = 0, steps: int, rounds: int | None = None
+) -> optax.Schedule:
+    """Removes the same fraction of what is left at every step or round.
+
+    s(t) = 1 - (1 - sparsity)^p with p = clip((t - begin) / steps, 0, 1); with
+    rounds, p climbs in that many equal stairs, the first at `begin` and each
+    `steps / rounds` after the last, rounded up to whole steps: the
+    schedule of iterative magnitude pruning, which removes for example 20 % of
+    the survivors a round.
+
+    Args:
+      sparsity: the final sparsity in [0, 1).
+      begin: the first step at which weights go.
+      steps: how many steps it takes, positive.
+      rounds: the number of stairs; None for a smooth curve.
+
+    Returns:
+      A schedule from an int step to a float32 sparsity; exactly `sparsity` from
+      step `begin + steps` on (with rounds, from the last stair on).
+
+    Raises:
+      PruningError: if an argument is out of its range.
+
+    Example:
+      >>> schedule = geometric(0.75, steps=20, rounds=2)
+      >>> [round(float(schedule(t)), 3) for t in (0, 9, 10, 20)]
+      [0.5, 0.5, 0.75, 0.75]
+
+    References:
+      Frankle and Carbin, The Lottery Ticket Hypothesis, 2019, arXiv:1803.03635
+      (rounds). Tanaka et al., Pruning neural networks without any data by
+      iteratively conserving synaptic flow, 2020, arXiv:2006.05467 (smooth).
+    """
+    selection.check_sparsity(sparsity)
+    if sparsity >= 1:
+        raise base.PruningError("A geometric schedule never reaches sparsity 1.")
+    stairs = 1 if rounds is None else rounds
+    if steps < 1 or begin < 0 or not 1 <= stairs <= steps:
+        raise base.PruningError(
+            "begin >= 0, steps >= 1 and 1 <= rounds <= steps; got "
+            f"{begin}, {steps}, {rounds}."
+        )
+    if steps * stairs >= 2**31:
+        raise base.PruningError(f"steps * rounds < 2^31; got {steps} * {rounds}.")
+
+    def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+        elapsed = jnp.clip(jnp.asarray(step, jnp.int32) - begin, -1, steps)
+        share = jnp.maximum(elapsed, 0).astype(jnp.float32) / steps
+        if rounds is not None:
+            # In integers: a stair begins at its very step.
+            stair = jnp.minimum(elapsed * rounds // steps + 1, rounds)
+            share = jnp.where(elapsed < 0, 0, stair).astype(jnp.float32) / rounds
+        left = jnp.power(jnp.float32(1 - sparsity), share)
+        return jnp.where(share >= 1, jnp.float32(sparsity), 1 - left)
+
+    return schedule

@@ -1,0 +1,319 @@
+"""Criteria: the first link of a pruner, from gradients and params to scores.
+
+With w a weight, g the gradient of the loss with respect to it:
+
+    score_by_magnitude     |w|
+    score_by_gradient      |g|                 (growth in RigL)
+    score_by_taylor        |w g|               (SNIP where no weight is pruned yet)
+    score_by_movement      -sum over steps of w g
+    score_by_random        a uniform number
+
+Terms that the scores of groups are sums of; with a sign, those of an entry cancel
+where what they do cancels:
+
+    score_by_weight        w^p
+    score_by_gate          w g: d loss / d gate for a gate on w, at 1
+    score_by_fisher        w^2 E[g^2], the diagonal of that gate's Fisher information
+
+Scores are real, one for each weight, higher = keep. Links act on the leaves
+they are given: `jprune.select` gives them kernels only.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jprune._core import base, precision
+from jprune.links import _common
+
+
+def score_by_magnitude() -> base.Pruner:
+    """Scores a weight by its absolute value, |w|.
+
+    Returns:
+      A link: params -> scores, in the params' dtype. Gradients are not used.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> link = score_by_magnitude()
+      >>> params = {"w": jnp.array([-2.0, 1.0])}
+      >>> link.update(None, link.init(params), params)[0]
+      {'w': Array([2., 1.], dtype=float32)}
+
+    References:
+      LeCun et al. and Han et al., Learning both Weights and Connections for
+      Efficient Neural Networks, 2015, arXiv:1506.02626.
+    """
+
+    def score(grads: Any, params: base.Params) -> base.Scores:
+        del grads
+        return jax.tree.map(jnp.abs, _common.floating(params))
+
+    return _common.stateless(score, needs_grads=False)
+
+
+def score_by_gradient() -> base.Pruner:
+    """Scores a weight by the size of its gradient, |g|.
+
+    Returns:
+      A link: gradients -> scores, in the gradients' dtype.
+
+    References:
+      Evci et al., Rigging the Lottery: Making All Tickets Winners, 2020,
+      arXiv:1911.11134, the growth criterion of section 3.
+    """
+
+    def score(grads: Any, params: base.Params) -> base.Scores:
+        return jax.tree.map(jnp.abs, _common.floating(grads))
+
+    return _common.stateless(score, needs_grads=True)
+
+
+def score_by_taylor() -> base.Pruner:
+    """Scores a weight by the first-order change of the loss if it goes, |w g|.
+
+    At weights of which none is pruned this is SNIP's connection sensitivity:
+    the gradient with respect to the mask at mask one.
+
+    Returns:
+      A link: params and gradients -> scores in float32 (products of bfloat16
+      numbers, rounded to bfloat16, would tie in large numbers).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> link = score_by_taylor()
+      >>> params, grads = {"w": jnp.array([-2.0, 1.0])}, {"w": jnp.array([1.0, 3.0])}
+      >>> link.update(grads, link.init(params), params)[0]
+      {'w': Array([2., 3.], dtype=float32)}
+
+    References:
+      Lee et al., SNIP: Single-shot Network Pruning based on Connection
+      Sensitivity, 2019, arXiv:1810.02340, equation 4. Molchanov et al., Pruning
+      Convolutional Neural Networks for Resource Efficient Inference, 2017,
+      arXiv:1611.06440, equation 7.
+    """
+
+    def score(grads: Any, params: base.Params) -> base.Scores:
+        return jax.tree.map(
+            lambda w, g: jnp.abs(precision.wide(w) * precision.wide(g)),
+            _common.floating(params),
+            grads,
+        )
+
+    return _common.stateless(score, needs_grads=True)
+
+
+class MovementState(NamedTuple):
+    """State of `score_by_movement`: the sum so far, float32, shaped as params."""
+
+    total: base.Scores
+
+
+def score_by_movement() -> base.Pruner:
+    """Scores a weight by how far it moved away from zero, -sum of w g over steps.
+
+    The score is signed: a weight that shrinks has a negative one. The sum has
+    to see each step's gradient, so this link belongs into `sparsify`'s `track`,
+    or into a pruner that refreshes every step.
+
+    Returns:
+      A link: params and gradients -> accumulated scores in float32.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> link = score_by_movement()
+      >>> params, grads = {"w": jnp.array([2.0])}, {"w": jnp.array([1.0])}
+      >>> _, state = link.update(grads, link.init(params), params)
+      >>> link.update(grads, state, params)[0]
+      {'w': Array([-4.], dtype=float32)}
+
+    References:
+      Sanh et al., Movement Pruning: Adaptive Sparsity by Fine-Tuning, 2020,
+      arXiv:2005.07683, equation 4 (up to the learning rate).
+    """
+
+    def init(params: base.Params) -> MovementState:
+        return MovementState(
+            jax.tree.map(
+                lambda w: jnp.zeros_like(precision.wide(w)), _common.floating(params)
+            )
+        )
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any):
+        del extra
+        _common.require(updates, params, needs_grads=True)
+        total = jax.tree.map(
+            lambda t, w, g: t - precision.wide(w) * precision.wide(g),
+            state.total,
+            params,
+            updates,
+        )
+        return total, MovementState(total)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class RandomState(NamedTuple):
+    """State of `score_by_random`: the key of the next draw."""
+
+    key: jax.Array
+
+
+def score_by_random(key: jax.Array) -> base.Pruner:
+    """Scores a weight by a random number, independently of everything.
+
+    Args:
+      key: a `jax.random.key`; each update draws anew from a key split off it.
+
+    Returns:
+      A link: nothing but shapes -> scores, uniform 32-bit integers (a float32
+      in [0, 1) has only 2^23 values, which tie in large models).
+    """
+
+    def init(params: base.Params) -> RandomState:
+        _common.floating(params)
+        return RandomState(key)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any):
+        del extra
+        _common.require(updates, params, needs_grads=False)
+        following, now = jax.random.split(state.key)
+        leaves, treedef = jax.tree.flatten(params)
+        # Added to zeros like the leaf, so that the scores take on its sharding.
+        scores = [
+            jax.random.bits(jax.random.fold_in(now, i), jnp.shape(w), jnp.uint32)
+            + jnp.zeros_like(w, jnp.uint32)
+            for i, w in enumerate(leaves)
+        ]
+        return treedef.unflatten(scores), RandomState(following)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def score_by_weight(power: int = 1) -> base.Pruner:
+    """Scores a weight by a power of itself, w^p.
+
+    Args:
+      power: p, a positive integer; static.
+
+    Returns:
+      A link: params -> scores in float32 or wider. Gradients are not used.
+
+    Raises:
+      PruningError: if the power is not positive.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> link = score_by_weight(2)
+      >>> params = {"w": jnp.array([-2.0, 1.0])}
+      >>> link.update(None, link.init(params), params)[0]
+      {'w': Array([4., 1.], dtype=float32)}
+    """
+    if power < 1:
+        raise base.PruningError(f"A power is a positive integer; got {power}.")
+
+    def score(grads: Any, params: base.Params) -> base.Scores:
+        del grads
+        return jax.tree.map(lambda w: precision.wide(w) ** power, params)
+
+    return _common.stateless(score, needs_grads=False)
+
+
+def score_by_gate() -> base.Pruner:
+    """Scores a weight by w g: the derivative of the loss for a gate on it.
+
+    Its sum over an entry is the derivative for one gate on all of the entry's
+    weights; minus that is, to first order, what removing the entry changes.
+
+    Returns:
+      A link: params and gradients -> scores in float32 or wider, with their sign.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> link = score_by_gate()
+      >>> params, grads = {"w": jnp.array([-2.0, 1.0])}, {"w": jnp.array([1.0, 3.0])}
+      >>> link.update(grads, link.init(params), params)[0]
+      {'w': Array([-2.,  3.], dtype=float32)}
+
+    References:
+      Molchanov et al., Importance Estimation for Neural Network Pruning, 2019,
+      arXiv:1906.10771, section 3, before it is squared.
+    """
+
+    def score(grads: Any, params: base.Params) -> base.Scores:
+        return jax.tree.map(
+            lambda w, g: precision.wide(w) * precision.wide(g), params, grads
+        )
+
+    return _common.stateless(score, needs_grads=True)
+
+
+class FisherState(NamedTuple):
+    """State of `score_by_fisher`.
+
+    Attributes:
+      count: int32 scalar, updates so far.
+      squares: the params' tree, decayed means of g^2, float32 or wider.
+    """
+
+    count: base.Scalar
+    squares: Any
+
+
+def score_by_fisher(decay: float = 0.99) -> base.Pruner:
+    """Scores a weight by w^2 E[g^2], with a running mean of squared gradients.
+
+        v <- decay v + (1 - decay) g^2,    score = w^2 v / (1 - decay^t)
+
+    The mean has to see each step's gradient, so this link belongs into `sparsify`'s
+    `track`, or into a pruner that refreshes every step.
+
+    Args:
+      decay: in [0, 1); 0 is the last gradient alone.
+
+    Returns:
+      A link: params and gradients -> scores in float32 or wider.
+
+    Raises:
+      PruningError: if the decay is outside [0, 1).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> link = score_by_fisher(0.5)
+      >>> params, grads = {"w": jnp.array([2.0])}, {"w": jnp.array([3.0])}
+      >>> _, state = link.update(grads, link.init(params), params)
+      >>> link.update(grads, state, params)[0]
+      {'w': Array([36.], dtype=float32)}
+
+    References:
+      Theis et al., Faster gaze prediction with dense networks and Fisher pruning,
+      2018, arXiv:1801.05787, for one weight.
+    """
+    if not 0 <= decay < 1:
+        raise base.PruningError(f"A decay is in [0, 1); got {decay}.")
+
+    def init(params: base.Params) -> FisherState:
+        like = _common.floating(params)
+        zeros = jax.tree.map(lambda w: jnp.zeros_like(precision.wide(w)), like)
+        return FisherState(jnp.zeros((), jnp.int32), zeros)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any):
+        del extra
+        _common.require(updates, params, needs_grads=True)
+        count = optax.safe_increment(state.count)
+        squares = jax.tree.map(
+            lambda v, g: decay * v + (1 - decay) * jnp.square(precision.wide(g)),
+            state.squares,
+            updates,
+        )
+        weight = 1 - jnp.power(jnp.float32(decay), jnp.asarray(count, jnp.float32))
+        found = jax.tree.map(
+            lambda w, v: jnp.square(precision.wide(w)) * (v / weight.astype(v.dtype)),
+            params,
+            squares,
+        )
+        return found, FisherState(count, squares)
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -1,0 +1,127 @@
+"""Methods that prune the smallest weights."""
+
+from typing import Literal
+
+import optax
+
+from jprune import links, selection
+from jprune._core import base
+
+
+def magnitude(
+    sparsity: base.Sparsity, *, scope: Literal["leaf", "global"] = "leaf"
+) -> base.Pruner:
+    """One-shot magnitude pruning: the smallest |w| of each layer go.
+
+    Give it to `jprune.prune`, or to `sparsify` with `end=begin`, and train on.
+    With a schedule of `jprune.geometric` in rounds it is iterative magnitude
+    pruning.
+
+    Args:
+      sparsity: the fraction removed of each layer (scope "leaf") or of all
+        weights together (scope "global"), in [0, 1], or a schedule of it.
+      scope: whether the weights of a layer or of all layers compete. Only
+        "global" can empty a layer: see `global_magnitude`.
+
+    Returns:
+      A pruner.
+
+    Example:
+      >>> import jax.numpy as jnp, jprune as jp
+      >>> params = {"kernel": jnp.array([[3.0, -1.0], [0.5, 2.0]])}
+      >>> jp.prune(params, jp.recipes.magnitude(0.75))[0]["kernel"].tolist()
+      [[3.0, 0.0], [0.0, 0.0]]
+
+    References:
+      Han et al., Learning both Weights and Connections for Efficient Neural
+      Networks, 2015, arXiv:1506.02626, section 3.
+    """
+    return optax.chain(
+        links.score_by_magnitude(), links.keep_top(sparsity, scope=scope)
+    )
+
+
+def gradual_magnitude(
+    sparsity: base.Scalar,
+    *,
+    begin: int,
+    steps: int,
+    initial: float = 0.0,
+    scope: Literal["leaf", "global"] = "leaf",
+) -> base.Pruner:
+    """Gradual magnitude pruning with a cubic sparsity schedule (GMP).
+
+    s_t = s_f + (s_i - s_f) (1 - (t - t_0) / T)^3 from t_0 = `begin` to
+    t_0 + T, then s_f. The paper prunes each layer to the same sparsity.
+
+    Args:
+      sparsity: the final sparsity s_f, in [0, 1]; may be traced.
+      begin: the training step t_0 at which pruning starts.
+      steps: the number of steps T from s_i to s_f, positive.
+      initial: the sparsity s_i at `begin`, in [0, 1].
+      scope: whether the weights of a layer or of all layers compete.
+
+    Returns:
+      A pruner; its clock is the training step. With `sparsify(..., begin=begin,
+      end=begin + steps)` the masks stay fixed afterwards, as in the paper.
+
+    Raises:
+      PruningError: if a number is out of its range.
+
+    Example:
+      >>> import optax, jprune as jp
+      >>> pruner = jp.recipes.gradual_magnitude(0.9, begin=1_000, steps=20_000)
+      >>> tx = jp.sparsify(optax.adamw(1e-3), pruner,
+      ...                  every=100, begin=1_000, end=21_000)
+
+    References:
+      Zhu and Gupta, To prune, or not to prune: exploring the efficacy of pruning
+      for model compression, 2017, arXiv:1710.01878, equation 1.
+    """
+    return magnitude(
+        links.cubic(sparsity, begin=begin, steps=steps, initial=initial),
+        scope=scope,
+    )
+
+
+def global_magnitude(
+    sparsity: base.Sparsity, *, min_fraction: float = 0.0005
+) -> base.Pruner:
+    """Global magnitude pruning with a minimum per layer (Global MP with MT).
+
+    One threshold for all layers says how many weights each layer keeps. Layers
+    that would fall below the minimum keep it, the others make up for it, and
+    each layer then prunes its own smallest weights. Without the minimum (0) one
+    layer can lose all its weights at high sparsity, and the network with it.
+
+    Args:
+      sparsity: the fraction removed of all weights, in [0, 1], or a schedule.
+      min_fraction: the least that a layer keeps, as a fraction of all weights,
+        in [0, 1]; layers smaller than that stay dense. The paper's default.
+
+    Returns:
+      A pruner.
+
+    Raises:
+      PruningError: if a number is out of its range, or the minimums of all layers
+        are more than the sparsity leaves.
+
+    Example:
+      >>> import jax.numpy as jnp, jprune as jp
+      >>> params = {"a": {"kernel": jnp.array([[9.0, 8.0, 7.0, 6.0]])},
+      ...           "b": {"kernel": jnp.array([[0.1, 0.2, 0.3, 0.5]])}}
+      >>> pruner = jp.recipes.global_magnitude(0.5, min_fraction=0.125)
+      >>> jp.prune(params, pruner)[0]["b"]["kernel"].tolist()
+      [[0.0, 0.0, 0.0, 0.5]]
+
+    References:
+      Gupta et al., Is Complexity Required for Neural Network Pruning? A Case
+      Study on Global Magnitude Pruning, 2022, arXiv:2209.14624, section 3. The
+      paper's loop of rescaling is solved for its fixed point; counts are exact.
+    """
+    if not callable(sparsity):
+        selection.check_sparsity(sparsity)
+    return optax.chain(
+        links.score_by_magnitude(),
+        links.keep_top(sparsity, allocation=links.rescaled_global(min_fraction)),
+    )

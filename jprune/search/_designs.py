@@ -1,0 +1,109 @@
+"""Designs as pytrees of arrays, many along the leading axis: grids, draws, fronts."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jprune._core import base
+
+
+def grid(axes: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns all combinations of values, along one leading axis.
+
+    Args:
+      axes: name -> the values that it takes, one or more.
+
+    Returns:
+      Name -> `(combinations,)` in float32; the last name changes fastest.
+
+    Raises:
+      PruningError: if a name has no value.
+
+    Example:
+      >>> grid({"rows": [8, 16], "sram": [32, 64, 128]})["rows"].tolist()
+      [8.0, 8.0, 8.0, 16.0, 16.0, 16.0]
+    """
+    empty = [name for name, values in axes.items() if not len(values)]
+    if empty or not axes:
+        raise base.PruningError(f"A grid has values for each name; {empty} have none.")
+    found = np.meshgrid(*axes.values(), indexing="ij")
+    each = zip(axes, found, strict=True)
+    return {name: values.reshape(-1).astype(np.float32) for name, values in each}
+
+
+def random_designs(
+    key: jax.Array, count: int, bounds: Mapping[str, tuple[float, float]]
+) -> dict[str, jax.Array]:
+    """Draws designs, each number log-uniform between its bounds.
+
+    Args:
+      key: a `jax.random.key`.
+      count: how many designs.
+      bounds: name -> the least and the largest value, positive.
+
+    Returns:
+      Name -> `(count,)` in float32.
+
+    Raises:
+      PruningError: if a bound is not positive, or the least is the larger.
+
+    Example:
+      >>> drawn = random_designs(jax.random.key(0), 4, {"sram": (16, 256)})
+      >>> bool(drawn["sram"].min() >= 16), bool(drawn["sram"].max() <= 256)
+      (True, True)
+    """
+    check_bounds(bounds)
+    keys = jax.random.split(key, len(bounds))
+    found = {}
+    for each, (name, (low, high)) in zip(keys, bounds.items(), strict=True):
+        drawn = jax.random.uniform(each, (count,), jnp.float32)
+        log = np.log(low) + drawn * np.float32(np.log(high / low))
+        found[name] = jnp.clip(jnp.exp(log), low, high)
+    return found
+
+
+def check_bounds(bounds: Mapping[str, tuple[float, float]]) -> None:
+    """Raises if bounds cannot be meant.
+
+    Args:
+      bounds: name -> the least and the largest value.
+
+    Raises:
+      PruningError: names the bound that is not positive, or empty.
+    """
+    for name, (low, high) in bounds.items():
+        if not 0 < low <= high:
+            raise base.PruningError(
+                f"The bounds of {name} are positive and in order; got {low}, {high}."
+            )
+
+
+def pareto(costs: Any) -> jax.Array:
+    """Returns which points no other point beats: less in one cost, more in none.
+
+    Of equal points all stay. Memory and time grow with the square of the number.
+
+    Args:
+      costs: `(points, costs)`, less is better; NaN or infinite points never stay.
+
+    Returns:
+      Bools, `(points,)`.
+
+    Example:
+      >>> pareto(jnp.array([[1.0, 3.0], [2.0, 2.0], [3.0, 3.0], [3.0, 1.0]])).tolist()
+      [True, True, False, True]
+    """
+    costs = jnp.asarray(costs)
+    usable = jnp.all(jnp.isfinite(costs), axis=1)
+    costs = jnp.where(usable[:, None], costs, jnp.inf)
+
+    def beaten(point: jax.Array) -> jax.Array:
+        no_worse = jnp.all(costs <= point[None], axis=1)
+        better = jnp.any(costs < point[None], axis=1)
+        return jnp.any(no_worse & better)
+
+    return usable & ~lax.map(beaten, costs, batch_size=256)

@@ -1,0 +1,361 @@
+"""Leaves in batches: many small leaves of one shape cost as much as one.
+
+A tree of thousands of biases and norms would otherwise compile, and start, a
+reduction for each. A batch is one leaf, or many stacked along a new first axis;
+the kernels of a search are written for one leaf and mapped over the batch.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jprune._core import counting
+from jprune._core.ordering import greatest_number, ordered_bits
+
+_SMALL = 2**14  # entries: above, a leaf is worth a reduction of its own
+_MANY = 4  # leaves of one shape: below, stacking them gains nothing
+
+
+class Batch(NamedTuple):
+    """Leaves that are searched together.
+
+    Attributes:
+      values: the leaf, or the leaves along a first axis; leaves of different
+        shapes are flat, and filled up with the least score.
+      leaves: (B,) int32, which leaves of the tree they are.
+      stacked: whether there is that first axis.
+      spec: inside `jax.shard_map`, the leaf's `PartitionSpec`.
+    """
+
+    values: Any
+    leaves: np.ndarray
+    stacked: bool
+    spec: Any = None
+
+
+def batch(
+    leaves: Sequence[Any], specs: Sequence[Any], dtype: jnp.dtype, on_host: bool
+) -> list[Batch]:
+    """Returns all leaves in batches.
+
+    Args:
+      leaves: arrays.
+      specs: for each leaf its `PartitionSpec` inside `jax.shard_map`, or None.
+      dtype: the type in which scores are compared.
+      on_host: whether the values are at hand, so that the host can stack leaves of
+        different shapes; leaves on several devices are then left alone.
+
+    Returns:
+      Batches; every leaf is in one of them.
+    """
+    classes: dict[Any, list[int]] = {}
+    for i, (x, spec) in enumerate(zip(leaves, specs, strict=True)):
+        classes.setdefault(_class(i, x, spec, on_host), []).append(i)
+    batches = []
+    for members in classes.values():
+        if len(members) < _MANY:
+            batches += [
+                Batch(leaves[i], np.array([i], np.int32), False, specs[i])
+                for i in members
+            ]
+            continue
+        parts = [leaves[i] for i in members]
+        values = _stack_on_host(parts, dtype) if on_host else jnp.stack(parts)
+        batches.append(Batch(values, np.array(members, np.int32), True))
+    return batches
+
+
+def unbatch(
+    batches: Sequence[Batch], masks: Sequence[Any], like: Sequence[Any]
+) -> list[Any]:
+    """Returns one mask for each leaf, in the order of the tree.
+
+    Args:
+      batches: what `batch` made.
+      masks: for each batch the masks of its values.
+      like: the leaves.
+
+    Returns:
+      A list of masks, on the devices of their leaves.
+    """
+    result: list[Any] = [None] * len(like)
+    for b, found in zip(batches, masks, strict=True):
+        if not b.stacked:
+            result[b.leaves[0]] = found
+            continue
+        parts = [like[i] for i in b.leaves]
+        if isinstance(found, jax.core.Tracer):
+            rows = [_row(found, i) for i in range(len(parts))]
+        else:
+            rows = [
+                row[: np.size(x)].reshape(np.shape(x))
+                for row, x in zip(np.asarray(found), parts, strict=True)
+            ]
+            rows = _put(rows, parts[0])
+        for i, row in zip(b.leaves, rows, strict=True):
+            result[i] = row
+    return result
+
+
+def key_range(b: Batch, dtype: jnp.dtype, rates: Any) -> jax.Array:
+    """Returns the least and the greatest key of each leaf of a batch.
+
+    Args:
+      b: a batch of B leaves.
+      dtype: the type in which scores are compared.
+      rates: (L,) of that type, what the scores of each leaf of the tree are
+        multiplied by; or None.
+
+    Returns:
+      (B, 2) unsigned keys, without the first axis for a leaf that is not stacked.
+    """
+    return _mapped(_key_range, b, dtype)(b.values, b.leaves, rates)
+
+
+def key_counts(b: Batch, dtype: jnp.dtype, rates: Any, pivots: Any) -> jax.Array:
+    """Returns how many keys of each leaf of a batch reach each pivot.
+
+    Args:
+      b: a batch of B leaves.
+      dtype: as in `key_range`.
+      rates: as in `key_range`.
+      pivots: (L, R) unsigned keys for each leaf of the tree, or (1, R) for all.
+
+    Returns:
+      (B, R) uint32, without the first axis for a leaf that is not stacked.
+    """
+    return _mapped(_key_counts, b, dtype)(b.values, b.leaves, rates, pivots)
+
+
+def tie_counts(
+    b: Batch, dtype: jnp.dtype, rates: Any, keys: Any, pivots: Any
+) -> jax.Array:
+    """Returns how many entries with a given key reach each rank.
+
+    The rank of an entry is 2^32 - 1 minus its row-major index.
+
+    Args:
+      b: a batch of B leaves.
+      dtype: as in `key_range`.
+      rates: as in `key_range`.
+      keys: (L,) unsigned keys, one for each leaf of the tree.
+      pivots: (L, R) uint32 ranks.
+
+    Returns:
+      (B, R) uint32, without the first axis for a leaf that is not stacked.
+    """
+    return _mapped(_tie_counts, b, dtype)(b.values, b.leaves, rates, keys, pivots)
+
+
+def kept(b: Batch, dtype: jnp.dtype, rates: Any, keys: Any, ranks: Any) -> jax.Array:
+    """Returns the masks: True above the key, or with it and above the rank.
+
+    Args:
+      b: a batch of B leaves.
+      dtype: as in `key_range`.
+      rates: as in `key_range`.
+      keys: (L,) unsigned keys, one for each leaf of the tree.
+      ranks: (L,) uint32 ranks.
+
+    Returns:
+      Booleans in the shape of the batch's values.
+    """
+    return _mapped(_kept, b, dtype)(b.values, b.leaves, rates, keys, ranks)
+
+
+def has_nan(greatest: Any, dtype: jnp.dtype) -> Any:
+    """Returns whether the greatest key of a leaf is that of a NaN.
+
+    Args:
+      greatest: unsigned keys.
+      dtype: the type in which scores are compared.
+
+    Returns:
+      Booleans of that shape.
+    """
+    unsigned = greatest_number(dtype) - np.iinfo(f"int{dtype.itemsize * 8}").min
+    return greatest > np.array(unsigned, greatest.dtype)
+
+
+def least_rank(sizes: jax.Array) -> jax.Array:
+    """Returns the rank of the last entry of leaves.
+
+    Args:
+      sizes: uint32 entries, at least 1.
+
+    Returns:
+      A uint32 array of that shape.
+    """
+    return ~(sizes - jnp.ones_like(sizes))
+
+
+# One leaf each. The values pass a barrier with what changes from pass to pass:
+# otherwise XLA would compute the keys and ranks of all entries once, ahead of the
+# loop, and keep them in memory.
+
+
+def _key_range(x: jax.Array, rate: Any, *, dtype: jnp.dtype, spec: Any) -> jax.Array:
+    low, high = counting.extremes(_keys(jnp.asarray(x), rate, dtype))
+    ends = jnp.stack(
+        [
+            counting.over_shards(lax.pmin, low, spec),
+            counting.over_shards(lax.pmax, high, spec),
+        ]
+    )
+    return _unsigned(ends)
+
+
+def _key_counts(
+    x: jax.Array, rate: Any, pivots: jax.Array, *, dtype: jnp.dtype, spec: Any
+) -> jax.Array:
+    x, pivots = lax.optimization_barrier((jnp.asarray(x), pivots))
+    keys = _keys(x, rate, dtype)
+    counts = counting.count([keys >= p for p in _signed(pivots, keys.dtype)])
+    return counting.over_shards(lax.psum, counts, spec)
+
+
+def _tie_counts(
+    x: jax.Array,
+    rate: Any,
+    key: jax.Array,
+    pivots: jax.Array,
+    *,
+    dtype: jnp.dtype,
+    spec: Any,
+) -> jax.Array:
+    x, pivots, top = lax.optimization_barrier((jnp.asarray(x), pivots, _TOP_RANK))
+    keys, ranks = _keys(x, rate, dtype), counting.ranks(x, top, spec)
+    # The least integer is the rank of no entry.
+    least = jnp.full_like(ranks, jnp.iinfo(ranks.dtype).min)
+    ranks = jnp.where(keys == _signed(key, keys.dtype), ranks, least)
+    counts = counting.count([ranks >= p for p in _signed(pivots, ranks.dtype)])
+    return counting.over_shards(lax.psum, counts, spec)
+
+
+def _kept(
+    x: jax.Array,
+    rate: Any,
+    key: jax.Array,
+    rank: jax.Array,
+    *,
+    dtype: jnp.dtype,
+    spec: Any,
+) -> jax.Array:
+    x, key, top = lax.optimization_barrier((jnp.asarray(x), key, _TOP_RANK))
+    keys, ranks = _keys(x, rate, dtype), counting.ranks(x, top, spec)
+    key, rank = _signed(key, keys.dtype), _signed(rank, ranks.dtype)
+    return (keys > key) | ((keys == key) & (ranks > rank))
+
+
+# The rank of an entry, highest for the first one, is this minus its index; as an
+# unsigned integer it is 2^32 - 1 minus the index.
+_TOP_RANK = np.int32(2**31 - 1)
+
+
+def _keys(x: jax.Array, rate: Any, dtype: jnp.dtype) -> jax.Array:
+    """The scores as signed integers in their order."""
+    x = x.astype(dtype)
+    # Not a quotient: XLA has `x / cost` rounded once or twice, as the shape is.
+    return ordered_bits(x if rate is None else x * rate)
+
+
+def _unsigned(keys: jax.Array) -> jax.Array:
+    """Signed integers as unsigned ones in the same order, from 0."""
+    wide = jnp.dtype("int64" if keys.dtype.itemsize == 8 else "int32")
+    shifted = keys.astype(wide) - np.array(jnp.iinfo(keys.dtype).min, wide)
+    return lax.bitcast_convert_type(shifted, jnp.dtype(f"u{wide.name}"))
+
+
+def _signed(keys: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The inverse of `_unsigned`, to integers of a dtype."""
+    wide = jnp.dtype("int64" if keys.dtype.itemsize == 8 else "int32")
+    shifted = lax.bitcast_convert_type(keys, wide)
+    return (shifted + np.array(jnp.iinfo(dtype).min, wide)).astype(dtype)
+
+
+def _mapped(kernel: Callable, b: Batch, dtype: jnp.dtype) -> Callable:
+    return _jitted(kernel, jnp.dtype(dtype), b.stacked, b.spec)
+
+
+@functools.cache
+def _jitted(kernel: Callable, dtype: jnp.dtype, stacked: bool, spec: Any) -> Callable:
+    """A kernel mapped over a batch, from tables that have a row for each leaf.
+
+    One jitted function for all trees, so that shapes are compiled once.
+    """
+    one = functools.partial(kernel, dtype=dtype, spec=spec)
+
+    def mapped(values: jax.Array, leaves: jax.Array, *tables: Any) -> jax.Array:
+        rows = [None if t is None else _rows(t, leaves) for t in tables]
+        if stacked:
+            return jax.vmap(one)(values, *rows)
+        return one(values, *(None if r is None else r[0] for r in rows))
+
+    return jax.jit(mapped)
+
+
+def _rows(table: jax.Array, leaves: jax.Array) -> jax.Array:
+    """The rows of some leaves; a table of one row is that of all."""
+    if table.shape[0] == 1:
+        return jnp.broadcast_to(table, (leaves.shape[0], *table.shape[1:]))
+    return jnp.asarray(table)[leaves]
+
+
+def _class(i: int, x: Any, spec: Any, on_host: bool) -> Any:
+    """What leaves must share to be stacked; the leaf's number if it must not be."""
+    size = np.size(x)
+    if size > _SMALL or spec is not None:
+        return i
+    if not on_host:
+        return np.shape(x), jnp.result_type(x)
+    device: Any = None
+    if isinstance(x, jax.Array):
+        if len(x.sharding.device_set) > 1:
+            return i
+        device = x.committed and x.sharding
+    return _row_length(size), jnp.result_type(x), device
+
+
+def _row(x: jax.Array, i: int) -> jax.Array:
+    """`x[i]`, with an index that XLA cannot see.
+
+    It compiles equal kernels once. With the index inside, the kernels of no two rows
+    are equal, and compiling them was nearly all of the time that a tree of a thousand
+    leaves took. XLA moves a constant of one number into the kernel, and finds it
+    behind a barrier; two numbers behind one it does not.
+    """
+    halves = lax.optimization_barrier(jnp.asarray(np.array([i, 0], np.int32)))
+    return lax.dynamic_index_in_dim(x, jnp.sum(halves), keepdims=False)
+
+
+def _row_length(size: int) -> int:
+    """A power of two, so that few kernels serve leaves of all sizes."""
+    return 1 << max(0, size - 1).bit_length()
+
+
+def _stack_on_host(leaves: list[Any], dtype: jnp.dtype) -> jax.Array:
+    """Flat leaves as the rows of one array, filled up with the least score.
+
+    No search counts what fills them up: its pivots are above the least key, and
+    the ranks that it asks for are those of entries that a leaf has. The least of
+    the type in which scores are compared, that is: the leaves' own type may have
+    no infinity, and its least integer may be above scores of other leaves.
+    """
+    host = [np.asarray(x) for x in jax.device_get(leaves)]
+    least = -np.inf if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).min
+    length = max(_row_length(x.size) for x in host)
+    rows = np.full((len(host), length), least, dtype)
+    for row, x in zip(rows, host, strict=True):
+        row[: x.size] = x.ravel()
+    return _put([rows], leaves[0])[0]
+
+
+def _put(arrays: list[np.ndarray], like: Any) -> list[jax.Array]:
+    """NumPy arrays on the device of a leaf, committed to it if the leaf is."""
+    committed = isinstance(like, jax.Array) and like.committed
+    return jax.device_put(arrays, like.sharding if committed else None)

@@ -1,0 +1,264 @@
+"""Where a budget ends among ordered keys: a search that only counts.
+
+Entries have keys; those with the highest are kept, as far as the weight of what
+is kept stays within a budget. The search holds a bracket of keys around the
+boundary and narrows it: each pass counts how many entries reach each of seven
+pivots. Where to put them is guessed from the counts at both ends, because keys
+are spread smoothly over a narrow bracket; and when a guess was bad, the next
+pass divides the bracket evenly, so that no distribution takes many passes.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jprune._core import counting
+
+PIVOTS = 7  # about what a CPU counts in the time that it takes to read
+
+
+class Task(NamedTuple):
+    """What a search has to find, for each group of leaves.
+
+    All arrays have a length: G groups (1 where all leaves compete, else one for
+    each leaf), or L leaves.
+
+    Attributes:
+      budget: (G,) `Total`, the most weight that may be kept.
+      sizes: (L,) uint32 entries.
+      floors: (L,) uint32, kept in any case; or None.
+      costs: (L,) uint32, the weight of an entry, in [1, 2^16]; or None for 1.
+      rates: (L,), what scores are multiplied by before they are compared, the
+        inverse of the costs; or None for 1.
+    """
+
+    budget: counting.Total
+    sizes: jax.Array
+    floors: jax.Array | None = None
+    costs: jax.Array | None = None
+    rates: jax.Array | None = None
+
+
+class Bracket(NamedTuple):
+    """Unsigned keys between which the boundary lies, and what was counted there.
+
+    Attributes:
+      low: (G,) keys; all entries from here on are too much (or it is `last`).
+      last: (G,) keys; all entries above this are within the budget.
+      at_low: (L,) uint32 entries at or above `low`.
+      above: (L,) uint32 entries above `last`.
+      evenly: (G,) bool, whether the next pass divides the bracket evenly.
+    """
+
+    low: jax.Array
+    last: jax.Array
+    at_low: jax.Array
+    above: jax.Array
+    evenly: jax.Array
+
+
+class Turn(NamedTuple):
+    """A bracket, and the question that would narrow it.
+
+    Attributes:
+      bracket: the bracket.
+      pivots: (G, 7) unsigned keys: how many entries of each leaf reach them?
+      open: (G,) bool, whether the answer is still needed.
+    """
+
+    bracket: Bracket
+    pivots: jax.Array
+    open: jax.Array
+
+
+def boundary(
+    first: Turn, task: Task, count: Callable[[jax.Array, Any], Any], on_host: bool
+) -> Bracket:
+    """Searches until every group's boundary is found.
+
+    Args:
+      first: the first question, from `begin`.
+      task: what to find.
+      count: `(pivots, open) -> (L, 7)` uint32, how many entries of each leaf have
+        a key at or above each pivot. May answer anything for closed groups.
+      on_host: whether a Python loop drives the search. It compiles small pieces
+        only, whose number does not depend on how many leaves there are, and waits
+        for the device after each pass; otherwise all is one `lax.while_loop`.
+
+    Returns:
+      A bracket of which each group has either exactly its budget above `last`, or
+      `low == last`, the key of the entries of which some are still to be kept.
+    """
+    if not on_host:
+        return lax.while_loop(
+            lambda turn: jnp.any(turn.open),
+            lambda turn: narrow(turn, task, count(turn.pivots, turn.open)),
+            first,
+        ).bracket
+    turn = first
+    while True:
+        pivots, is_open = jax.device_get((turn.pivots, turn.open))
+        if not is_open.any():
+            return turn.bracket
+        turn = narrow(turn, task, count(pivots, is_open))
+
+
+@jax.jit
+def begin(around: Bracket, task: Task) -> Turn:
+    """Returns the first turn of a search within a bracket.
+
+    Args:
+      around: `low` at most the least key, `last` at least the greatest one.
+      task: what to find.
+
+    Returns:
+      A turn.
+    """
+    everything = counting.gap(weight(around.at_low, task), task.budget) <= 0
+    # Nothing is above key 0, and all that ties with it fits: all is kept.
+    zero = jnp.zeros_like(around.low)
+    empty = everything | (around.low > around.last)
+    low = jnp.where(empty, zero, around.low)
+    last = jnp.where(empty, zero, around.last)
+    return _ask(around._replace(low=low, last=last), task)
+
+
+@jax.jit
+def narrow(turn: Turn, task: Task, counts: jax.Array) -> Turn:
+    """Returns the next turn, given the answer to this one's question.
+
+    Args:
+      turn: a turn.
+      task: what to find.
+      counts: (L, 7) uint32.
+
+    Returns:
+      A turn with a narrower bracket in each open group.
+    """
+    old, pivots = turn.bracket, turn.pivots
+    fits = counting.gap(weight(counts, task), _column(task.budget)) <= 0  # (G, 7)
+    greatest = jnp.array(jnp.iinfo(pivots.dtype).max, pivots.dtype)
+    beyond = jnp.where(fits, pivots, greatest)
+    within = jnp.where(fits, jnp.zeros_like(pivots), pivots)
+    falls = turn.open & jnp.any(fits, axis=1)
+    rises = turn.open & ~jnp.all(fits, axis=1)
+    one = jnp.ones((), pivots.dtype)
+    least = jnp.min(beyond, axis=1)
+    last = jnp.where(falls, least - one, old.last)
+    low = jnp.where(rises, jnp.max(within, axis=1), old.low)
+    # Not the argmin: `greatest` may be a pivot, and then stands for two things.
+    first = jnp.argmax(fits & (pivots == least[:, None]), axis=1)
+    poor = (last - low) > ((old.last - old.low) >> 3)
+    new = Bracket(
+        low=low,
+        last=last,
+        at_low=_pick(counts, jnp.argmax(within, axis=1), rises, old.at_low),
+        above=_pick(counts, first, falls, old.above),
+        evenly=poor & ~old.evenly,
+    )
+    return _ask(new, task)
+
+
+def weight(counts: jax.Array, task: Task) -> counting.Total:
+    """Returns the weight of the leaves' best entries, with the floors, per group.
+
+    Args:
+      counts: (L, ...) uint32, how many of each leaf.
+      task: for its floors, costs and number of groups.
+
+    Returns:
+      (G, ...) `Total`.
+    """
+    across = (-1,) + (1,) * (counts.ndim - 1)
+    if task.floors is not None:
+        counts = jnp.maximum(counts, task.floors.reshape(across))
+    modular, rough = counts, counts.astype(jnp.float32)
+    if task.costs is not None:
+        costs = task.costs.reshape(across)
+        modular, rough = modular * costs, rough * costs.astype(jnp.float32)
+    if task.budget.modular.shape[0] == 1:
+        modular = jnp.sum(modular, axis=0, keepdims=True, dtype=jnp.uint32)
+        rough = jnp.sum(rough, axis=0, keepdims=True)
+    return counting.Total(modular, rough)
+
+
+def _ask(around: Bracket, task: Task) -> Turn:
+    """The turn of a bracket: pivots in (low, last], and which groups need them."""
+    at_low, above = weight(around.at_low, task), weight(around.above, task)
+    exact = counting.gap(above, task.budget) == 0
+    many = counting.gap(at_low, above)
+    part = counting.gap(at_low, task.budget) / jnp.where(many > 0, many, 1)
+    width = around.last - around.low
+    guessed = jax.vmap(_guess)(width, jnp.clip(part, 0, 1), many)
+    evenly = jax.vmap(_even)(width)
+    plain = around.evenly | (width <= jnp.asarray(PIVOTS, width.dtype))
+    offsets = jnp.where(plain[:, None], evenly, guessed)
+    offsets = jnp.maximum(offsets, jnp.ones_like(offsets))
+    offsets = jnp.minimum(offsets, width[:, None])
+    pivots = around.low[:, None] + offsets
+    return Turn(around, pivots, (around.low < around.last) & ~exact)
+
+
+def _even(width: jax.Array) -> jax.Array:
+    """Seven offsets that cut a width into eight; all offsets of a small width."""
+    steps = jnp.arange(1, PIVOTS + 1).astype(width.dtype)
+    eighth, rest = width >> 3, width & 7
+    return jnp.where(width <= PIVOTS, steps, eighth * steps + (rest * steps >> 3))
+
+
+def _guess(width: jax.Array, part: jax.Array, many: jax.Array) -> jax.Array:
+    """Seven offsets around where a part of the weight lies, if it is spread evenly.
+
+    Two lie two standard deviations of a sample of that size away, two a good deal
+    further, and two in the middle of what is left on either side.
+    """
+    total = width.astype(jnp.float32)
+    centre = part * total
+    near = 2 * jnp.sqrt(part * (1 - part) / jnp.maximum(many, 1)) * total
+    far = jnp.sqrt(jnp.maximum(near, 0.5) * total / 8)
+    offsets = jnp.stack(
+        [
+            (centre - far) / 2,
+            centre - far,
+            centre - near,
+            centre,
+            centre + near,
+            centre + far,
+            (centre + far + total) / 2,
+        ]
+    )
+    # A float of 2^24 and more may round up: stay below before the conversion.
+    most = total * (1 - 2.0**-22)
+    return jnp.clip(jnp.round(offsets), 0, most).astype(width.dtype)
+
+
+def _column(x: counting.Total) -> counting.Total:
+    return jax.tree.map(lambda a: a[:, None], x)
+
+
+def _pick(
+    counts: jax.Array, column: jax.Array, change: jax.Array, old: jax.Array
+) -> jax.Array:
+    """For each leaf the count in its group's column, where the group changes."""
+    each = jnp.broadcast_to(column[:, None], (counts.shape[0], 1))
+    new = jnp.take_along_axis(counts, each, axis=1)[:, 0]
+    return jnp.where(change, new, old)
+
+
+def bracket(low: jax.Array, last: jax.Array, sizes: jax.Array, evenly: bool) -> Bracket:
+    """Returns the bracket from the least to the greatest key.
+
+    Args:
+      low: (G,) unsigned keys.
+      last: (G,) unsigned keys.
+      sizes: (L,) uint32 entries at or above `low`.
+      evenly: whether the first pass divides it evenly.
+
+    Returns:
+      A bracket.
+    """
+    flags = jnp.full(low.shape, evenly)
+    return Bracket(low, last, sizes, jnp.zeros_like(sizes), flags)

@@ -1,0 +1,182 @@
+"""Where each leaf is cut off: its key, and among the entries with that key its rank.
+
+However leaves compete, what is kept of one leaf are its best entries. So a
+selection is known by one key and one rank for each leaf, and nothing but those
+crosses from leaf to leaf or from device to device.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jprune._core import counting
+from jprune.selection import _batching, _boundary
+from jprune.selection._batching import Batch
+from jprune.selection._boundary import Bracket, Task
+
+
+class Cutoffs(NamedTuple):
+    """What is kept of each of L leaves.
+
+    Attributes:
+      counts: (L,) uint32 entries kept.
+      keys: (L,) unsigned; entries with a higher key are kept.
+      ranks: (L,) uint32; of those with that key the ones of a higher rank.
+      greatest: (L,) unsigned, each leaf's greatest key.
+    """
+
+    counts: jax.Array
+    keys: jax.Array
+    ranks: jax.Array
+    greatest: jax.Array
+
+
+def cutoffs(
+    batches: Sequence[Batch], dtype: jnp.dtype, task: Task, on_host: bool
+) -> Cutoffs:
+    """Returns where each leaf is cut off.
+
+    Args:
+      batches: all leaves.
+      dtype: the type in which scores are compared.
+      task: the budget, floors and costs.
+      on_host: as in `_boundary.boundary`.
+
+    Returns:
+      Cutoffs.
+    """
+    order = np.argsort(np.concatenate([b.leaves for b in batches]))
+    ranges = _in_order(
+        [_batching.key_range(b, dtype, task.rates) for b in batches], order, on_host
+    )
+
+    def count_keys(pivots: Any, is_open: Any) -> jax.Array:
+        return _in_order(
+            [
+                _batching.key_counts(b, dtype, task.rates, pivots)
+                if _any_open(b, is_open, on_host)
+                else np.zeros((len(b.leaves), _boundary.PIVOTS), np.uint32)
+                for b in batches
+            ],
+            order,
+            on_host,
+        )
+
+    found = _boundary.boundary(_first(ranges, task), task, count_keys, on_host)
+    least = None
+    if task.floors is not None:
+        each = Task(counting.total(task.floors), task.sizes)
+        first = _first(_where_floors_bind(ranges, found, task.floors), each)
+        least = _boundary.boundary(first, each, count_keys, on_host)
+    counts, keys, take, ties = _divide(found, least, task)
+
+    def count_ties(pivots: Any, is_open: Any) -> jax.Array:
+        return _in_order(
+            [
+                _batching.tie_counts(b, dtype, task.rates, keys, pivots)
+                if _any_open(b, is_open, on_host)
+                else np.zeros((len(b.leaves), _boundary.PIVOTS), np.uint32)
+                for b in batches
+            ],
+            order,
+            on_host,
+        )
+
+    each = Task(counting.total(take), task.sizes)
+    ranked = _boundary.boundary(_first_rank(ties, each), each, count_ties, on_host)
+    return Cutoffs(counts, keys, _ranks(ranked, take), ranges[:, 1])
+
+
+def _any_open(b: Batch, is_open: Any, on_host: bool) -> bool:
+    """Whether a batch has to be counted; in a trace nobody knows."""
+    if not on_host:
+        return True
+    return bool(is_open[b.leaves if len(is_open) > 1 else 0].any())
+
+
+def _in_order(rows: list[Any], order: np.ndarray, on_host: bool) -> Any:
+    """The batches' rows in the order of the leaves.
+
+    On the host they meet there, because leaves may be on different devices.
+    """
+    if on_host:
+        return np.concatenate([np.atleast_2d(r) for r in jax.device_get(rows)])[order]
+    return jnp.concatenate([jnp.atleast_2d(r) for r in rows])[order]
+
+
+@jax.jit
+def _first(ranges: jax.Array, task: Task) -> _boundary.Turn:
+    """The first turn among keys."""
+    low, last = ranges[:, 0], ranges[:, 1]
+    if task.budget.modular.shape[0] == 1:
+        low, last = jnp.min(low, keepdims=True), jnp.max(last, keepdims=True)
+    return _boundary.begin(_boundary.bracket(low, last, task.sizes, evenly=True), task)
+
+
+@jax.jit
+def _where_floors_bind(ranges: jax.Array, found: Bracket, floors: jax.Array):
+    """The ranges of keys, empty for leaves that have more than their floor anyway.
+
+    Floors are there for the rare case; where none binds, no pass is spent on them.
+    """
+    tied = jnp.broadcast_to(found.low == found.last, found.above.shape)
+    binds = floors > jnp.where(tied, found.at_low, found.above)
+    low, last = ranges[:, 0], ranges[:, 1]
+    return jnp.stack([jnp.where(binds, low, last), last], axis=1)
+
+
+@jax.jit
+def _first_rank(ties: jax.Array, task: Task) -> _boundary.Turn:
+    """The first turn among the ranks of the entries that tie."""
+    low = _batching.least_rank(task.sizes)
+    last = jnp.full_like(low, 2**32 - 1)
+    return _boundary.begin(_boundary.bracket(low, last, ties, evenly=False), task)
+
+
+@jax.jit
+def _ranks(found: Bracket, take: jax.Array) -> jax.Array:
+    return jnp.where(take == 0, jnp.full_like(found.last, 2**32 - 1), found.last)
+
+
+@jax.jit
+def _divide(found: Bracket, least: Bracket | None, task: Task) -> tuple[jax.Array, ...]:
+    """Divides what is left of the budget among ties, in tree order.
+
+    Returns:
+      (L,) each: entries kept, the key of the cut, how many of those with that
+      key are kept, and how many there are.
+    """
+    above = found.above
+    zero, one = jnp.zeros_like(above), jnp.ones_like(above)
+    tied = jnp.broadcast_to(found.low == found.last, above.shape)
+    ties = jnp.where(tied, found.at_low - above, zero)
+    floors = zero if task.floors is None else task.floors
+    costs = one if task.costs is None else task.costs
+    sure = jnp.maximum(floors, above)
+    more = jnp.maximum(floors, above + ties) - sure
+
+    rest = counting.minus(task.budget, _boundary.weight(above, task))
+    price = counting.Total(
+        more * costs, more.astype(jnp.float32) * costs.astype(jnp.float32)
+    )
+    if task.budget.modular.shape[0] == 1:  # leaves are served one after the other
+        before = counting.Total(
+            jnp.cumsum(price.modular, dtype=jnp.uint32) - price.modular,
+            jnp.cumsum(price.rough) - price.rough,
+        )
+        rest = counting.minus(rest, before)
+    share = jnp.minimum(counting.how_often(rest, costs), more)
+    share = jnp.where(counting.gap(rest, price) >= 0, more, share)
+    share = jnp.where(counting.gap(rest, counting.total(0)) <= 0, zero, share)
+    counts = sure + share
+
+    keys = jnp.broadcast_to(found.last, above.shape)
+    if least is not None:
+        floor_binds = counts > above + ties
+        keys = jnp.where(floor_binds, least.last, keys)
+        ties = jnp.where(floor_binds, least.at_low - least.above, ties)
+        above = jnp.where(floor_binds, least.above, above)
+    return counts, keys, counts - above, ties

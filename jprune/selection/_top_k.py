@@ -1,0 +1,372 @@
+"""Exact top-k masks over a tree, by counting.
+
+"Keep the best k" is one kernel: find the k-th largest score, keep what is above
+it, and of what equals it the lowest indices. The k-th largest comes from
+counting how many scores reach each of a few pivots, three bits of the answer a
+pass, on an unsigned integer view of the scores that preserves their order. So
+nothing is sorted, concatenated or gathered: a mesh exchanges a few scalars a
+pass, k may be traced, and no two backends disagree.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import checkify
+
+from jprune import tree
+from jprune._core import base, counting
+from jprune.selection import _batching, _boundary, _cutoffs, _dtypes
+
+Count = jax.typing.ArrayLike | counting.Total
+"""A number of entries; a `Total` where it may be 2^31 and more."""
+
+_MANY_LEAVES = 200
+_MANY_ENTRIES = 2**47 - 1  # the largest `Total`
+
+
+def top_k(scores: base.Scores, k: Count, *, specs: Any = None) -> base.Masks:
+    """Returns masks of the k largest scores of the whole tree.
+
+    Exactly k entries are kept. Ties go to the lower index in tree order (the
+    leaves in the order of `jax.tree.leaves`, each in row-major order); -0.0
+    ties with 0.0. Leaves keep their sharding and none is gathered.
+
+    Called with arrays at hand, a loop on the host drives small jitted functions,
+    of which a shape needs one each: a tree of thousands of leaves is selected
+    from within seconds. Inside `jax.jit` all is part of the caller's program,
+    whose compile time grows with the number of different shapes of small leaves
+    and with the number of large leaves.
+
+    Args:
+      scores: a tree of real arrays of any shapes, all floating or all integer,
+        fewer than 2^32 in a leaf.
+      k: how many to keep, an integer in [0, n] for n scores in all; may be
+        traced. Values outside are clipped. Beyond 2^31, where JAX has no integer,
+        a Python integer or what `kept_count` returns.
+      specs: inside `jax.shard_map`, where the leaves are local shards: the tree
+        of their `PartitionSpec`s, as in `in_specs`. The masks are the shards of
+        those that the whole arrays have.
+
+    Returns:
+      The scores' tree of boolean arrays, True for the k largest.
+
+    Raises:
+      NonFiniteScoreError: if a score is NaN, naming the leaf. Under `jit` the
+        same is a `checkify` debug check, and a NaN ranks above infinity: it is
+        kept, where it shows, and not hidden behind a mask.
+      PruningError: if k is not an integer, or leaves are complex, mix floats
+        and integers, or hold 2^32 scores or more.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> top_k({"a": jnp.array([3.0, 1.0]), "b": jnp.array([1.0, 2.0])}, 3)
+      {'a': Array([ True,  True], dtype=bool), 'b': Array([False,  True], dtype=bool)}
+    """
+    return _select(scores, [k], specs=specs)
+
+
+def top_k_per_leaf(
+    scores: base.Scores, counts: base.Counts, *, specs: Any = None
+) -> base.Masks:
+    """Returns masks of the largest scores of each leaf.
+
+    As `top_k` on each leaf, in one search for all of them.
+
+    Args:
+      scores: as in `top_k`.
+      counts: the scores' tree of integers, how many each leaf keeps; may be
+        traced. Values outside [0, leaf size] are clipped.
+      specs: as in `top_k`.
+
+    Returns:
+      The scores' tree of boolean arrays.
+
+    Raises:
+      NonFiniteScoreError: as in `top_k`.
+      PruningError: as in `top_k`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> scores = {"a": jnp.array([3.0, 1.0]), "b": jnp.array([1.0, 2.0])}
+      >>> top_k_per_leaf(scores, {"a": 1, "b": 1})
+      {'a': Array([ True, False], dtype=bool), 'b': Array([False,  True], dtype=bool)}
+    """
+    each = jax.tree.structure(scores).flatten_up_to(counts)
+    return _select(scores, each, alone=True, specs=specs)
+
+
+def top_k_with_floors(
+    scores: base.Scores, k: Count, floors: base.Counts, *, specs: Any = None
+) -> base.Masks:
+    """Returns masks of the k largest scores, with a least number kept per leaf.
+
+    Each leaf first keeps its own `floor` largest; the rest of the k goes to the
+    largest of what remains in the whole tree. If the floors add up to more than
+    k, they win.
+
+    Args:
+      scores: as in `top_k`.
+      k: as in `top_k`.
+      floors: the scores' tree of integers in [0, leaf size]; may be traced.
+      specs: as in `top_k`.
+
+    Returns:
+      The scores' tree of boolean arrays with max(k, sum of floors) True.
+
+    Raises:
+      NonFiniteScoreError: as in `top_k`.
+      PruningError: as in `top_k`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> scores = {"big": jnp.array([9.0, 8.0, 7.0]), "small": jnp.array([0.1, 0.2])}
+      >>> top_k_with_floors(scores, 3, {"big": 1, "small": 1})["small"]
+      Array([False,  True], dtype=bool)
+    """
+    return _select(scores, [k], floors=floors, specs=specs)
+
+
+def top_within_budget(
+    scores: base.Scores,
+    costs: base.Counts,
+    budget: Count,
+    *,
+    floors: base.Counts | None = None,
+    specs: Any = None,
+) -> base.Masks:
+    """Returns masks of the scores that are the best value for their cost.
+
+    An entry of leaf l costs c_l: its bytes, its FLOPs, its picojoules. Entries are
+    taken in the order of score / c_l, ties in tree order, as long as
+
+        sum over leaves of c_l * kept_l <= budget.
+
+    The first that does not fit ends it, so that what is kept at a smaller budget
+    is kept at a larger one. This is the greedy solution of the knapsack problem:
+    no other choice of the same cost keeps a larger sum of scores, and the optimum
+    for the budget is better by less than one entry. With all costs 1 it is
+    `top_k`.
+
+    Args:
+      scores: as in `top_k`, not negative; compared as float32, or wider, times
+        1 / c_l in that type.
+      costs: the scores' tree of positive integers, known numbers; none more than
+        65536 times their greatest common divisor.
+      budget: an integer, in the unit of the costs; may be traced.
+      floors: as in `top_k_with_floors`: kept, and paid for, in any case.
+      specs: as in `top_k`.
+
+    Returns:
+      The scores' tree of boolean arrays.
+
+    Raises:
+      NonFiniteScoreError: as in `top_k`.
+      PruningError: as in `top_k`; or if a cost is out of range, naming the leaf.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> scores = {"conv": jnp.array([8.0, 5.0]), "dense": jnp.array([3.0, 1.0])}
+      >>> masks = top_within_budget(scores, {"conv": 4, "dense": 1}, 6)
+      >>> masks["conv"].tolist(), masks["dense"].tolist()
+      ([True, False], [True, False])
+
+    References:
+      Dantzig, Discrete-Variable Extremum Problems, 1957 (the greedy bound).
+    """
+    each = _known_costs(scores, costs)
+    # A budget of c g holds what one of c does, where all costs are multiples of g.
+    unit = math.gcd(*each)
+    most: Any = budget
+    if unit > 1 and not isinstance(budget, counting.Total):
+        each, most = [cost // unit for cost in each], most // unit
+    for path, cost in zip(tree.leaf_paths(scores), each, strict=True):
+        if cost > 2**16:
+            raise base.PruningError(
+                f"The cost of {path!r} is {cost} times the common divisor of all; at "
+                "most 65536 can be counted."
+            )
+    return _select(scores, [most], floors=floors, costs=each, specs=specs)
+
+
+def count_top_k(scores: base.Scores, k: Count, *, specs: Any = None) -> base.Counts:
+    """Returns how many entries of each leaf `top_k` keeps, without making masks.
+
+    Args:
+      scores: as in `top_k`.
+      k: as in `top_k`.
+      specs: as in `top_k`.
+
+    Returns:
+      The scores' tree of uint32 scalars.
+
+    Raises:
+      NonFiniteScoreError: as in `top_k`.
+      PruningError: as in `top_k`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> scores = {"a": jnp.array([3.0, 1.0]), "b": jnp.array([1.0, 2.0])}
+      >>> {name: int(n) for name, n in count_top_k(scores, 3).items()}
+      {'a': 2, 'b': 1}
+    """
+    return _select(scores, [k], specs=specs, as_counts=True)
+
+
+def check_no_nan(scores: base.Scores) -> None:
+    """Raises if a score is NaN.
+
+    Args:
+      scores: a tree of real arrays.
+
+    Raises:
+      NonFiniteScoreError: naming every leaf with a NaN. Traced scores are
+        checked by `jax.experimental.checkify` where it is in force.
+    """
+    bad = []
+    for path, leaf in zip(
+        tree.leaf_paths(scores), jax.tree.leaves(scores), strict=True
+    ):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            continue
+        count = jnp.sum(jnp.isnan(leaf), dtype=jnp.int32)
+        if isinstance(count, jax.core.Tracer):
+            checkify.debug_check(count == 0, f"NaN scores in {path!r}: {{n}}", n=count)
+        elif count > 0:
+            bad.append(f"{path!r} ({int(count)} of {np.size(leaf)})")
+    if bad:
+        raise base.NonFiniteScoreError(f"NaN scores in {', '.join(bad)}.")
+
+
+def _select(
+    scores: base.Scores,
+    wanted: Sequence[Any],
+    *,
+    alone: bool = False,
+    floors: base.Counts | None = None,
+    costs: list[int] | None = None,
+    specs: Any = None,
+    as_counts: bool = False,
+) -> Any:
+    """Checks the arguments, and selects on the host or inside the trace."""
+    leaves, treedef = jax.tree.flatten(scores)
+    if not leaves:
+        return scores
+    dtype = _dtypes.common_dtype(scores)
+    spread = [None] * len(leaves) if specs is None else treedef.flatten_up_to(specs)
+    sizes = [
+        math.prod(np.shape(x)) * counting.shard_factor(spec)
+        for x, spec in zip(leaves, spread, strict=True)
+    ]
+    if (most := max(sizes)) >= 2**32:
+        raise base.PruningError(
+            f"{tree.leaf_paths(scores)[sizes.index(most)]!r} has {most} scores; fewer "
+            "than 2^32 of a leaf can be counted."
+        )
+    if costs is not None and dtype != jnp.float64:
+        dtype = jnp.dtype(jnp.float32)
+    task = _boundary.Task(
+        budget=_integers(wanted),
+        sizes=jnp.asarray(np.array(sizes, np.uint32)),
+        floors=None if floors is None else _floors(treedef.flatten_up_to(floors)),
+        costs=None if costs is None else jnp.asarray(np.array(costs, np.uint32)),
+        rates=None if costs is None else jnp.asarray(1 / np.array(costs, dtype)),
+    )
+    work = jax.tree.leaves((leaves, task))
+    on_host = not any(isinstance(x, jax.core.Tracer) for x in work)
+    run = _run if on_host else _run_traced
+    result, nan = run(leaves, task, dtype, tuple(spread), as_counts)
+    _check_nan(scores, leaves, nan)
+    return treedef.unflatten(result)
+
+
+def _run(
+    leaves: list[Any],
+    task: _boundary.Task,
+    dtype: jnp.dtype,
+    specs: tuple[Any, ...],
+    as_counts: bool,
+    on_host: bool = True,
+) -> tuple[list[Any], Any]:
+    """Masks or counts, and which leaves have a NaN."""
+    batches = _batching.batch(leaves, specs, dtype, on_host)
+    cut = _cutoffs.cutoffs(batches, dtype, task, on_host)
+    nan = _batching.has_nan(cut.greatest, dtype)
+    if as_counts:
+        return list(cut.counts), nan
+    found = [_batching.kept(b, dtype, task.rates, cut.keys, cut.ranks) for b in batches]
+    return _batching.unbatch(batches, found, leaves), nan
+
+
+# Jitted for those who are in a `vmap` only, where it would run piece by piece.
+_run_traced = jax.jit(
+    functools.partial(_run, on_host=False),
+    static_argnames=("dtype", "specs", "as_counts"),
+)
+
+
+def _integers(counts: Sequence[Any]) -> counting.Total:
+    """A `Total` for each of some integers."""
+    if len(counts) == 1 and isinstance(counts[0], counting.Total):
+        return jax.tree.map(jnp.atleast_1d, counts[0])
+    for c in counts:
+        if not _is_integer(c):
+            raise base.PruningError(f"A count of entries is an integer; got {c}.")
+    if any(isinstance(c, jax.core.Tracer) for c in counts):
+        each = [counting.total(c) for c in counts]
+        return jax.tree.map(lambda *parts: jnp.stack(parts), *each)
+    known = [int(c) for c in jax.device_get(list(counts))]
+    return counting.total(np.array([min(max(c, 0), _MANY_ENTRIES) for c in known]))
+
+
+def _is_integer(n: Any) -> bool:
+    """Whether it is one integer; a Python integer may be too large for any dtype."""
+    if isinstance(n, bool | int):
+        return not isinstance(n, bool)
+    return getattr(n, "shape", None) == () and jnp.issubdtype(n.dtype, jnp.integer)
+
+
+def _floors(floors: Sequence[Any]) -> jax.Array:
+    return _integers(floors).modular
+
+
+def _known_costs(scores: base.Scores, costs: base.Counts) -> list[int]:
+    """The cost of an entry of each leaf."""
+    each = jax.tree.structure(scores).flatten_up_to(costs)
+    for path, cost in zip(tree.leaf_paths(scores), each, strict=True):
+        if isinstance(cost, jax.core.Tracer) or not _is_integer(cost):
+            raise base.PruningError(
+                f"A cost is a known integer; that of {path!r} is {cost}."
+            )
+        if cost < 1:
+            raise base.PruningError(f"The cost of {path!r} is {cost}, not positive.")
+    return [int(cost) for cost in each]
+
+
+def _check_nan(scores: base.Scores, leaves: list[Any], nan: jax.Array) -> None:
+    """Raises, or in a trace has `checkify` raise, where a leaf has a NaN."""
+    if not isinstance(nan, jax.core.Tracer):
+        if bad := np.flatnonzero(jax.device_get(nan)).tolist():
+            paths = tree.leaf_paths(scores)
+            raise base.NonFiniteScoreError(
+                "NaN scores in "
+                + ", ".join(
+                    f"{paths[i]!r} ({int(jnp.isnan(leaves[i]).sum())} of "
+                    f"{np.size(leaves[i])})"
+                    for i in bad
+                )
+                + "."
+            )
+    elif len(leaves) <= _MANY_LEAVES:
+        for i, path in enumerate(tree.leaf_paths(scores)):
+            checkify.debug_check(~nan[i], f"NaN scores in {path!r}")
+    else:  # a check for each would be most of the time of tracing
+        checkify.debug_check(
+            ~jnp.any(nan),
+            "NaN scores in leaf {n} of jprune.leaf_paths(scores)",
+            n=jnp.argmax(nan),
+        )

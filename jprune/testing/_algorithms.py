@@ -1,0 +1,323 @@
+"""The contract of a method that owns its loop, as checks that anyone can run."""
+
+import functools
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from jprune import checkpoint, tree
+from jprune import masks as masks_lib
+from jprune._core import base
+
+_AXIS_TYPES = (AxisType.Auto, AxisType.Explicit)
+
+StateOf = Callable[[base.Params, jax.Array], Any]
+"""`(params, key) -> state`: how the method's `init` is called."""
+
+
+def check_algorithm(
+    algorithm: base.Algorithm,
+    state_of: StateOf,
+    batches: Sequence[tuple[Any, ...]],
+    params: base.Params,
+    *,
+    sparsity: float | None = None,
+    where: base.Predicate = tree.is_kernel,
+    axis_types: Sequence[AxisType] = _AXIS_TYPES,
+) -> None:
+    """Checks all that holds for every method that owns its loop.
+
+    `init` and `step` run on shapes alone and keep the state's form, so that steps
+    are traced once. A step donates its state and leaves the caller's params alone. A
+    state that was saved and restored goes on bit for bit. `lax.scan` over steps
+    and `vmap` over seeds give what the loop gives. What `finish` returns is zero
+    where its masks are False, and as sparse as was asked for, to one unit. On a
+    mesh of all devices params keep their shardings.
+
+    Args:
+      algorithm: the method.
+      state_of: `(params, key) -> state`, `algorithm.init` or what calls it.
+      batches: for each step, what it takes beside the state; at least two, all of
+        the same shapes.
+      params: what to prune.
+      sparsity: the fraction that `finish` removes of the entries of all masks that
+        are not scalars: weights, or groups. None if it is an outcome.
+      where: which leaves can be pruned.
+      axis_types: those of the meshes, see `check_meshes`.
+
+    Raises:
+      AssertionError: where the method breaks the contract.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jprune as jp
+      >>> loss = lambda p, x: jnp.mean(jnp.square(x @ p["kernel"]))
+      >>> method = jp.recipes.edge_popup(loss, 0.5, steps=4)
+      >>> batches = [(jnp.full((4, 8), i / 3),) for i in range(4)]
+      >>> params = {"kernel": jnp.ones((8, 2))}
+      >>> check_algorithm(method, method.init, batches, params, sparsity=0.5)
+    """
+    check_form(algorithm, state_of, batches, params)
+    last = check_loop(algorithm, state_of, batches, params)
+    check_finish(params, *algorithm.finish(last), sparsity=sparsity, where=where)
+    check_transforms(algorithm, state_of, batches, params, last)
+    check_meshes(
+        algorithm,
+        state_of,
+        batches[0],
+        params,
+        sparsity=sparsity,
+        where=where,
+        axis_types=axis_types,
+    )
+
+
+def check_form(
+    algorithm: base.Algorithm,
+    state_of: StateOf,
+    batches: Sequence[tuple[Any, ...]],
+    params: base.Params,
+) -> None:
+    """Checks, on shapes alone, that a step keeps the form of the state.
+
+    Args:
+      algorithm: the method.
+      state_of: as in `check_algorithm`.
+      batches: as in `check_algorithm`.
+      params: what to prune; shapes suffice.
+
+    Raises:
+      AssertionError: if a leaf of the state changes or is weakly typed, or `finish`
+        changes the params' form.
+    """
+    state = jax.eval_shape(state_of, params, jax.random.key(0))
+    after, _ = jax.eval_shape(algorithm.step, state, *batches[0])
+    chex.assert_trees_all_equal_structs(state, after)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, after)
+    weak = [x for x in jax.tree.leaves((state, after)) if x.weak_type]
+    assert not weak, f"Weakly typed state retraces: {weak}"
+    found, _ = jax.eval_shape(algorithm.finish, state)
+    chex.assert_trees_all_equal_structs(params, found)
+    chex.assert_trees_all_equal_shapes_and_dtypes(params, found)
+
+
+def check_loop(
+    algorithm: base.Algorithm,
+    state_of: StateOf,
+    batches: Sequence[tuple[Any, ...]],
+    params: base.Params,
+) -> Any:
+    """Checks that a restored state goes on bit for bit, and what a step donates.
+
+    Args:
+      algorithm: the method.
+      state_of: as in `check_algorithm`.
+      batches: as in `check_algorithm`.
+      params: what to prune.
+
+    Returns:
+      The state after the last batch.
+
+    Raises:
+      AssertionError: where the method breaks the contract.
+    """
+    key = jax.random.key(0)
+    # Copies: what shares its memory with NumPy is never donated.
+    params = jax.tree.map(jnp.copy, params)
+    state = state_of(params, key)
+    algorithm.step(state, *batches[0])
+    alive = [not x.is_deleted() for x in jax.tree.leaves(params)]
+    assert all(alive), "A step has deleted the caller's params"
+    if _donates():
+        for keys, x in jax.tree_util.tree_leaves_with_path(state):
+            if jnp.issubdtype(x.dtype, jnp.floating):
+                assert x.is_deleted(), f"{tree.leaf_path(keys)} was not donated"
+
+    def run(state: Any, batches: Sequence[tuple[Any, ...]]) -> Any:
+        for batch in batches:
+            state, _ = algorithm.step(state, *batch)
+        return state
+
+    half = len(batches) // 2
+    middle = run(state_of(params, key), batches[:half])
+    with tempfile.TemporaryDirectory() as directory:
+        checkpoint.save(directory, half, middle)
+        like = jax.eval_shape(state_of, params, key)
+        restored = checkpoint.restore(directory, like)
+    last = run(middle, batches[half:])
+    chex.assert_trees_all_equal(_plain(last), _plain(run(restored, batches[half:])))
+    return last
+
+
+def check_finish(
+    params: base.Params,
+    found: base.Params,
+    masks: base.Masks,
+    *,
+    sparsity: float | None = None,
+    where: base.Predicate = tree.is_kernel,
+) -> None:
+    """Checks what `finish` returned: masks of the params, zeros, and their number.
+
+    Args:
+      params: what was pruned.
+      found: the sparse params.
+      masks: their masks.
+      sparsity: as in `check_algorithm`.
+      where: which leaves can be pruned.
+
+    Raises:
+      AssertionError: where the method breaks the contract.
+      PruningError: if the masks are not masks of the params.
+    """
+    chex.assert_trees_all_equal_shapes_and_dtypes(params, found)
+    masks_lib.check(params, masks)
+    chosen = jax.tree.leaves(tree.flags(where, params))
+    size = kept = 0
+    for path, z, m, meant in zip(
+        tree.leaf_paths(params),
+        jax.tree.leaves(found),
+        jax.tree.leaves(masks),
+        chosen,
+        strict=True,
+    ):
+        assert meant or (m.shape == () and bool(m)), f"{path!r} was pruned."
+        pruned = np.broadcast_to(~np.asarray(m), z.shape)
+        assert not np.any(np.asarray(z)[pruned]), f"{path!r} is not zero where pruned"
+        assert np.all(np.isfinite(np.asarray(z, np.float32))), f"{path!r} is not finite"
+        if m.shape:
+            size, kept = size + m.size, kept + int(np.sum(np.asarray(m)))
+    if sparsity is not None:
+        expected = size - round(size * sparsity)
+        assert abs(kept - expected) <= 1, f"{kept} of {size} are kept, not {expected}"
+
+
+def check_transforms(
+    algorithm: base.Algorithm,
+    state_of: StateOf,
+    batches: Sequence[tuple[Any, ...]],
+    params: base.Params,
+    last: Any,
+) -> None:
+    """Checks that `scan` over steps and `vmap` over seeds give what a loop gives.
+
+    Args:
+      algorithm: the method.
+      state_of: as in `check_algorithm`.
+      batches: as in `check_algorithm`.
+      params: what to prune.
+      last: the state after a loop over the batches from `jax.random.key(0)`; of
+        what is computed in another order, 1e-3 of a difference is allowed.
+
+    Raises:
+      AssertionError: where the method breaks the contract.
+    """
+    streams = jax.tree.map(lambda *x: jnp.stack(x), *batches)
+
+    @jax.jit
+    @jax.vmap
+    def scanned(params: base.Params, key: jax.Array) -> Any:
+        step = lambda state, batch: algorithm.step(state, *batch)  # noqa: E731
+        state, _ = lax.scan(step, state_of(params, key), streams, length=len(batches))
+        return state, algorithm.finish(state)
+
+    other = jax.tree.map(lambda w: w[..., ::-1], params)
+    seeds = jax.tree.map(lambda *x: jnp.stack(x), params, other)
+    keys = jnp.stack([jax.random.key(0), jax.random.key(1)])
+    states, (_, masks) = scanned(seeds, keys)
+    first = jax.tree.map(lambda x: x[0], (states, masks))
+    expected = last, algorithm.finish(last)[1]
+    chex.assert_trees_all_close(_plain(first), _plain(expected), rtol=1e-3, atol=1e-3)
+
+
+def check_meshes(
+    algorithm: base.Algorithm,
+    state_of: StateOf,
+    batch: tuple[Any, ...],
+    params: base.Params,
+    *,
+    sparsity: float | None = None,
+    where: base.Predicate = tree.is_kernel,
+    axis_types: Sequence[AxisType] = _AXIS_TYPES,
+) -> None:
+    """Checks that on a mesh of all devices shardings stay, and counts are exact.
+
+    Each leaf is sharded along its first axis that the mesh divides, in turn under
+    automatic and explicit axis types. With one device this checks little: run it
+    with several, as by `jax.config.update("jax_num_cpu_devices", 8)`.
+
+    Args:
+      algorithm: the method.
+      state_of: as in `check_algorithm`.
+      batch: what a step takes beside the state.
+      params: what to prune.
+      sparsity: as in `check_algorithm`.
+      where: which leaves can be pruned.
+      axis_types: the meshes to try.
+
+    Raises:
+      AssertionError: where the method breaks the contract.
+    """
+    for axis_type in axis_types:
+        mesh = jax.make_mesh((len(jax.devices()),), ("d",), axis_types=(axis_type,))
+        with jax.set_mesh(mesh):
+            sharded = jax.tree.map(functools.partial(shard, mesh), params)
+            state, _ = algorithm.step(state_of(sharded, jax.random.key(0)), *batch)
+            found, masks = algorithm.finish(state)
+        check_finish(params, found, masks, sparsity=sparsity, where=where)
+        for path, w, z, m in zip(
+            tree.leaf_paths(params),
+            jax.tree.leaves(sharded),
+            jax.tree.leaves(found),
+            jax.tree.leaves(masks),
+            strict=True,
+        ):
+            for x in (z, m):
+                if x.shape == w.shape:
+                    assert x.sharding.is_equivalent_to(w.sharding, w.ndim), (
+                        f"{path!r}: {w.sharding} has become {x.sharding}"
+                    )
+
+
+def shard(mesh: Any, x: jax.Array) -> jax.Array:
+    """Places an array, sharded along the first axis that the mesh divides.
+
+    Args:
+      mesh: of one axis called "d".
+      x: the array.
+
+    Returns:
+      The array on the mesh's devices; replicated if no axis divides.
+    """
+    size = math.prod(mesh.devices.shape)
+    spec: list[str | None] = [None] * x.ndim
+    for i, n in enumerate(x.shape):
+        if n % size == 0:
+            spec[i] = "d"
+            break
+    return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+
+def _plain(state: Any) -> Any:
+    """The state with its keys as numbers, and bfloat16 as what NumPy compares."""
+
+    def leaf(x: jax.Array) -> np.ndarray:
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x = jax.random.key_data(x)
+        wide = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4
+        return np.asarray(x.astype(jnp.float32) if wide else x)
+
+    return jax.tree.map(leaf, state)
+
+
+def _donates() -> bool:
+    x = jnp.zeros(8)
+    jax.jit(lambda x: x + 1, donate_argnums=0)(x)
+    return x.is_deleted()

@@ -1,0 +1,259 @@
+"""The contract of a pruner, as checks that anyone can run on their own.
+
+    jp.testing.check_pruner(my_pruner(0.9))
+
+runs all of them on a small example. Each check is a function of its own too,
+takes a pruner and optionally params and gradients, and raises AssertionError.
+`check_algorithm` has what holds for a method that owns its loop.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import AxisType
+
+from jprune import masks as masks_lib
+from jprune import tree
+from jprune._core import base
+from jprune.links import select
+from jprune.testing._algorithms import shard
+from jprune.training import masks_of, sparsify
+
+
+def example_params(seed: int = 0, dtype: Any = jnp.float32) -> base.Params:
+    """Returns a small tree with everything that a network's params hold.
+
+    Args:
+      seed: of the weights.
+      dtype: of the weights.
+
+    Returns:
+      Kernels of a convolution, two dense layers and an attention projection,
+      with ties, zeros and a negative zero among them; biases, a norm's scale
+      and an embedding, which are no kernels. All axes of kernels divide by 8.
+    """
+    rng = np.random.default_rng(seed)
+    shapes = {
+        "conv": {"kernel": (3, 3, 8, 16), "bias": (16,)},
+        "norm": {"scale": (16,), "bias": (16,)},
+        "embed": {"embedding": (8, 16)},
+        "query": {"kernel": (16, 2, 8), "bias": (2, 8)},
+        "blocks": [{"kernel": (16, 32), "bias": (32,)}, {"kernel": (32, 8)}],
+    }
+    params = jax.tree.map(
+        lambda shape: jnp.asarray(rng.normal(size=shape), dtype),
+        shapes,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+    tied = jnp.round(params["blocks"][0]["kernel"])
+    params["blocks"][0]["kernel"] = tied.at[0, 0].set(-0.0)
+    return params
+
+
+def check_pruner(
+    pruner: base.Pruner,
+    params: base.Params | None = None,
+    grads: Any = None,
+    *,
+    where: base.Predicate = tree.is_kernel,
+) -> None:
+    """Checks all that holds for every pruner.
+
+    Args:
+      pruner: links from gradients to masks.
+      params: what to prune; `example_params()` if None.
+      grads: gradients at the params; drawn at random if None.
+      where: which leaves can be pruned.
+
+    Raises:
+      AssertionError: where the pruner breaks the contract.
+
+    Example:
+      >>> import jprune as jp
+      >>> jp.testing.check_pruner(jp.recipes.magnitude(0.5))
+    """
+    params = example_params() if params is None else params
+    grads = random_like(params) if grads is None else grads
+    for check in (
+        check_masks,
+        check_jit,
+        check_abstract_init,
+        check_training,
+        check_sharding,
+    ):
+        check(pruner, params, grads, where=where)
+
+
+def check_masks(
+    pruner: base.Pruner, params: base.Params, grads: Any, *, where: base.Predicate
+) -> None:
+    """The masks are masks of the params, and scalars where nothing is meant."""
+    masks = _masks(pruner, params, grads, where)
+    masks_lib.check(params, masks)
+    chosen = tree.flags(where, params)
+    for path, meant, mask in zip(
+        tree.leaf_paths(params),
+        jax.tree.leaves(chosen),
+        jax.tree.leaves(masks),
+        strict=True,
+    ):
+        assert meant or (mask.shape == () and bool(mask)), f"{path!r} was pruned."
+
+
+def check_jit(
+    pruner: base.Pruner, params: base.Params, grads: Any, *, where: base.Predicate
+) -> None:
+    """Under jit the masks are the same, bit for bit."""
+    eager = _masks(pruner, params, grads, where)
+    jitted = jax.jit(lambda p, g: _masks(pruner, p, g, where))(params, grads)
+    chex.assert_trees_all_equal(eager, jitted)
+
+
+def check_abstract_init(
+    pruner: base.Pruner, params: base.Params, grads: Any, *, where: base.Predicate
+) -> None:
+    """`init` and `update` run on shapes alone, and the state keeps its form."""
+    tx = sparsify(optax.adamw(1e-3), pruner, where=where)
+    state = jax.eval_shape(tx.init, params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, tx.init(params))
+    _, after = jax.eval_shape(tx.update, grads, state, params)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, after)
+    weak = [x for x in jax.tree.leaves(after) if getattr(x, "weak_type", False)]
+    assert not weak, f"Weakly typed state retraces: {weak}"
+
+
+def check_training(
+    pruner: base.Pruner,
+    params: base.Params,
+    grads: Any,
+    *,
+    where: base.Predicate,
+    steps: int = 100,
+) -> None:
+    """A jitted step of AdamW is traced once in 100 steps, and leaves exact zeros.
+
+    Weight decay and momentum move every weight; what is pruned has to be zero
+    after the last step all the same, and no dtype may have changed.
+    """
+    tx = optax.adamw(1e-2, weight_decay=0.1)
+    tx = sparsify(tx, pruner, every=10, begin=5, end=steps - 7, where=where)
+    traces = []
+
+    @jax.jit
+    def step(params: Any, state: Any) -> Any:
+        traces.append(None)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    trained, state = params, tx.init(params)
+    for _ in range(steps):
+        trained, state = step(trained, state)
+    assert len(traces) == 1, f"{len(traces)} traces in {steps} steps"
+    chex.assert_trees_all_equal_shapes_and_dtypes(params, trained)
+    for path, w, m in zip(
+        tree.leaf_paths(params),
+        jax.tree.leaves(trained),
+        jax.tree.leaves(masks_of(state)),
+        strict=True,
+    ):
+        pruned = np.broadcast_to(~np.asarray(m), w.shape)
+        assert not np.any(np.asarray(w)[pruned]), f"{path!r} is not zero where pruned"
+        assert np.all(np.isfinite(w)), f"{path!r} is not finite"
+
+
+def check_sharding(
+    pruner: base.Pruner, params: base.Params, grads: Any, *, where: base.Predicate
+) -> None:
+    """On a mesh of all devices masks are the same, and shardings stay.
+
+    Each leaf is sharded along every axis that the mesh divides, in turn under
+    automatic and explicit axis types. With one device this checks little: run
+    it with several, as by `jax.config.update("jax_num_cpu_devices", 8)`.
+    """
+    alone = _masks(pruner, params, grads, where)
+    for axis_type in (AxisType.Auto, AxisType.Explicit):
+        mesh = jax.make_mesh((len(jax.devices()),), ("d",), axis_types=(axis_type,))
+        place = functools.partial(shard, mesh)
+        with jax.set_mesh(mesh):
+            sharded = jax.tree.map(place, params)
+            tx = sparsify(optax.adamw(1e-3), pruner, where=where)
+            state = jax.jit(tx.init)(sharded)
+            updates, state = jax.jit(tx.update)(
+                jax.tree.map(place, grads), state, sharded
+            )
+        chex.assert_trees_all_equal(alone, masks_of(state))
+        for path, w, u, m in zip(
+            tree.leaf_paths(params),
+            jax.tree.leaves(sharded),
+            jax.tree.leaves(updates),
+            jax.tree.leaves(masks_of(state)),
+            strict=True,
+        ):
+            assert u.sharding.is_equivalent_to(w.sharding, w.ndim), path
+            if m.shape == w.shape:
+                assert m.sharding.is_equivalent_to(w.sharding, w.ndim), path
+
+
+def check_sparsities(
+    make: Callable[[Any], base.Pruner],
+    params: base.Params,
+    grads: Any,
+    *,
+    sparsities: Sequence[float] = (0.0, 0.37, 0.5, 0.9, 0.99, 1.0),
+    where: base.Predicate = tree.is_kernel,
+    exact: bool = True,
+) -> None:
+    """The counts are exact, and one compilation serves all sparsities by vmap.
+
+    Args:
+      make: from a sparsity, which may be traced, to a pruner.
+      params: what to prune.
+      grads: gradients at the params.
+      sparsities: the fractions to try.
+      where: which leaves can be pruned.
+      exact: whether n - round(n * sparsity) of all n weights are kept; False
+        for a pruner with a minimum per leaf, which may keep more.
+
+    Raises:
+      AssertionError: if a count is off by more than the one unit by which a
+        float32 sparsity may round differently.
+    """
+    chosen = jax.tree.leaves(tree.flags(where, params))
+    n = sum(
+        np.size(w) for w, c in zip(jax.tree.leaves(params), chosen, strict=True) if c
+    )
+
+    def count(sparsity: Any) -> jax.Array:
+        masks = _masks(make(sparsity), params, grads, where)
+        kept = jax.tree.leaves(masks_lib.kept(params, masks))
+        return jnp.stack([k for k, c in zip(kept, chosen, strict=True) if c]).sum()
+
+    traced = jax.jit(jax.vmap(count))(jnp.asarray(sparsities, jnp.float32))
+    for sparsity, batched in zip(sparsities, traced, strict=True):
+        expected = n - round(n * sparsity)
+        alone = int(count(sparsity))
+        assert abs(alone - int(batched)) <= 1, (sparsity, alone, int(batched))
+        if exact:
+            assert alone == expected, (sparsity, alone, expected)
+        assert alone >= expected, (sparsity, alone, expected)
+
+
+def random_like(params: base.Params, seed: int = 1) -> Any:
+    """Returns a tree of normal random numbers in the params' shapes and types."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda w: jnp.asarray(rng.normal(size=np.shape(w)), jnp.result_type(w)), params
+    )
+
+
+def _masks(
+    pruner: base.Pruner, params: base.Params, grads: Any, where: base.Predicate
+) -> base.Masks:
+    chosen = select(pruner, where)
+    return chosen.update(grads, chosen.init(params), params, step=jnp.int32(0))[0]

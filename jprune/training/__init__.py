@@ -1,0 +1,25 @@
+"""Pruning in a training loop, and rounds of training.
+
+    sparsify               joins a pruner to any Optax optimizer
+    masks_of               the masks in force, from the optimizer's state
+    refresh                renews the masks from outside of the training step
+    rewind                 keeps early weights, to rewind to
+    lottery_ticket         train, prune, rewind, in rounds
+    l2_distance, angle, interpolation_barrier      how stable the result is
+
+Read `_sparsify` first: where a mask is False its update is -w, so the weight lands on
+exact zero in spite of momentum and weight decay.
+"""
+
+from jprune.training._lottery import TicketInfo as TicketInfo
+from jprune.training._lottery import TicketState as TicketState
+from jprune.training._lottery import lottery_ticket as lottery_ticket
+from jprune.training._rewind import RewindState as RewindState
+from jprune.training._rewind import rewind as rewind
+from jprune.training._sparsify import SparsifyState as SparsifyState
+from jprune.training._sparsify import masks_of as masks_of
+from jprune.training._sparsify import refresh as refresh
+from jprune.training._sparsify import sparsify as sparsify
+from jprune.training._stability import angle as angle
+from jprune.training._stability import interpolation_barrier as interpolation_barrier
+from jprune.training._stability import l2_distance as l2_distance

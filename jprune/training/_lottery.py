@@ -1,0 +1,193 @@
+"""Lottery tickets: iterative magnitude pruning with rewinding, round by round.
+
+    rewind to step k > 0     anchor = the params after k steps of training
+    rewind to init           anchor = the initial params
+    one-shot ticket          one round at the final sparsity
+    random reinitialization  `train(other_params, masks)` with the ticket's masks
+    random ticket            `train(anchor, jprune.masks.shuffle(masks, key))`
+
+The last two are the controls of the papers.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jprune import masks as masks_lib
+from jprune import tree
+from jprune._core import base
+from jprune.links import select
+
+_NO_GRADS: Any = None
+
+
+class TicketState(NamedTuple):
+    """State of `lottery_ticket`.
+
+    Attributes:
+      count: int32 scalar, rounds so far: the clock of the pruner's schedule.
+      anchor: the params to rewind to, dense.
+      masks: the ticket's: what all rounds so far have kept.
+      trained: the weights at the end of the last round, with zeros where the masks
+        that it trained with are False (those of the round before); at first the
+        anchor.
+      pruner: the pruner's state.
+    """
+
+    count: base.Scalar
+    anchor: base.Params
+    masks: base.Masks
+    trained: base.Params
+    pruner: Any
+
+
+class TicketInfo(NamedTuple):
+    """What a round of `lottery_ticket` did.
+
+    Attributes:
+      sparsity: float32 scalar, of the prunable leaves, after the round.
+      kept: the params' tree of int32 scalars, the weights kept in each leaf.
+    """
+
+    sparsity: jax.Array
+    kept: base.Counts
+
+
+def lottery_ticket(
+    train: Callable[..., base.Params],
+    pruner: base.Pruner,
+    *,
+    where: base.Predicate = tree.is_kernel,
+) -> base.Algorithm:
+    """Finds a winning ticket by iterative pruning with rewinding (IMP).
+
+    With a the anchor, m_0 = 1 and T the training of a masked network, round r is
+
+        w_r = T(a where m_r, m_r)
+        m_{r+1} = m_r and (the pruner's masks of w_r, at step r of its schedule)
+
+    and the ticket is (a where m_R, m_R). What is pruned never comes back, and the
+    counts are those of the schedule: a weight that survives ranks above all pruned
+    ones even where training left it at exactly 0 (it is shown to the pruner as the
+    smallest normal number, as are all survivors below that).
+
+    Rewinding to step k restores everything, by construction, if `train` is one
+    pure function that starts there: with the anchor's weights, with the optimizer's
+    state at step k, whose count is the clock of a learning rate schedule, and with
+    the batches from k on. With masks that keep everything it is then the rest of
+    the dense run.
+
+    `step` is not jitted, so that `train` may be a loop on the host. With a `train` that
+    can be traced it is pure: rounds are a `lax.scan`, seeds a `vmap` around it.
+
+    Args:
+      train: `(params, masks, *batches) -> params`, from the anchor to the end of
+        training; `params` come with zeros where the masks are False, and only
+        what is masked in the outcome counts. `jprune.sparsify` with `every=None`
+        holds the masks that are put into its state.
+      pruner: links from weights to masks; gradients are not passed. The `step` of
+        its schedule is the round, from 0 on: `jprune.recipes.magnitude(
+        jprune.geometric(s, steps=R, rounds=R), scope="global")` removes the same
+        share of the survivors in each of R rounds, 20 % with
+        R = ln(1 - s) / ln 0.8.
+      where: which leaves can be pruned.
+
+    Returns:
+      An algorithm: `init(anchor)`, `step(state, *batches) -> (state, info)` with
+      a `TicketState` and a `TicketInfo`, and `finish(state) -> (params, masks)`,
+      the ticket: the anchor with zeros, ready for `train`.
+
+    Raises:
+      PruningError: at `init`, if the pruner or the predicate does not fit.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, jprune as jp
+      >>> sparsity = jp.geometric(0.75, steps=2, rounds=2)
+      >>> pruner = jp.recipes.magnitude(sparsity, scope="global")
+      >>> tx = jp.sparsify(optax.sgd(0.5), pruner, every=None)  # holds its masks
+      >>> def train(params, masks):
+      ...     state = tx.init(params)._replace(masks=masks)
+      ...     grads = {"kernel": params["kernel"] - jnp.array([[4.0, 3.0, 2.0, 1.0]])}
+      ...     updates, state = tx.update(grads, state, params)
+      ...     return optax.apply_updates(params, updates)
+      >>> algorithm = lottery_ticket(train, pruner)
+      >>> state = algorithm.init({"kernel": jnp.array([[0.1, 0.2, 0.3, 0.4]])})
+      >>> state, info = jax.lax.scan(
+      ...     lambda state, _: algorithm.step(state), state, length=2)
+      >>> info.sparsity.tolist()
+      [0.5, 0.75]
+      >>> ticket, masks = algorithm.finish(state)
+      >>> masks["kernel"].tolist()
+      [[True, False, False, False]]
+
+    References:
+      Frankle and Carbin, The Lottery Ticket Hypothesis: Finding Sparse, Trainable
+      Neural Networks, 2019, arXiv:1803.03635 (rewinding to init). Frankle et al.,
+      Stabilizing the Lottery Ticket Hypothesis, 2019, arXiv:1903.01611 (to step
+      k). Frankle et al., Linear Mode Connectivity and the Lottery Ticket
+      Hypothesis, 2020, arXiv:1912.05671. Their code rewinds the weights and the
+      clock but not the momentum: pass `train` an optimizer state with zeros in
+      its place for that.
+    """
+    chosen = select(pruner, where)
+
+    def init(anchor: base.Params) -> TicketState:
+        state = TicketState(
+            count=jnp.zeros((), jnp.int32),
+            # Copies: a jitted step that donates the state must neither take the
+            # caller's arrays nor find a buffer in it twice.
+            anchor=jax.tree.map(jnp.copy, anchor),
+            masks=None,
+            trained=jax.tree.map(jnp.copy, anchor),
+            pruner=chosen.init(anchor),
+        )
+        return state._replace(masks=_everything(chosen, state))
+
+    def step(state: TicketState, *batches: Any) -> tuple[TicketState, TicketInfo]:
+        start = masks_lib.apply(state.anchor, state.masks)
+        trained = train(start, state.masks, *batches)
+        trained = masks_lib.apply(trained, state.masks)
+        seen = jax.tree.map(_above_zero, trained, state.masks)
+        found, memory = chosen.update(_NO_GRADS, state.pruner, seen, step=state.count)
+        masks = masks_lib.intersect(state.masks, found)
+        info = TicketInfo(
+            masks_lib.sparsity(trained, masks), masks_lib.kept(trained, masks)
+        )
+        count = optax.safe_increment(state.count)
+        return TicketState(count, state.anchor, masks, trained, memory), info
+
+    def finish(state: TicketState) -> tuple[base.Params, base.Masks]:
+        return masks_lib.apply(state.anchor, state.masks), state.masks
+
+    return base.Algorithm(init, step, finish)
+
+
+def _everything(chosen: base.Pruner, state: TicketState) -> base.Masks:
+    """All True, in the shapes that the pruner's masks will have."""
+
+    def once(params: base.Params) -> base.Masks:
+        return chosen.update(_NO_GRADS, state.pruner, params, step=state.count)[0]
+
+    found = jax.eval_shape(once, state.anchor)
+    masks_lib.check(state.anchor, found)
+    return jax.tree.map(
+        lambda w, m: (
+            jnp.ones_like(w, dtype=bool)  # keeps the leaf's sharding
+            if m.shape == np.shape(w)
+            else jnp.ones(m.shape, bool)
+        ),
+        state.anchor,
+        found,
+    )
+
+
+def _above_zero(w: jax.Array, m: jax.Array) -> jax.Array:
+    """The weight, no smaller than the smallest normal number where it survives."""
+    if not jnp.issubdtype(w.dtype, jnp.floating):
+        return w
+    least = jnp.full_like(w, jnp.finfo(w.dtype).tiny)
+    return jnp.where(m & (jnp.abs(w) < least), jnp.copysign(least, w), w)

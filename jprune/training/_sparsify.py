@@ -1,0 +1,364 @@
+"""The training wrapper: join a pruner to any optimizer.
+
+    tx = sparsify(optax.adamw(1e-3), pruner, every=100, begin=1_000, end=20_000)
+
+is an Optax optimizer like any other. Its state is one pytree inside the
+optimizer state, so checkpoints, sharding and `lax.scan` need nothing more.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jprune import masks as masks_lib
+from jprune import tree
+from jprune._core import base, compat, events
+from jprune.links import select
+
+
+class SparsifyState(NamedTuple):
+    """State of `sparsify`.
+
+    Attributes:
+      count: int32 scalar, updates so far.
+      masks: the masks in force; as bits (`jprune.masks.pack`) with `packed`.
+      pruner: the pruner's state.
+      track: the state of what watches every step's gradients.
+      inner: the optimizer's state.
+    """
+
+    count: base.Scalar
+    masks: base.Masks
+    pruner: Any
+    track: Any
+    inner: Any
+
+
+def sparsify(
+    tx: optax.GradientTransformation,
+    pruner: base.Pruner,
+    *,
+    every: int | None = 1,
+    begin: int = 0,
+    end: int | None = None,
+    where: base.Predicate = tree.is_kernel,
+    track: optax.GradientTransformation | None = None,
+    moments: Literal["keep", "zero"] = "keep",
+    packed: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """Joins a pruner to an optimizer, so that it trains sparse weights.
+
+    With m the masks, w the weights and u the update of the optimizer for the
+    masked gradient m g, the emitted update is u where m, and -w elsewhere: what
+    is pruned lands on exact zero in spite of momentum and weight decay, and
+    there is nothing to call after the step. (An infinite or NaN weight would land
+    on NaN, where it shows.)
+
+    The masks are refreshed in the updates number begin, begin + every, ... and
+    end, counted from 0, before the optimizer's step. The pruner's schedules see
+    that number; so a schedule that reaches its target at or before `end` always
+    lands on it, whether or not `every` divides the way. One shot is `end=begin`.
+
+    In an `optax.chain` it goes last: a link after it would change the -w.
+
+    A step without a refresh is the optimizer's own, with the masks fused into its
+    loops. Only the masks and the pruner's state cross the branch of a refresh, so
+    a step that donates params and state copies nothing.
+
+    Args:
+      tx: any optimizer.
+      pruner: links from gradients to masks, as in `jprune.recipes`.
+      every: updates from one refresh to the next; None for no refresh inside
+        the step: then `jprune.refresh` does it, from outside.
+      begin: the first update with a refresh; until then nothing is pruned.
+      end: the last update with a refresh; None for no end.
+      where: which leaves can be pruned: floating-point kernels, unless told
+        otherwise.
+      track: a transform that sees every step's gradients of those leaves, as
+        `score_by_movement()` or an `optax.ema` has to. At a refresh the pruner
+        gets its output in the place of the gradients.
+      moments: what the optimizer remembers of a pruned weight. "keep" leaves that
+        to the optimizer, whose moments fade. With "zero" it sees zeros where a
+        weight is pruned: in the gradient, in the weight, and in all that it holds
+        in trees like the params' and in the weight's own shape (not in
+        Adafactor's factors, but in an inner `rewind`'s anchor). So the moments
+        are exact zeros after every step, up to an epsilon that the optimizer
+        itself may add to them, and a weight that grows back starts fresh.
+      packed: whether the state holds the masks as bits, an eighth of a byte a
+        weight. `masks_of` then needs the params to unpack them.
+
+    Returns:
+      An optimizer. `update` needs `params`, and hands further keywords to both.
+
+    Raises:
+      PruningError: if the numbers are out of range or `moments` is another word;
+        at `init` if the pruner does not fit the params.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, jprune as jp
+      >>> tx = sparsify(optax.adamw(1e-3), jp.recipes.magnitude(0.5), end=0)
+      >>> params = {"kernel": jnp.array([[3.0, -1.0], [0.5, 2.0]])}
+      >>> state = tx.init(params)
+      >>> updates, state = tx.update(params, state, params)
+      >>> [[w != 0 for w in row]
+      ...  for row in optax.apply_updates(params, updates)["kernel"].tolist()]
+      [[True, False], [False, True]]
+    """
+    events.check(every, begin, end)
+    if moments not in ("keep", "zero"):
+        raise base.PruningError(f'moments is "keep" or "zero"; got {moments!r}.')
+    tx = optax.with_extra_args_support(tx)
+    watch = optax.with_extra_args_support(track or optax.identity())
+    chosen = select(pruner, where)
+
+    def init(params: base.Params) -> SparsifyState:
+        visible = tree.only(tree.flags(where, params), params)
+
+        def watched() -> Any:
+            return watch.update(visible, watch.init(visible), visible)[0]
+
+        state = SparsifyState(
+            count=jnp.zeros((), jnp.int32),
+            masks=None,
+            pruner=chosen.init(params),
+            track=watch.init(visible),
+            inner=tx.init(params),
+        )
+        masks = _initial_masks(chosen, state, params, watched)
+        return state._replace(masks=stored(masks, params))
+
+    def stored(masks: base.Masks, params: base.Params) -> Any:
+        return masks_lib.pack(masks, params) if packed else masks
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any):
+        if params is None:
+            raise base.PruningError("sparsify needs the params: update(..., params).")
+        grads, meant = updates, tree.flags(where, params)
+        watched, track_state = watch.update(
+            tree.only(meant, grads), state.track, tree.only(meant, params), **extra
+        )
+
+        def fresh() -> tuple[Any, Any]:
+            clock = {**extra, "step": state.count}
+            masks, memory = chosen.update(watched, state.pruner, params, **clock)
+            return stored(masks, params), memory
+
+        due = events.is_due(state.count, every, begin, end)
+        held, memory = events.when(due, fresh, lambda: (state.masks, state.pruner))
+        # Unpacked outside of the branch: here it is fused into what follows.
+        masks = masks_lib.unpack(held, params)
+        inner, weights = state.inner, params
+        if moments == "zero":
+            # On the way in: on the way out XLA would compute the moments twice, and
+            # copy the old ones, because the optimizer's update has to see them.
+            inner = _without_pruned(inner, masks, params)
+            weights = masks_lib.apply(params, masks)
+        updates, inner = tx.update(
+            masks_lib.apply(grads, masks), inner, weights, **extra
+        )
+        updates = jax.tree.map(_to_zero, updates, masks, params)
+        count = optax.safe_increment(state.count)
+        return updates, SparsifyState(count, held, memory, track_state, inner)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def masks_of(opt_state: Any, params: base.Params | None = None) -> base.Masks:
+    """Returns the masks in an optimizer state, however deep they are in it.
+
+    Args:
+      opt_state: a state with a `SparsifyState` in it: alone, in a chain, under
+        `optax.MultiSteps`, or several under `optax.partition`, whose masks are
+        then put together.
+      params: the params, or their shapes: needed for masks that are packed.
+
+    Returns:
+      The params' tree of masks; leaves of other optimizers have a scalar True.
+
+    Raises:
+      PruningError: if there is none; if they are packed and there are no params.
+    """
+    found = [
+        leaf.masks
+        for leaf in jax.tree.leaves(opt_state, is_leaf=_is_sparsify_state)
+        if _is_sparsify_state(leaf)
+    ]
+    if not found:
+        raise base.PruningError("No SparsifyState in this optimizer state.")
+    masks = jax.tree.map(
+        lambda *m: next((x for x in m if not _is_hidden(x)), jnp.ones((), bool)),
+        *found,
+        is_leaf=_is_hidden,
+    )
+    if params is not None:
+        return masks_lib.unpack(masks, params)
+    if any(map(masks_lib.is_packed, jax.tree.leaves(masks))):
+        raise base.PruningError(
+            "These masks are packed, and bytes do not say how long a row is: "
+            "masks_of(opt_state, params)."
+        )
+    return masks
+
+
+def _initial_masks(
+    chosen: base.Pruner,
+    state: SparsifyState,
+    params: base.Params,
+    watched: Callable[[], Any],
+) -> base.Masks:
+    """All True, in the shapes that the pruner's masks will have."""
+
+    def once(params: base.Params) -> base.Masks:
+        return chosen.update(watched(), state.pruner, params, step=state.count)[0]
+
+    found = jax.eval_shape(once, params)
+    masks_lib.check(params, found)
+    return jax.tree.map(
+        lambda w, m: (
+            jnp.ones_like(w, dtype=bool)  # keeps the leaf's sharding
+            if m.shape == np.shape(w)
+            else compat.auto_partition(lambda w: jnp.ones(m.shape, bool), w, like=m)
+        ),
+        params,
+        found,
+    )
+
+
+def _to_zero(update: jax.Array, mask: jax.Array, weight: jax.Array) -> jax.Array:
+    """The update where the mask is True; elsewhere what takes the weight to zero."""
+    update = widen(update, weight)
+    return jnp.where(mask, update, -weight.astype(update.dtype))
+
+
+def widen(update: jax.Array, weight: jax.Array) -> jax.Array:
+    """The update in the wider type of both: a rounded -w would leave a rest."""
+    return update.astype(jnp.promote_types(update.dtype, weight.dtype))
+
+
+def _without_pruned(inner: Any, masks: base.Masks, params: base.Params) -> Any:
+    """The optimizer's state with zeros where what is like the params is pruned.
+
+    Found by its tree: `optax.tree.map_params` would call the optimizer's `init`
+    on a placeholder, which a function that labels or selects leaves cannot take.
+    """
+
+    def like_params(x: Any) -> bool:
+        # Masked optimizers have a MaskedNode for a leaf, or for a subtree.
+        nodes, treedef = jax.tree.flatten(x, is_leaf=_is_hidden)
+        try:
+            others = treedef.flatten_up_to(params)
+        except ValueError:
+            return False
+        leaf = jax.tree.structure(0)
+        return all(
+            _is_hidden(node) or jax.tree.structure(other) == leaf
+            for node, other in zip(nodes, others, strict=True)
+        )
+
+    def zero(x: Any, m: Any, w: Any) -> Any:
+        if _is_hidden(x) or np.shape(x) != np.shape(w):
+            return x
+        return jnp.where(m, x, jnp.zeros_like(x))
+
+    return jax.tree.map(
+        lambda x: (
+            jax.tree.map(zero, x, masks, params, is_leaf=_is_hidden)
+            if like_params(x)
+            else x
+        ),
+        inner,
+        is_leaf=like_params,
+    )
+
+
+def _is_hidden(x: Any) -> bool:
+    return isinstance(x, optax.MaskedNode)
+
+
+def _is_sparsify_state(x: Any) -> bool:
+    return isinstance(x, SparsifyState)
+
+
+def refresh(
+    pruner: base.Pruner,
+    opt_state: Any,
+    params: base.Params,
+    grads: Any = None,
+    *,
+    where: base.Predicate = tree.is_kernel,
+    **extra: Any,
+) -> tuple[base.Params, Any]:
+    """Refreshes the masks of `sparsify` from outside the training step.
+
+    A refresh inside the step costs memory for the branch that is seldom taken.
+    For a big model, give `sparsify` `every=None` and jit this function once,
+    beside the step:
+
+        refresh = jax.jit(functools.partial(jp.refresh, pruner))
+
+    Frameworks that keep arrays in boxes may pass those. For Flax NNX's Optimizer,
+    with its state and the model's `nnx.state(model, nnx.Param)` in, what comes out
+    goes back by `nnx.update(model, params)` and
+    `nnx.update(optimizer.opt_state, nnx.state(opt_state))`.
+
+    Args:
+      pruner: the pruner that was given to `sparsify`.
+      opt_state: an optimizer state with one `SparsifyState` anywhere in it.
+      params: the params.
+      grads: what the pruner's first link takes, if it takes any.
+      where: the predicate that was given to `sparsify`.
+      **extra: what else a link asks for.
+
+    Returns:
+      The params with zeros where they are pruned, and the optimizer state with
+      the new masks.
+
+    Raises:
+      PruningError: if the state does not hold exactly one `SparsifyState`, or
+        the pruner gives masks of other shapes than those in it.
+    """
+    leaves, treedef = jax.tree.flatten(opt_state, is_leaf=_is_sparsify_state)
+    found = [i for i, leaf in enumerate(leaves) if _is_sparsify_state(leaf)]
+    if len(found) != 1:
+        raise base.PruningError(
+            f"refresh needs a state with one SparsifyState; it has {len(found)}."
+        )
+    state, chosen = leaves[found[0]], select(pruner, where)
+    # A framework may keep the state's arrays in boxes of another kind than the
+    # params': out of them for the pruner, and back into them.
+    memory = _in_tree_of(jax.eval_shape(chosen.init, params), state.pruner)
+    clock = {**extra, "step": jax.tree.leaves(state.count)[0]}
+    masks, memory = chosen.update(grads, memory, params, **clock)
+    packed = any(map(masks_lib.is_packed, jax.tree.leaves(state.masks)))
+    held = masks_lib.pack(masks, params) if packed else masks
+    held = _in_tree_of(state.masks, held)
+    if _shapes(held) != _shapes(state.masks):
+        raise base.PruningError(_OTHER_PRUNER)
+    memory = _in_tree_of(state.pruner, memory)
+    leaves[found[0]] = state._replace(masks=held, pruner=memory)
+    return masks_lib.apply(params, masks), treedef.unflatten(leaves)
+
+
+_OTHER_PRUNER = (
+    "The pruner's masks or state have other shapes than those in the optimizer's "
+    "state: pass refresh the pruner and the predicate that sparsify was given."
+)
+
+
+def _shapes(x: Any) -> list[tuple[int, ...]]:
+    return [np.shape(leaf) for leaf in jax.tree.leaves(x)]
+
+
+def _in_tree_of(like: Any, x: Any) -> Any:
+    leaves, treedef = jax.tree.leaves(x), jax.tree.structure(like)
+    if len(leaves) != treedef.num_leaves:
+        raise base.PruningError(_OTHER_PRUNER)
+    return treedef.unflatten(leaves)
+
+
+def _is_sparsify_state(x: Any) -> bool:
+    return isinstance(x, SparsifyState)
