@@ -11,7 +11,7 @@ import tyro
 
 from experiments import ExperimentError
 from experiments.benchmarks import BENCHMARKS
-from experiments.catalogue import RESULTS_DIR, Entry, Options
+from experiments.harness.catalogue import RESULTS_DIR, Entry, Options
 from experiments.studies import STUDIES
 
 DESCRIPTION = """Studies and benchmarks of jprune: the evidence behind its README.
@@ -51,7 +51,7 @@ def bench(
 
 def run_entry(entry: Entry, options: Options) -> None:
     """Runs a study or benchmark; the data directory may come from the environment."""
-    from experiments import runner
+    from experiments.harness import runner
 
     data_dir = options.data_dir
     if data_dir is None and os.environ.get("JPRUNE_DATA_DIR"):
@@ -68,7 +68,7 @@ def list_entries(results_dir: Path = RESULTS_DIR) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
-    from experiments import results
+    from experiments.harness import results
 
     command = Column("command", no_wrap=True)
     table = Table(command, "what", "claims that hold", "last run")

@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import ExperimentError, results
+from experiments import ExperimentError
+from experiments.harness import results
 
 _MARK = re.compile(r"^<!-- (?:table:(?P<name>\S+)|(?P<end>/table)) -->$", re.MULTILINE)
 _PAPER = re.compile(

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.data import DataError
+from experiments.tasks.data import DataError
 
 from . import decoder
 

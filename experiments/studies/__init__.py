@@ -1,16 +1,16 @@
 """The studies, as a catalogue: `python -m experiments list`."""
 
-from experiments.catalogue import Entry
+from experiments.harness.catalogue import Entry
 
-_QUICKSTART = "experiments.studies.quickstart"
-_BIP = "experiments.studies.bip_vs_imp"
-_REWINDING = "experiments.studies.rewinding"
-_ARCHITECTURES = "experiments.studies.architectures"
-_GROUPS = "experiments.studies.group_pruning"
-_SPATTEN = "experiments.studies.spatten_accuracy"
-_SPATTEN_STUDENTS = "experiments.studies.spatten_students"
-_SPATTEN_DECODING = "experiments.studies.spatten_decoding"
-_SPATTEN_VISION = "experiments.studies.spatten_vision"
+_QUICKSTART = "experiments.studies.magnitude.quickstart"
+_BIP = "experiments.studies.bilevel.bip_vs_imp"
+_REWINDING = "experiments.studies.lottery.rewinding"
+_ARCHITECTURES = "experiments.studies.structural.architectures"
+_GROUPS = "experiments.studies.structural.group_pruning"
+_SPATTEN = "experiments.studies.attention.spatten_accuracy"
+_SPATTEN_STUDENTS = "experiments.studies.attention.spatten_students"
+_SPATTEN_DECODING = "experiments.studies.attention.spatten_decoding"
+_SPATTEN_VISION = "experiments.studies.attention.spatten_vision"
 
 STUDIES = (
     Entry(
@@ -75,17 +75,17 @@ STUDIES = (
     Entry(
         "detector",
         "Half of a small detector's parameters by network slimming, on drawn shapes",
-        "experiments.studies.detector",
+        "experiments.studies.structural.detector",
     ),
     Entry(
         "widths",
         "Which widths half of a small ResNet's multiply-adds leave: a picture",
-        "experiments.studies.widths",
+        "experiments.studies.structural.widths",
     ),
     Entry(
         "hardware_validation",
         "The hardware model beside published figures of accelerators, with the errors",
-        "experiments.studies.hardware_validation",
+        "experiments.studies.hardware.hardware_validation",
     ),
     Entry(
         "spatten_accuracy",
@@ -113,7 +113,7 @@ STUDIES = (
     Entry(
         "spatten_tables",
         "SpAtten's published averages over 30 benchmarks, and its ablation",
-        "experiments.studies.spatten_tables",
+        "experiments.studies.hardware.spatten_tables",
     ),
     Entry(
         "spatten_vision",
@@ -141,6 +141,6 @@ STUDIES = (
     Entry(
         "energy_pruning",
         "Weights, and channels, under a budget of energy or time on a machine",
-        "experiments.studies.energy_pruning",
+        "experiments.studies.hardware.energy_pruning",
     ),
 )

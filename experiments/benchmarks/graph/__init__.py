@@ -1,0 +1,1 @@
+"""Benchmarks: groups and smaller arrays."""

@@ -1,0 +1,183 @@
+"""One process of `bench graph`: a network is traced, ranked and made smaller.
+
+    python -m experiments.benchmarks.graph._timed ResNet-50 64 12 3 whole
+
+prints one JSON object. Each repetition has its own weights and its own function, so
+that JAX has neither traced nor compiled it before.
+"""
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from unittest import mock
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.harness import timing
+from experiments.models import bottleneck
+from experiments.models.zoo import residual
+from jprune import graph as jg
+
+CLASSES = 10
+RATIO = 0.5
+
+
+class Block(nn.Module):
+    """Attention and an MLP, both pre-normalized."""
+
+    width: int
+    heads: int
+    hidden: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Takes and returns `(batch, length, width)`."""
+        attention: Any = nn.MultiHeadDotProductAttention(self.heads)
+        x = x + attention(nn.LayerNorm()(x))
+        hidden = nn.gelu(nn.Dense(self.hidden)(nn.LayerNorm()(x)))
+        return x + nn.Dense(self.width)(hidden)
+
+
+class ViT(nn.Module):
+    """ViT-B/16 (arXiv:2010.11929, table 1), of any depth."""
+
+    depth: int = 12
+    width: int = 768
+    heads: int = 12
+    hidden: int = 3072
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Takes images, returns logits."""
+        init = nn.initializers.normal(0.02)
+        x = nn.Conv(self.width, (16, 16), (16, 16), padding="VALID")(x)
+        x = x.reshape(x.shape[0], -1, self.width)
+        token = self.param("token", init, (1, 1, self.width))
+        x = jnp.concatenate([jnp.tile(token, (x.shape[0], 1, 1)), x], axis=1)
+        x = x + self.param("positions", init, (1, *x.shape[1:]))
+        for _ in range(self.depth):
+            x = Block(self.width, self.heads, self.hidden)(x)
+        return nn.Dense(CLASSES)(nn.LayerNorm()(x)[:, 0])
+
+
+RESNET50 = residual.ResNet(
+    residual.Bottleneck, (3, 4, 6, 3), (64, 128, 256, 512), pool=True
+)
+
+
+class Network(NamedTuple):
+    """A module of some depth, and a function that replaces its `apply`."""
+
+    module: Callable[[int], nn.Module]
+    function: Callable[..., Any] | None = None
+
+
+NETWORKS = {
+    "ResNet-50": Network(lambda depth: RESNET50),
+    "ResNet-50, no module": Network(
+        lambda depth: RESNET50,
+        functools.partial(bottleneck.apply, depths=tuple(RESNET50.depths)),
+    ),
+    "ViT-B": Network(lambda depth: ViT(depth)),
+    "tiny": Network(lambda depth: ViT(depth, 16, 2, 32)),
+}
+
+
+def measure(
+    name: str, side: int, depth: int, repetitions: int, whole: bool
+) -> dict[str, Any]:
+    """Returns seconds of each part, once for each repetition.
+
+    Args:
+      name: of `NETWORKS`.
+      side: of the one image.
+      depth: layers of a transformer.
+      repetitions: how often; the first has JAX's first use in it.
+      whole: rank and shrink as well, on random weights, else shapes only.
+    """
+    network = NETWORKS[name]
+    module = network.module(depth)
+    apply = network.function or module.apply
+    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    shapes: Any = jax.eval_shape(module.init, jax.random.key(0), images)
+    found: dict[str, Any] = {}
+    for i in range(repetitions):
+        params = drawn(shapes, i) if whole else shapes
+        parts, graph = once(apply, params, images, whole)
+        for part, seconds in parts.items():
+            found.setdefault(part, []).append(seconds)
+        found |= {"groups": len(graph.groups), "equations": len(graph.program.nodes)}
+    return found
+
+
+def drawn(shapes: Any, seed: int) -> Any:
+    """Returns random arrays."""
+    rng = np.random.default_rng(seed)
+    return jax.block_until_ready(
+        jax.tree.map(
+            lambda s: jnp.asarray(rng.standard_normal(s.shape, np.float32)), shapes
+        )
+    )
+
+
+def once(
+    apply: Callable[..., Any], params: Any, images: Any, whole: bool
+) -> tuple[dict[str, float], jg.Graph]:
+    """Returns the seconds of each part, and the graph."""
+
+    def fn(params: Any, images: jax.Array) -> jax.Array:
+        return apply(params, images)
+
+    traced: list[float] = []
+    begin = timing.clock()
+    with mock.patch.object(jax, "make_jaxpr", clocked(fn, traced)):
+        graph = jg.trace(fn, params, images)
+    clock = [begin, timing.clock()]
+    parts = {"trace": sum(traced), "analysis": clock[1] - begin - sum(traced)}
+    if not whole:
+        return parts, graph
+    scores = jg.group_scores(graph, params, each=lambda w: w * w)
+    jax.block_until_ready(scores)
+    clock.append(timing.clock())
+    keep = jg.select(graph, scores, RATIO)
+    clock.append(timing.clock())
+    _, small = jg.shrink(graph, params, jg.make_plan(graph, keep))
+    jax.block_until_ready(small)
+    clock.append(timing.clock())
+    names = ("scores", "selection", "slices")
+    parts |= {n: clock[i + 2] - clock[i + 1] for i, n in enumerate(names)}
+    return {**parts, "whole": clock[-1] - begin}, graph
+
+
+def clocked(fn: Callable[..., Any], taken: list[float]) -> Callable[..., Any]:
+    """Returns `jax.make_jaxpr` that notes how long it takes for one function.
+
+    So the analysis is the rest of `trace`, in the same call.
+    """
+    make_jaxpr = jax.make_jaxpr
+
+    def make(f: Callable[..., Any], *args: Any, **options: Any) -> Callable[..., Any]:
+        inner = make_jaxpr(f, *args, **options)
+        if f is not fn:
+            return inner
+
+        def timed(*args: Any) -> Any:
+            begin = timing.clock()
+            result = inner(*args)
+            taken.append(timing.clock() - begin)
+            return result
+
+        return timed
+
+    return make
+
+
+if __name__ == "__main__":
+    which, side, depth, repetitions, parts = sys.argv[1:]
+    numbers = (int(side), int(depth), int(repetitions))
+    print(json.dumps(measure(which, *numbers, whole=parts == "whole")))

@@ -1,0 +1,1 @@
+"""Benchmarks: the hardware model."""

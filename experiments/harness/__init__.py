@@ -1,0 +1,1 @@
+"""How studies run: catalogue, runner, results, resuming, statistics, plots, timing."""

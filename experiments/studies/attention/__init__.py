@@ -1,0 +1,1 @@
+"""Studies: SpAtten's token, head and value pruning."""

@@ -1,0 +1,1 @@
+"""Studies: bi-level pruning."""

