@@ -5,7 +5,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jprune._core.deprecation import renamed
 from jprune.hardware._accelerator import Accelerator
+from jprune.hardware._accelerator import check as check
+
+__getattr__ = renamed(__name__, {"accelerator": "jprune.hardware.accelerator"})
 
 
 def stack(machines: Any) -> Accelerator:
