@@ -49,3 +49,14 @@ def files_of(directory):
         and (hashlib.sha256(path.read_bytes()).digest(), path.stat().st_mtime_ns)
         for path in directory.rglob("*")
     }
+
+
+def assert_rows_close(found, expected, tolerance):
+    """Rows of floats agree, by the scale of each row.
+
+    Sums of other lengths round otherwise on each kind of processor, and by the size
+    of what is summed: an entry near 0 in a row of tens is not good to its own digits.
+    """
+    found, expected = (np.asarray(x, np.float64) for x in (found, expected))
+    scale = np.abs(expected).max(-1, keepdims=True) + np.zeros_like(expected)
+    np.testing.assert_array_less(np.abs(found - expected), tolerance * scale + 1e-30)
