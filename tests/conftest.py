@@ -1,11 +1,22 @@
 """Strict numerics for jprune's own code, and eight devices on one CPU."""
 
+import ctypes
+import gc
+import importlib.metadata
 import os
 import pathlib
+import resource
 
 # Before any backend starts: meshes in the tests are real ones.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+
+# XLA's fusion emitters for CPUs take twice as long to compile a small program as the
+# emitters before them, which jaxlib had until 0.10; and both cores run a test process.
+_FLAGS = ["--xla_cpu_parallel_codegen_split_count=1"]
+if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) <= (0, 10):
+    _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, os.environ.get("XLA_FLAGS", "")])
 
 import jax
 import pytest
@@ -20,6 +31,24 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 # What a test computes is small: to optimize it takes longer than to run it as it is.
 jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(autouse=True)
+def compiled_programs():
+    """Compiled programs are dropped where they fill the memory: 7 GB a process else."""
+    yield
+    if _STATM.exists() and _resident() > 1.5e9:
+        jax.clear_caches()
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+_STATM = pathlib.Path("/proc/self/statm")  # of Linux
+
+
+def _resident():
+    """Bytes of this process in memory."""
+    return int(_STATM.read_text().split()[1]) * resource.getpagesize()
 
 
 @pytest.fixture(autouse=True)

@@ -216,6 +216,7 @@ def check_outputs(notebook, check):
     assert sum("image/png" in found for found in data) == shows > 0
 
 
+@pytest.mark.study
 # One test for both, so that the second finds what the first has compiled.
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_both_twins_run(name, tmp_path, environment):
