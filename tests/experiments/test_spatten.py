@@ -11,6 +11,7 @@ from experiments import ExperimentError
 from experiments.loops import finetune
 from experiments.models import bert, encoder
 from experiments.studies.attention import _levels as levels
+from experiments.studies.attention import _protocol as protocol
 from experiments.studies.attention import _report as report
 from experiments.studies.attention import _tasks as tasks
 from experiments.studies.attention import _training as training
@@ -164,7 +165,7 @@ def test_accuracy_study(small, monkeypatch, tmp_path):
         trial=1,
         batch_size=16,
         candidates=accuracy.CANDIDATES[-2:],
-        taught=accuracy.TAUGHT[-1:],
+        taught=protocol.TAUGHT[-1:],
         dram=4.0,  # both save enough, so both are tried
         attention=1.0,
     )
@@ -240,10 +241,41 @@ def test_accuracy_study(small, monkeypatch, tmp_path):
         accuracy.finished(again, "toy", settings._replace(rate=1.0), 3)
 
 
+def test_a_task_has_one_dense_network(small, monkeypatch):
+    """The plain and the distilled network of a seed start from the same one."""
+    monkeypatch.setattr(accuracy, "problem", lambda *_: small)
+    begun, seeds = training.begun, []
+
+    def counted(problem, course, seed, at):
+        seeds.append(seed)
+        return begun(problem, course, seed, at)
+
+    monkeypatch.setattr(training, "begun", counted)
+    settings = accuracy.TOY_STUDY.settings._replace(
+        tasks=("toy",),
+        seeds=(3, 4),
+        steps=(2, 3),
+        trial=1,
+        batch_size=16,
+        shortlist=1,
+        distilled=("toy", "other"),
+    )
+    outcome = accuracy.run(settings, None, Quiet())
+    assert seeds == [3, 4]
+    plain, taught = outcome.figures["tasks"].values()
+    assert list(outcome.figures["tasks"]) == ["toy", "toy, distilled"]
+    assert plain["rows"]["dense"] == taught["rows"]["dense"]
+    assert [level["bits"]["query"] for level in taught["levels"]] == [4, 4]
+    alone = accuracy.finished(lambda: small, "toy", settings, 4, distilled=True)
+    assert {k: round(v, 4) for k, v in alone["rows"]["tokens"].items()} == {
+        k: v[1] for k, v in taught["rows"]["tokens"].items() if k != "lost"
+    }
+
+
 def test_students_study(small, monkeypatch, tmp_path):
     monkeypatch.setattr(students, "problem", lambda *_: small)
     monkeypatch.setenv("JPRUNE_RESUME_DIR", str(tmp_path))
-    course = training.Course((2, 3), 16, 2e-3, accuracy.LESSON)
+    course = training.Course((2, 3), 16, 2e-3, protocol.LESSON)
     whole = levels.Level(bits=ja.Bits(12, 8, 4, 12), threshold=0.0)
     fewer = whole._replace(tokens=0.4, start=0.6, front=0.0)
     coarse = whole._replace(bits=ja.Bits(6, 4, 4, 6))
@@ -310,7 +342,7 @@ def test_times_nearer_are_of_schedules_that_save_enough():
     figures["schedules"][near]["enough"] = False
     assert students.times_nearer(figures) == (0.0, None)
     real = dict(students.STUDY.settings.schedules)
-    assert real[near] == accuracy.TAUGHT[0]
+    assert real[near] == protocol.TAUGHT[0]
 
 
 def test_vision_study(tmp_path):

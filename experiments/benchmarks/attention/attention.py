@@ -5,7 +5,6 @@ decoding the bytes of keys and values, say.
 """
 
 import functools
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +13,11 @@ import numpy as np
 
 from experiments.benchmarks.attention import _decode as decoding
 from experiments.benchmarks.attention import _encoder as encoding
+from experiments.benchmarks.attention import _timed as timed
 from experiments.harness import timing
 from experiments.harness.catalogue import Claim, Outcome, Study, Table
 from experiments.harness.stats import mean_and_spread, plus_minus, rounded
+from jprune import attention as ja
 
 
 class Settings(NamedTuple):
@@ -56,13 +57,13 @@ def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
             for length in settings.lengths
         },
         "decoding": {
-            f"{batch} x {length}": decoder(settings, batch, length, advance)
+            f"{batch} x {length}": timed.decoder(settings, batch, length, advance)
             for batch, length in settings.contexts
         },
     }
     tables = {
         "main": encoder_table(figures, settings),
-        "decoding": decoding_table(figures, settings),
+        "decoding": timed.decoding_table(figures, settings),
     }
     return Outcome(figures, tables)
 
@@ -71,7 +72,7 @@ def encoder(settings: Settings, length: int, advance: Any) -> dict[str, Any]:
     """Returns milliseconds of each form and what comes of them."""
     shape = settings.shape
     plan = encoding.half(shape, length, settings.multiple_of)
-    full = encoding.cost(shape, encoding.ja.dense(shape.depth, length, shape.heads))
+    full = encoding.cost(shape, ja.dense(shape.depth, length, shape.heads))
     flops = full / encoding.cost(shape, plan)
     compiled: dict[str, Any] = {}
     found: dict[str, list[float]] = {}
@@ -81,11 +82,15 @@ def encoder(settings: Settings, length: int, advance: Any) -> dict[str, Any]:
         x = jax.random.normal(two, (1, length, shape.width))
         forms = encoding.forms(layers, x, plan, compiled)
         times = timing.in_turns(forms, settings.steps)
-        note(found, times)
-        note_ratio(found, "of the ideal", times["dense"] / times["pruned"] / flops)
+        timed.note(found, times)
+        timed.note_ratio(
+            found, "of the ideal", times["dense"] / times["pruned"] / flops
+        )
         choice = (times["pruned"] - times["cut"]) / times["dense"]
-        note_ratio(found, "choice over dense", choice)
-        note_ratio(found, "masked, times faster", times["dense"] / times["masked"])
+        timed.note_ratio(found, "choice over dense", choice)
+        timed.note_ratio(
+            found, "masked, times faster", times["dense"] / times["masked"]
+        )
         advance()
     return {
         "tokens": list(plan.tokens),
@@ -93,51 +98,6 @@ def encoder(settings: Settings, length: int, advance: Any) -> dict[str, Any]:
         "times_fewer": rounded(flops),
         **found,
     }
-
-
-def decoder(
-    settings: Settings, batch: int, length: int, advance: Any
-) -> dict[str, Any]:
-    """Returns milliseconds of a token and what comes of them."""
-    context = decoding.Context(batch, length, settings.tokens)
-    gigabytes = decoding.dense_bytes(context) / 1e9
-    fewer = decoding.ideal(context)
-    compiled: dict[str, Any] = {}
-    found: dict[str, list[float]] = {}
-    for seed in settings.seeds:
-        forms = decoding.forms(context, seed, compiled)
-        times = timing.in_turns(forms, settings.steps)
-        times = {
-            name: seconds / (1 if name == "streaming" else settings.tokens)
-            for name, seconds in times.items()
-        }
-        note(found, times)
-        note_ratio(found, "of the ideal", times["dense"] / times["evicting"] / fewer)
-        fastest = min(times[name] for name in decoding.DENSE)
-        ratio = fastest / times["evicting"] / fewer
-        note_ratio(found, "of the ideal over the fastest", ratio)
-        note_ratio(found, "masked, times faster", times["dense"] / times["masked"])
-        shares = dict.fromkeys(("streaming", *decoding.DENSE), 1.0)
-        for name, share in (shares | {"evicting": 1 / fewer}).items():
-            note_ratio(found, f"GB/s, {name}", share * gigabytes / times[name])
-        advance()
-    return {
-        "slots": list(decoding.budgets(context)),
-        "megabytes": rounded(1e3 * gigabytes),
-        "times_fewer": rounded(fewer),
-        **found,
-    }
-
-
-def note(found: dict[str, list[float]], times: Mapping[str, float]) -> None:
-    """Adds a seed's seconds to the lists of milliseconds."""
-    for name, seconds in times.items():
-        note_ratio(found, f"ms, {name}", 1e3 * seconds)
-
-
-def note_ratio(found: dict[str, list[float]], name: str, value: float) -> None:
-    """Adds a seed's figure to its list."""
-    found.setdefault(name, []).append(rounded(value))
 
 
 def encoder_table(figures: dict[str, Any], settings: Settings) -> Table:
@@ -172,50 +132,6 @@ def encoder_table(figures: dict[str, Any], settings: Settings) -> Table:
             f"{settings.multiple_of}, at half the multiply-adds. Choice: scores, "
             "selection and gather, the time over that of the same products on the "
             f"first tokens. Medians of {settings.steps} turns, mean ± std over "
-            f"{len(settings.seeds)} seeds."
-        ),
-    )
-
-
-def decoding_table(figures: dict[str, Any], settings: Settings) -> Table:
-    """Returns decoding's times, ratios and bandwidths."""
-    rows = []
-    for context, one in figures["decoding"].items():
-        faster = np.divide(one["ms, dense"], one["ms, evicting"])
-        rows.append(
-            (
-                context,
-                plus_minus(one["ms, dense"]),
-                plus_minus(one["ms, evicting"]),
-                plus_minus(list(faster)),
-                f"{one['times_fewer']:.2f}",
-                plus_minus(one["of the ideal"]),
-                plus_minus(one["GB/s, dense"]),
-                plus_minus(one["GB/s, evicting"]),
-                plus_minus(one["GB/s, streaming"]),
-                plus_minus(one["GB/s, rows"]),
-                plus_minus(one["GB/s, columns"]),
-                plus_minus(one["of the ideal over the fastest"]),
-                plus_minus(one["masked, times faster"]),
-            )
-        )
-    return Table(
-        columns=(
-            *("batch x context", "dense cache (ms)", "evicting (ms)", "times faster"),
-            *("times fewer bytes", "of the ideal", "dense (GB/s)", "evicting (GB/s)"),
-            *("streaming product (GB/s)", "dense, all rows (GB/s)"),
-            *("dense, all columns (GB/s)", "of the ideal over the fastest"),
-            "masked instead, times faster",
-        ),
-        rows=tuple(rows),
-        caption=(
-            "The attention of 12 layers of GPT-2 small for a token, float32, "
-            "caches donated. Budgets are the authors' "
-            "(0.9, 0.7, 4 x 0.2 and 6 x 0.1 of the context). The streaming product "
-            "is a vector times a matrix of as many bytes as the dense cache. Keys "
-            "are (dim, slots) and values (slots, dim), but where a dense cache is all "
-            "rows, (slots, dim), or all columns. Medians "
-            f"of {settings.steps} turns of {settings.tokens} tokens, mean ± std over "
             f"{len(settings.seeds)} seeds."
         ),
     )

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks.attention import _encoder as encoding
-from experiments.benchmarks.attention import attention as cpu
+from experiments.benchmarks.attention import _timed as timed
 from experiments.harness import timing
 from experiments.harness.catalogue import Claim, Outcome, Study, Table
 from experiments.harness.stats import mean_and_spread, plus_minus, rounded
@@ -62,7 +62,6 @@ def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
     contexts, rows = settings.contexts, settings.rows
     parts = len(lengths) + len(own) + len(contexts) + len(rows)
     task = progress.add_task("time", total=parts * len(settings.seeds))
-    decoded = cpu.Settings(settings.seeds, settings.steps, tokens=settings.tokens)
 
     def advance() -> None:
         progress.advance(task)
@@ -75,7 +74,7 @@ def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
         },
         "encoder": {str(n): encoder(settings, n, advance) for n in lengths},
         "decoding": {
-            f"{batch} x {n}": cpu.decoder(decoded, batch, n, advance)
+            f"{batch} x {n}": timed.decoder(settings, batch, n, advance)
             for batch, n in contexts
         },
     }
@@ -83,7 +82,7 @@ def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
         "main": kernel_table(figures, settings),
         "choice": choice_table(figures, settings),
         "encoder": encoder_table(figures, settings),
-        "decoding": cpu.decoding_table(figures, decoded),
+        "decoding": timed.decoding_table(figures, settings),
     }
     return Outcome(figures, tables)
 
@@ -119,8 +118,8 @@ def kernels(
             for name, program in programs.items()
         }
         times = timing.in_turns(forms, settings.steps)
-        cpu.note(found, times)
-        cpu.note_ratio(found, "times faster", times["XLA"] / times["fused"])
+        timed.note(found, times)
+        timed.note_ratio(found, "times faster", times["XLA"] / times["fused"])
         advance()
     return found
 
@@ -138,7 +137,7 @@ def choice(
     for seed in settings.seeds:
         keys = jax.random.bits(jax.random.key(seed), shape, jnp.uint32)
         forms = {n: functools.partial(f, keys, need) for n, f in programs.items()}
-        cpu.note(found, timing.in_turns(forms, settings.steps))
+        timed.note(found, timing.in_turns(forms, settings.steps))
         advance()
     return found
 
@@ -172,14 +171,14 @@ def encoder(
         x = half(jax.random.normal(two, (settings.batch, length, shape.width)))
         forms = {n: functools.partial(f, layers, x) for n, f in programs.items()}
         times = timing.in_turns(forms, settings.steps)
-        cpu.note(found, times)
+        timed.note(found, times)
         ratios = {
             "of the ideal": times["dense"] / times["fused"] / flops,
             "of the ideal over flash": times["flash"] / times["fused"] / flops,
             "choice over dense": (times["fused"] - times["cut"]) / times["dense"],
         }
         for name, value in ratios.items():
-            cpu.note_ratio(found, name, value)
+            timed.note_ratio(found, name, value)
         advance()
     return {"tokens": list(plan.tokens), "times_fewer": rounded(flops), **found}
 

@@ -97,6 +97,11 @@ TAUGHT = (
 )
 
 
+def named(task: str, distilled: bool) -> str:
+    """Returns the name of a block of rows."""
+    return f"{task}{DISTILLED}" if distilled else task
+
+
 def caption(figures: dict[str, Any], settings: Any) -> str:
     """Returns what the table's reader has to know."""
     times = ", ".join(
@@ -175,6 +180,20 @@ def claims(what: str) -> tuple[Claim, ...]:
             10.0,
         ),
     )
+
+
+def drawings(
+    problem: Problem,
+    judge: Any,
+    networks: tuple[Any, Any],
+    kept: ft.Kept,
+    sizes: sl.Sizes,
+) -> dict[str, Any]:
+    """Returns what the picture shows of a task: the curve, and a sentence."""
+    return {
+        "curve": curve(problem, judge, networks, sizes),
+        "picture": picture(problem, judge, networks[1], kept),
+    }
 
 
 def curve(

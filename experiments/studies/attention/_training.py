@@ -129,6 +129,32 @@ def _stepper(problem: Problem, course: Course) -> tuple[Any, ft.Step]:
     return stepper(course.rate, sum(course.steps), problem.heads, course.lesson)
 
 
+class Dense(NamedTuple):
+    """The dense network of a task and seed.
+
+    Attributes:
+      start: state after the first steps, where schedules are chosen.
+      end: state after all steps.
+    """
+
+    start: ft.State
+    end: ft.State
+
+
+def dense(problem: Problem, course: Course, seed: int, at: Path | None) -> Dense:
+    """Returns the dense network after the first steps, and after all.
+
+    Args:
+      problem: the task.
+      course: how to train.
+      seed: seed of the output layer and the batches.
+      at: prefix of the files that hold the training's progress, or None.
+    """
+    first, rest = (at and Path(f"{at}.{part}") for part in ("first", "dense"))
+    start = begun(problem, course, seed, first)
+    return Dense(start, went_on(problem, course, seed, start, ft.DENSE, at=rest))
+
+
 @functools.lru_cache
 def stepper(rate: float, steps: int, heads: int, lesson: Lesson) -> tuple[Any, ft.Step]:
     """Returns the optimizer and the step, one compilation for tasks and seeds."""

@@ -21,7 +21,7 @@ With JPRUNE_RESUME_DIR set it can be stopped, and goes on where it was.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,50 +33,20 @@ from experiments.loops import finetune as ft
 from experiments.loops.distillation import Lesson
 from experiments.models import encoder
 from experiments.studies.attention import _levels as sl
+from experiments.studies.attention import _protocol as protocol
 from experiments.studies.attention import _report as report
 from experiments.studies.attention import _training as st
 from experiments.studies.attention._tasks import TOY, Problem, problem
-from jprune import attention as ja
-
-BITS = ja.Bits(5, 4, 4, 5)
-
-
-def _levels(
-    *shares: tuple[float, float, float, float],
-    bits: ja.Bits = BITS,
-    last: float | None = None,
-    front: float = 0.15,
-) -> tuple[sl.Level, ...]:
-    rest = (bits, 0.05, last, front)
-    return tuple(sl.Level(*some, *rest) for some in shares)
-
 
 # Bits and shares were narrowed down on the held-out sentences of STS-B and MRPC, with
 # other seeds; the threshold is that of the authors' configurations.
-CANDIDATES = _levels(
+CANDIDATES = protocol.levels(
     (0.7, 0.95, 1.0, 0.4),
     (0.65, 0.9, 1.0, 0.45),
     (0.6, 0.85, 1.0, 0.5),
     (0.65, 0.9, 0.9, 0.5),
     (0.65, 0.9, 0.8, 0.5),
 )
-# `spatten_students` compares schedules for a student: tokens are what it misses most,
-# so fewer leave. Queries of four bits in place of five pay for that, and values, of
-# which a quarter is fetched. The last layer, where dense networks that are not trained
-# for it miss values most, fetches all; for a student that made no difference.
-TAUGHT = _levels(
-    (0.71, 0.95, 1.0, 0.25),
-    (0.68, 0.92, 1.0, 0.25),
-    (0.65, 0.89, 1.0, 0.25),
-    bits=ja.Bits(4, 4, 4, 5),
-    last=1.0,
-    front=0.3,
-)
-# With another seed the squared distance to the teacher's outputs was a sixth less with
-# 0.9 and 0.3 than with 0.5 and 0.1; tokens that count 1.0 were as good, and a little
-# better on sentences of RTE. Without exchanged words two students that began earlier,
-# from the network of the first steps, lost a third of a point more.
-LESSON = Lesson(outputs=0.9, tokens=1.0, exchanged=0.3)
 
 
 class Settings(NamedTuple):
@@ -105,20 +75,20 @@ class Settings(NamedTuple):
 
     tasks: tuple[str, ...] = ("SST-2", "STS-B", "CoLA", "MRPC", "RTE")
     seeds: tuple[int, ...] = (0, 1, 2)
-    steps: tuple[int, int] = (320, 1280)
+    steps: tuple[int, int] = protocol.COURSE.steps
     trial: int = 32
     shortlist: int = 2
-    batch_size: int = 16
-    rate: float = 1e-4
-    limit: int = 10_000
+    batch_size: int = protocol.COURSE.batch_size
+    rate: float = protocol.COURSE.rate
+    limit: int = protocol.LIMIT
     candidates: tuple[sl.Level, ...] = CANDIDATES
-    dram: float = 8.0
-    attention: float = 1.8
-    spare: float = 1.02
+    dram: float = protocol.TARGETS.dram
+    attention: float = protocol.TARGETS.attention
+    spare: float = protocol.TARGETS.spare
     lost: float = 0.5
     distilled: tuple[str, ...] = ("STS-B",)
-    taught: tuple[sl.Level, ...] = TAUGHT
-    lesson: Lesson = LESSON
+    taught: tuple[sl.Level, ...] = protocol.TAUGHT
+    lesson: Lesson = protocol.LESSON
 
 
 def course_of(settings: Settings) -> st.Course:
@@ -133,24 +103,66 @@ def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
     jobs = [(name, False) for name in settings.tasks]
     jobs += [(name, True) for name in settings.distilled if name in settings.tasks]
     task = progress.add_task("fine-tune", total=len(jobs) * len(settings.seeds))
-    found: dict[str, dict[str, Any]] = {}
-    for name, distilled in jobs:
-        each = []
+    each: dict[tuple[str, bool], list[dict[str, Any]]] = {job: [] for job in jobs}
+    rows: dict[tuple[str, bool], dict[str, Any]] = {}
+    for name in settings.tasks:
+        forms = [distilled for job, distilled in jobs if job == name]
         load = functools.cache(
             lambda name=name: problem(name, data_dir, settings.limit)
         )
         for seed in settings.seeds:
-            # GPUs round the operands of float32 products to 10 bits otherwise.
-            with jax.default_matmul_precision("float32"):
-                each.append(finished(load, name, settings, seed, distilled))
-            progress.advance(task)
-        level = sl.level_of(each[0]["level"])
-        row = report.gathered(each, settings)
-        row |= {"task": name, "seconds": seconds(load(), level)}
-        found[f"{name}{report.DISTILLED}" if distilled else name] = row
-    figures = {"tasks": found}
+            for distilled, one in both(load, name, settings, seed, forms):
+                each[name, distilled].append(one)
+                progress.advance(task)
+        for distilled in forms:
+            found = each[name, distilled]
+            level = sl.level_of(found[0]["level"])
+            rows[name, distilled] = report.gathered(found, settings) | {
+                "task": name,
+                "seconds": seconds(load(), level),
+            }
+    figures = {"tasks": {report.named(*job): rows[job] for job in jobs}}
     tables = {"main": report.table(figures, settings)}
     return Outcome(figures, tables, lambda path: report.draw(path, figures))
+
+
+def both(
+    load: Callable[[], Problem],
+    name: str,
+    settings: Settings,
+    seed: int,
+    forms: Sequence[bool],
+) -> Iterator[tuple[bool, dict[str, Any]]]:
+    """Yields the figures of a task and seed, plain and distilled.
+
+    Args:
+      load: loads the task.
+      name: name of the task.
+      settings: settings of the study.
+      seed: seed of the output layer and the batches.
+      forms: whether each pruned network also learns from the dense one; they all
+        share one dense network.
+    """
+    place = resume.place(f"{name}-dense-{seed}", shared(settings))
+    trained = functools.cache(lambda: dense_of(load(), settings, seed, place))
+    for distilled in forms:
+        # GPUs round the operands of float32 products to 10 bits otherwise.
+        with jax.default_matmul_precision("float32"):
+            figures = finished(load, name, settings, seed, distilled, trained)
+        yield distilled, figures
+    resume.forget(place)
+
+
+def dense_of(
+    problem: Problem, settings: Settings, seed: int, place: Path | None
+) -> st.Dense:
+    """Returns the dense network of a task and seed."""
+    return st.dense(problem, course_of(settings), seed, place)
+
+
+def shared(settings: Settings) -> Settings:
+    """Returns the settings that the figures of one task and seed depend on."""
+    return settings._replace(tasks=(), seeds=(), distilled=())
 
 
 def finished(
@@ -159,12 +171,26 @@ def finished(
     settings: Settings,
     seed: int,
     distilled: bool = False,
+    trained: Callable[[], st.Dense] | None = None,
 ) -> dict[str, Any]:
-    """Returns the figures of a task and seed, from an earlier run if there are any."""
+    """Returns the figures of a task and seed, from an earlier run if there are any.
+
+    Args:
+      load: loads the task.
+      name: name of the task.
+      settings: settings of the study.
+      seed: seed of the output layer and the batches.
+      distilled: whether the pruned network also learns from the dense one.
+      trained: returns the dense network; None to train one.
+    """
     what = f"{name}-distilled" if distilled else name
-    shared = settings._replace(tasks=(), seeds=(), distilled=())
-    place = resume.place(f"{what}-{seed}", shared)
-    figures = resume.once(place, lambda: one(load(), settings, seed, place, distilled))
+    place = resume.place(f"{what}-{seed}", shared(settings))
+
+    def make() -> dict[str, Any]:
+        networks = trained or (lambda: dense_of(load(), settings, seed, place))
+        return one(load(), settings, seed, networks(), place, distilled)
+
+    figures = resume.once(place, make)
     resume.forget(place)
     return figures
 
@@ -173,67 +199,65 @@ def one(
     problem: Problem,
     settings: Settings,
     seed: int,
+    trained: st.Dense,
     place: Path | None = None,
     distilled: bool = False,
 ) -> dict[str, Any]:
     """Returns the figures of a task with one seed.
 
     Args:
-      problem: The task.
-      settings: Of the study.
-      seed: Of the output layer and the batches.
-      place: What files begin with that hold how far training is, or None.
-      distilled: Whether the pruned network also learns from the dense one.
+      problem: the task.
+      settings: settings of the study.
+      seed: seed of the output layer and the batches.
+      trained: the dense network.
+      place: prefix of the files that hold the training's progress, or None.
+      distilled: whether the pruned network also learns from the dense one.
     """
     if distilled:
         settings = settings._replace(candidates=settings.taught, shortlist=1)
     judge = st.judger(problem.heads, problem.widths, settings.batch_size)
     course = course_of(settings)
+    sizes = sl.sizes_of(st.whole(trained.start), problem.heads)
+    go_on = functools.partial(st.went_on, problem, course, seed, trained.start)
 
     def at(part: str) -> Path | None:
-        return None if place is None else Path(f"{place}.{part}")
-
-    start = st.begun(problem, course, seed, at("first"))
-    sizes = sl.sizes_of(st.whole(start), problem.heads)
-
-    go_on = functools.partial(st.went_on, problem, course, seed, start)
+        return place and Path(f"{place}.{part}")
 
     def adapt(kept: ft.Kept) -> Any:
         return st.whole(go_on(kept, trial=settings.trial))
 
     def chosen() -> tuple[int, list[dict[str, float]]]:
-        return choose(problem, settings, judge, st.whole(start), adapt, sizes)
+        return choose(problem, settings, judge, st.whole(trained.start), adapt, sizes)
 
     best, tried = resume.once(at("choice"), chosen)
     level = settings.candidates[best]
     kept = sl.kept_of(level, sizes, quantized=True)
-    dense = go_on(ft.DENSE, at=at("dense"))
     if distilled:
-        teacher, steps = st.whole(dense), settings.steps[1]
+        teacher, steps = st.whole(trained.end), settings.steps[1]
         tuned = st.taught(problem, course, seed, teacher, kept, steps, at("tuned"))
     else:
         tuned = go_on(kept, at=at("tuned"))
-    curves = {}
-    if seed == settings.seeds[0]:
-        networks = st.whole(dense), st.whole(tuned)
-        curves = {
-            "curve": report.curve(problem, judge, networks, sizes),
-            "picture": report.picture(problem, judge, networks[1], kept),
-        }
-    ends = {"dense": (dense, ft.DENSE), "pruned": (tuned, kept)}
+    networks = st.whole(trained.end), st.whole(tuned)
+    shown = seed == settings.seeds[0]
     return {
         "level": level._asdict() | {"bits": level.bits._asdict()},
         "tried": tried,
-        "held": {
-            name: problem.score(
-                judge(st.whole(end), problem.choose, what).logits, problem.choose.labels
-            )
-            for name, (end, what) in ends.items()
-        },
+        "held": held(problem, judge, networks, kept),
         "unit": problem.unit,
-        "rows": judged(problem, judge, dense, tuned, level, sizes),
-        **curves,
+        "rows": judged(problem, judge, networks, level, sizes),
+        **(report.drawings(problem, judge, networks, kept, sizes) if shown else {}),
         "device": jax.devices()[0].device_kind,
+    }
+
+
+def held(
+    problem: Problem, judge: Any, networks: tuple[Any, Any], kept: ft.Kept
+) -> dict[str, float]:
+    """Returns the scores of both networks on the held-out sentences."""
+    part, forms = problem.choose, {"dense": ft.DENSE, "pruned": kept}
+    return {
+        name: problem.score(judge(params, part, what).logits, part.labels)
+        for params, (name, what) in zip(networks, forms.items(), strict=True)
     }
 
 
@@ -275,13 +299,16 @@ def choose(
 
 
 def judged(
-    problem: Problem, judge: Any, dense: Any, tuned: Any, level: Any, sizes: sl.Sizes
+    problem: Problem,
+    judge: Any,
+    networks: tuple[Any, Any],
+    level: sl.Level,
+    sizes: sl.Sizes,
 ) -> dict[str, dict[str, float]]:
-    """Returns score and savings on dev, a technique more in each row."""
+    """Returns score and savings on dev, with one more technique in each row."""
 
     def of(pruned: bool, kept: ft.Kept) -> tuple[float, encoder.Counts]:
-        state = tuned if pruned else dense
-        found = judge(st.whole(state), problem.dev, kept)
+        found = judge(networks[pruned], problem.dev, kept)
         return problem.score(found.logits, problem.dev.labels), found.counts
 
     return sl.breakdown(level, sizes, of)
@@ -310,12 +337,11 @@ def seconds(problem: Problem, level: sl.Level, size: int = 64) -> dict[str, floa
 STUDY = Study(settings=Settings(), claims=report.CLAIMS, run=run)
 TOY_STUDY = Study(
     settings=Settings(
-        # Of four layers the first prunes nothing: 1.8 times less is more than is left.
         tasks=(TOY,),
-        steps=(100, 200),
-        batch_size=32,
-        rate=2e-3,
-        attention=1.6,
+        steps=protocol.TOY_COURSE.steps,
+        batch_size=protocol.TOY_COURSE.batch_size,
+        rate=protocol.TOY_COURSE.rate,
+        attention=protocol.TOY_TARGETS.attention,
     ),
     claims=report.claims("toy sentences"),
     run=run,

@@ -24,8 +24,8 @@ from experiments.harness.catalogue import Claim, Outcome, Study, Table
 from experiments.harness.stats import mean_and_spread, plus_minus, rounded
 from experiments.loops import finetune as ft
 from experiments.studies.attention import _levels as sl
+from experiments.studies.attention import _protocol as protocol
 from experiments.studies.attention import _training as st
-from experiments.studies.attention import spatten_accuracy as accuracy
 from experiments.studies.attention._tasks import TOY, Problem, problem
 from jprune import attention as ja
 
@@ -33,7 +33,7 @@ TAKEN, EARLIER = "taken", "more tokens leave"  # two schedules
 _FOUR, _FIVE = ja.Bits(4, 4, 4, 5), ja.Bits(5, 4, 4, 5)
 _level = functools.partial(sl.Level, threshold=0.05, bits=_FOUR, last=1.0)
 SCHEDULES = (
-    (TAKEN, accuracy.TAUGHT[0]),
+    (TAKEN, protocol.TAUGHT[0]),
     ("from the middle on", _level(0.6, 0.8, values=0.25, front=0.5)),
     ("from the second layer on", _level(0.78, 0.94, values=0.29)),
     (
@@ -71,19 +71,22 @@ class Settings(NamedTuple):
     attention: float
 
 
-def settings_like(
-    whole: accuracy.Settings, tasks: tuple[str, ...], steps: int
+def settings_of(
+    tasks: tuple[str, ...],
+    steps: int,
+    course: st.Course = protocol.COURSE,
+    targets: protocol.Targets = protocol.TARGETS,
 ) -> Settings:
-    """Returns settings with the dense networks and the targets of an accuracy study."""
+    """Returns settings with the dense networks and targets of the accuracy study."""
     return Settings(
         tasks=tasks,
         seeds=(100,),
         steps=steps,
         schedules=SCHEDULES,
-        course=accuracy.course_of(whole),
-        limit=whole.limit,
-        dram=whole.spare * whole.dram,
-        attention=whole.spare * whole.attention,
+        course=course,
+        limit=protocol.LIMIT,
+        dram=targets.spare * targets.dram,
+        attention=targets.spare * targets.attention,
     )
 
 
@@ -135,9 +138,7 @@ def students(
 
     @functools.cache  # it is not needed where all figures are kept
     def teacher() -> Any:
-        first, rest = (dense and Path(f"{dense}.{part}") for part in ("first", "rest"))
-        start = st.begun(task, course, seed, first)
-        return st.whole(st.went_on(task, course, seed, start, ft.DENSE, at=rest))
+        return st.whole(st.dense(task, course, seed, dense).end)
 
     @functools.cache
     def said() -> dict[str, ft.Judged]:
@@ -278,7 +279,7 @@ def times_nearer(figures: dict[str, Any]) -> tuple[float, float | None]:
 
 
 STUDY = Study(
-    settings=settings_like(accuracy.STUDY.settings, ("STS-B", "MRPC", "RTE"), 320),
+    settings=settings_of(("STS-B", "MRPC", "RTE"), 320),
     claims=(
         Claim(
             "MiniLM, a student of a schedule that saves enough by few values, over one "
@@ -291,7 +292,7 @@ STUDY = Study(
     run=run,
 )
 TOY_STUDY = Study(
-    settings=settings_like(accuracy.TOY_STUDY.settings, (TOY,), 50),
+    settings=settings_of((TOY,), 50, protocol.TOY_COURSE, protocol.TOY_TARGETS),
     claims=(),
     run=run,
 )

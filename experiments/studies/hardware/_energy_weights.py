@@ -22,9 +22,8 @@ import jax.numpy as jnp
 import jprune as jp
 from experiments import ExperimentError
 from experiments.harness.stats import rounded
-from experiments.loops import train
+from experiments.loops import channels, train
 from experiments.models import cnn
-from experiments.studies.structural import group_pruning
 from experiments.tasks import data
 from jprune import graph as jg
 from jprune import hardware as hw
@@ -124,8 +123,8 @@ def trainers(
         found = cnn.apply(params, split.images).argmax(-1)
         return 100 * (found == split.labels).mean()
 
-    fit = group_pruning.trainer(
-        group_pruning.optimizer(settings.rate, settings.steps),
+    fit = channels.trainer(
+        channels.optimizer(settings.rate, settings.steps),
         splits,
         init,
         settings.steps,
@@ -137,7 +136,7 @@ def trainers(
     def tune(params: Any, masks: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         state, _ = train.fit(
             lambda p, x: cnn.apply(jp.masks.apply(p, masks), x),
-            group_pruning.optimizer(settings.rate / 2, settings.extra),
+            channels.optimizer(settings.rate / 2, settings.extra),
             params,
             splits.train,
             key,

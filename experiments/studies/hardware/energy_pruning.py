@@ -18,9 +18,9 @@ import numpy as np
 
 from experiments.harness.catalogue import Claim, Outcome, Study, Table
 from experiments.harness.stats import mean_and_spread, plus_minus, rounded
+from experiments.loops import channels
 from experiments.models import resnet
 from experiments.studies.hardware import _energy_weights as energy_weights
-from experiments.studies.structural import group_pruning
 from experiments.tasks import data
 from jprune import graph as jg
 from jprune import hardware as hw
@@ -68,12 +68,12 @@ def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
     def advance() -> None:
         progress.advance(task)
 
-    weights = energy_weights.rows(single, splits, METRICS, splits.test, advance)
-    channels = channel_rows(settings, splits, advance)
-    figures = {"weights": weights, "channels": channels}
+    of_weights = energy_weights.rows(single, splits, METRICS, splits.test, advance)
+    of_channels = channel_rows(settings, splits, advance)
+    figures = {"weights": of_weights, "channels": of_channels}
     tables = {
-        "main": weights_table(weights, single),
-        "channels": table(channels, settings),
+        "main": weights_table(of_weights, single),
+        "channels": table(of_channels, settings),
     }
     return Outcome(figures, tables)
 
@@ -89,14 +89,14 @@ def channel_rows(
     abstract = jax.eval_shape(init, jax.random.key(0))
     one = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     graph = jg.trace(resnet.apply, abstract, one)
-    tuning = group_pruning.Settings(
+    course = channels.Course(
         steps=settings.steps,
         extra=settings.extra,
         depth=settings.depth,
         width=settings.width,
     )
-    tx = group_pruning.optimizer(tuning.rate, settings.steps)
-    fit = group_pruning.trainer(tx, splits, init, settings.steps, tuning.batch_size)
+    tx = channels.optimizer(course.rate, course.steps)
+    fit = channels.trainer(tx, splits, init, course.steps, course.batch_size)
     rows: dict[str, dict[str, list[float]]] = {}
     for seed in settings.seeds:
         params = fit(jax.random.key(seed))
@@ -107,8 +107,8 @@ def channel_rows(
         for metric, measure in METRICS.items():
             for way in WAYS:
                 keep, left = chosen(settings, graph, scores, measure, way)
-                before, after = group_pruning.tuned(
-                    tuning, splits, params, keep, jax.random.key(1000 + seed)
+                before, after = channels.tuned(
+                    course, splits, params, keep, jax.random.key(1000 + seed)
                 )
                 row = rows.setdefault(f"{metric}: {way}", {})
                 for name, value in (("left", 100 * left), ("test", after)):

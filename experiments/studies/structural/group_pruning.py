@@ -21,7 +21,7 @@ import optax
 import jprune as jp
 from experiments.harness.catalogue import Claim, Outcome, Study, Table
 from experiments.harness.stats import mean_and_spread, plus_minus, rounded
-from experiments.loops import train
+from experiments.loops import channels
 from experiments.models import resnet
 from experiments.tasks import data
 from jprune import graph as jg
@@ -99,45 +99,9 @@ def methods(graph: jg.Graph) -> dict[str, Method]:
     }
 
 
-def trainer(
-    tx: optax.GradientTransformation,
-    splits: data.Splits,
-    init: Any,
-    steps: int,
-    batch_size: int,
-    apply: train.Apply = resnet.apply,
-) -> Callable[[jax.Array], Any]:
-    """Returns the training of a whole network: `key -> params`, jitted."""
-
-    @jax.jit
-    def fit(key: jax.Array) -> Any:
-        first, second = jax.random.split(key)
-        state, _ = train.fit(
-            apply,
-            tx,
-            init(first),
-            splits.train,
-            second,
-            steps=steps,
-            batch_size=batch_size,
-        )
-        return state.params
-
-    return fit
-
-
-def optimizer(rate: float, steps: int) -> optax.GradientTransformation:
-    """Returns SGD with momentum, warm-up and a cosine decay."""
-    schedule = optax.schedules.warmup_cosine_decay_schedule(
-        0.0, rate, warmup_steps=max(steps // 10, 1), decay_steps=steps
-    )
-    decayed = optax.add_decayed_weights(1e-4)
-    return optax.chain(decayed, optax.sgd(schedule, momentum=0.9))
-
-
-def logits_of(params: Any, calibration: jax.Array, images: jax.Array) -> jax.Array:
-    """Returns logits with the normalizations' statistics of some training images."""
-    return resnet.apply(params, images, resnet.batch_stats(params, calibration))
+def course_of(settings: Settings) -> channels.Course:
+    """Returns how networks are trained."""
+    return channels.Course(*(getattr(settings, n) for n in channels.Course._fields))
 
 
 def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
@@ -157,7 +121,7 @@ def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
         "dense": row(),
         "dense, trained on": row(),
     }
-    tune = functools.partial(tuned, settings, splits)
+    tune = functools.partial(channels.tuned, course_of(settings), splits)
     whole = {n: jnp.ones(g.size, bool) for n, g in costs.groups.items()}
     for name, method in {"dense": None, **names}.items():
         for seed in settings.seeds:
@@ -205,8 +169,9 @@ def trained(
     }
     found: dict[str, dict[int, Any]] = {}
     for how, link in links.items():
-        tx = optax.chain(link, optimizer(settings.rate, settings.steps))
-        fit = trainer(tx, splits, init, settings.steps, settings.batch_size)
+        tx = optax.chain(link, channels.optimizer(settings.rate, settings.steps))
+        size = settings.steps, settings.batch_size
+        fit = channels.trainer(tx, splits, init, *size)
         found[how] = {seed: fit(jax.random.key(seed)) for seed in settings.seeds}
         advance()
     return found
@@ -243,54 +208,6 @@ def loss(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 gradient = jax.jit(jax.grad(loss))
-
-
-@functools.lru_cache(maxsize=1)
-def _compiled(settings: Settings, count: int, shape: Any, test: int) -> Any:
-    """One compilation of fine-tuning and evaluation for all choices of what to keep."""
-    abstract = jax.eval_shape(
-        functools.partial(
-            resnet.init, image_shape=shape, depth=settings.depth, width=settings.width
-        ),
-        jax.random.key(0),
-    )
-    batch = jax.ShapeDtypeStruct((settings.batch_size, *shape), jnp.float32)
-    every = jax.ShapeDtypeStruct((count, *shape), jnp.float32)
-    held = jax.ShapeDtypeStruct((test, *shape), jnp.float32)
-    training = jg.trace(resnet.apply, abstract, batch)
-    judging = jg.trace(logits_of, abstract, every, held)
-    tx = optimizer(settings.rate, settings.extra)
-
-    @jax.jit
-    def go(params: Any, keep: Any, splits: data.Splits, key: jax.Array) -> Any:
-        judge = jg.removed(judging, keep)
-
-        def percent(params: Any) -> jax.Array:
-            found = judge(params, splits.train.images, splits.test.images)
-            return 100 * (found.argmax(-1) == splits.test.labels).mean()
-
-        state, _ = train.fit(
-            jg.removed(training, keep),
-            tx,
-            params,
-            splits.train,
-            key,
-            steps=settings.extra,
-            batch_size=settings.batch_size,
-        )
-        return percent(params), percent(state.params)
-
-    return go
-
-
-def tuned(
-    settings: Settings, splits: data.Splits, params: Any, keep: Any, key: Any
-) -> tuple[float, float]:
-    """Returns the test accuracy right after pruning and after training on."""
-    images = splits.train.images
-    go = _compiled(settings, len(images), images.shape[1:], len(splits.test.labels))
-    before, after = go(params, keep, splits, key)
-    return float(before), float(after)
 
 
 def agreement(
