@@ -18,21 +18,9 @@ import optax
 from experiments.harness import resume
 from experiments.loops.distillation import Lesson, exchange, output_losses, token_loss
 from experiments.models import bert, encoder
-from experiments.tasks.wordpiece import Tokens
+from experiments.tasks.wordpiece import Examples
 
 SAVED = 100  # steps between two states that are kept
-
-
-class Examples(NamedTuple):
-    """Sentences as tokens, with labels.
-
-    Attributes:
-      tokens: Of each sentence or pair.
-      labels: `(n,)`, int32 classes or float32 numbers.
-    """
-
-    tokens: Tokens
-    labels: np.ndarray
 
 
 class Batch(NamedTuple):

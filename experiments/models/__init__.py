@@ -7,9 +7,9 @@ Each module is one network: `init(key, image_shape, classes, ...) -> params` and
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from . import cnn as cnn
-from . import mlp as mlp
-from . import resnet as resnet
+from experiments.models import cnn as cnn
+from experiments.models import mlp as mlp
+from experiments.models import resnet as resnet
 
 
 class Model(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from . import encoder, layers
+from experiments.models import encoder, layers
 
 EPSILON = 1e-12  # of BERT's normalizations
 Params = dict[str, Any]

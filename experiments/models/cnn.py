@@ -2,7 +2,7 @@
 
 import jax
 
-from . import layers
+from experiments.models import layers
 
 
 def init(

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from . import layers
+from experiments.models import layers
 
 Params = dict[str, Any]
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from . import layers, resnet
+from experiments.models import layers, resnet
 
 STRIDES = (4, 8)  # of the two scales, in pixels
 WINDOWS = (3, 5)  # of the pyramid's pooling

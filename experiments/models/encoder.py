@@ -22,10 +22,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from experiments.models import layers
 from jprune import attention as ja
 from jprune.attention import cascade, scores, softmax, sort_keys, top_mask
-
-from . import layers
 
 Params = dict[str, Any]
 

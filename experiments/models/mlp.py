@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import jax
 
-from . import layers
+from experiments.models import layers
 
 
 def init(

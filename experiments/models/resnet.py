@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from . import layers
+from experiments.models import layers
 
 EPSILON = 1e-5  # added to variances
 

@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.models import decoder
 from experiments.tasks.data import DataError
-
-from . import decoder
 
 SOURCE = (
     "Expected in DIR/stories260K: stories260K.bin and tok512.bin; download them from "

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from . import encoder, layers
+from experiments.models import encoder, layers
 
 Params = dict[str, Any]
 

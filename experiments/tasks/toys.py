@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from experiments.loops.finetune import Examples
-from experiments.tasks.wordpiece import Tokens
+from experiments.tasks.wordpiece import Examples, Tokens
 
 BEGIN, END, FIRST, POLAR = 1, 2, 3, 12  # the first word; how many are good, or bad
 VOCABULARY = 64

@@ -37,6 +37,18 @@ class Tokens(NamedTuple):
     lengths: np.ndarray
 
 
+class Examples(NamedTuple):
+    """Sentences as tokens, with labels.
+
+    Attributes:
+      tokens: tokens of each sentence or pair of sentences.
+      labels: `(n,)`, int32 classes or float32 numbers.
+    """
+
+    tokens: Tokens
+    labels: np.ndarray
+
+
 def folder(data_dir: Path | None) -> Path:
     """Returns the folder of the pretrained encoder.
 

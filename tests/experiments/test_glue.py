@@ -94,7 +94,7 @@ def test_batches_hold_each_sentence_once():
     lengths = rng.integers(1, 20, 53).astype(np.int32)
     ids = np.where(np.arange(19) < lengths[:, None], 1 + np.arange(53)[:, None], 0)
     ids = ids.astype(np.int32)
-    examples = finetune.Examples(
+    examples = wordpiece.Examples(
         wordpiece.Tokens(ids, 0 * ids, lengths), np.arange(53, dtype=np.int32)
     )
     widths = finetune.widths_of(lengths)

@@ -5,7 +5,7 @@ for it. Everything follows from the key, no bias is 0 and no scale 1, and nothin
 drops out. Sizes that could be pruned are even, and differ where they may.
 """
 
-from . import (
+from experiments.models.zoo import (
     convolutional,
     decoding,
     encoders,
@@ -22,8 +22,8 @@ from . import (
     towers,
     vision,
 )
-from .base import Architecture as Architecture
-from .base import Builder as Builder
+from experiments.models.zoo.base import Architecture as Architecture
+from experiments.models.zoo.base import Builder as Builder
 
 ARCHITECTURES: dict[str, Builder] = {
     **feedforward.ARCHITECTURES,

@@ -9,8 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from .base import Architecture, Builder, normal
-from .frameworks import from_linen
+from experiments.models.zoo.base import Architecture, Builder, normal
+from experiments.models.zoo.frameworks import from_linen
 
 
 class ConvNorm(nn.Module):

@@ -5,9 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from . import language
-from .base import Architecture, Builder, tokens
-from .plain import (
+from experiments.models.zoo import language
+from experiments.models.zoo.base import Architecture, Builder, tokens
+from experiments.models.zoo.plain import (
     Params,
     Shapes,
     attend,

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .base import Architecture, Builder, normal, tokens
-from .frameworks import from_linen
-from .plain import (
+from experiments.models.zoo.base import Architecture, Builder, normal, tokens
+from experiments.models.zoo.frameworks import from_linen
+from experiments.models.zoo.plain import (
     Params,
     Shapes,
     attend,

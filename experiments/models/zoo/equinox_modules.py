@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from equinox import nn
 
-from .base import Architecture, Builder, normal
-from .frameworks import from_equinox
+from experiments.models.zoo.base import Architecture, Builder, normal
+from experiments.models.zoo.frameworks import from_equinox
 
 
 class InceptionBlock(eqx.Module):

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from .base import Architecture, Builder, normal
-from .plain import Params, dense, dense_shapes, draw
+from experiments.models.zoo.base import Architecture, Builder, normal
+from experiments.models.zoo.plain import Params, dense, dense_shapes, draw
 
 EXPERTS = 6
 _SHAPES = {

@@ -6,8 +6,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from .base import Architecture, Builder, normal
-from .plain import Params, dense, dense_shapes, draw, stack
+from experiments.models.zoo.base import Architecture, Builder, normal
+from experiments.models.zoo.plain import Params, dense, dense_shapes, draw, stack
 
 
 def mlp(key: jax.Array) -> Architecture:

@@ -11,7 +11,7 @@ import jax
 from flax import linen as nn
 from flax import nnx
 
-from .base import Architecture, draw
+from experiments.models.zoo.base import Architecture, draw
 
 
 def from_linen(

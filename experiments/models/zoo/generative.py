@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from .base import Architecture, Builder, normal, tokens
-from .frameworks import from_linen, from_nnx
-from .plain import (
+from experiments.models.zoo.base import Architecture, Builder, normal, tokens
+from experiments.models.zoo.frameworks import from_linen, from_nnx
+from experiments.models.zoo.plain import (
     Params,
     attend,
     dense,

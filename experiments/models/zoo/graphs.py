@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from equinox import nn
 
-from .base import Architecture, Builder, normal, tokens
-from .frameworks import from_equinox
-from .plain import Params, dense, dense_shapes, draw
+from experiments.models.zoo.base import Architecture, Builder, normal, tokens
+from experiments.models.zoo.frameworks import from_equinox
+from experiments.models.zoo.plain import Params, dense, dense_shapes, draw
 
 NODES, EDGES = 11, 26
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from .base import Architecture, Builder, tokens
-from .frameworks import from_nnx
-from .plain import (
+from experiments.models.zoo.base import Architecture, Builder, tokens
+from experiments.models.zoo.frameworks import from_nnx
+from experiments.models.zoo.plain import (
     Params,
     Shapes,
     attend,

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import base
+from experiments.models.zoo import base
 
 Params = dict[str, Any]
 Shapes = dict[str, Any]

@@ -9,9 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from .base import Architecture, Builder, normal
-from .frameworks import from_linen
-from .plain import Params, dense, dense_shapes, draw, rms_norm
+from experiments.models.zoo.base import Architecture, Builder, normal
+from experiments.models.zoo.frameworks import from_linen
+from experiments.models.zoo.plain import Params, dense, dense_shapes, draw, rms_norm
 
 LENGTH = 7
 

@@ -9,8 +9,8 @@ from functools import partial
 import flax.linen as nn
 import jax
 
-from .base import Architecture, Builder, normal
-from .frameworks import from_linen
+from experiments.models.zoo.base import Architecture, Builder, normal
+from experiments.models.zoo.frameworks import from_linen
 
 
 class BasicBlock(nn.Module):

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from .base import Architecture, Builder, normal
-from .frameworks import from_nnx
+from experiments.models.zoo.base import Architecture, Builder, normal
+from experiments.models.zoo.frameworks import from_nnx
 
 _BatchNorm = partial(nnx.BatchNorm, use_running_average=True)
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .base import Architecture, Builder, normal
-from .plain import (
+from experiments.models.zoo.base import Architecture, Builder, normal
+from experiments.models.zoo.plain import (
     Params,
     Shapes,
     attend,

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from .base import Architecture, Builder, normal, tokens
-from .frameworks import from_nnx
+from experiments.models.zoo.base import Architecture, Builder, normal, tokens
+from experiments.models.zoo.frameworks import from_nnx
 
 
 class ImageTower(nnx.Module):

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.loops.finetune import Examples, widths_of
+from experiments.loops.finetune import widths_of
 from experiments.models import bert
 from experiments.tasks import glue, toys, wordpiece
+from experiments.tasks.wordpiece import Examples
 
 TOY = "toy"
 HELD = 384  # sentences that schedules are chosen with, at most

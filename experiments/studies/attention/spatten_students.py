@@ -27,6 +27,7 @@ from experiments.studies.attention import _levels as sl
 from experiments.studies.attention import _protocol as protocol
 from experiments.studies.attention import _training as st
 from experiments.studies.attention._tasks import TOY, Problem, problem
+from experiments.tasks.wordpiece import Examples
 from jprune import attention as ja
 
 TAKEN, EARLIER = "taken", "more tokens leave"  # two schedules
@@ -116,7 +117,7 @@ def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
 
 def students(
     task: Problem,
-    asked: dict[str, ft.Examples],
+    asked: dict[str, Examples],
     settings: Settings,
     seed: int,
     advance: Callable[[], Any],
