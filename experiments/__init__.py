@@ -1,8 +1,17 @@
-"""Studies and benchmarks: the evidence behind what the README says.
+"""Studies and benchmarks: the evidence for the claims of the README.
 
 Run `python -m experiments --help`. Nothing in `jprune` imports this package.
+
+    harness       runs studies: catalogue, runner, results, resuming, plots, timing
+    tasks         data sets and problems
+    models        networks as pure functions
+    loops         training loops that several studies share
+    studies       one module per study, in a folder per family of methods
+    benchmarks    one module per benchmark, likewise
+    results       the JSON and the plots that the studies and benchmarks write
+    tables        makes the README's tables from the results
 """
 
 
 class ExperimentError(Exception):
-    """Something the reader can put right: a name, a directory or a file."""
+    """An error that the user can fix: a wrong name, directory or file."""

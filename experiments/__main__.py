@@ -14,21 +14,21 @@ from experiments.benchmarks import BENCHMARKS
 from experiments.harness.catalogue import RESULTS_DIR, Entry, Options
 from experiments.studies import STUDIES
 
-DESCRIPTION = """Studies and benchmarks of jprune: the evidence behind its README.
+DESCRIPTION = """Studies and benchmarks of jprune: the evidence for its README.
 
-`list` shows them; each has a command. They write their figures to
-experiments/results/NAME.json, from which `tables` makes the README's tables."""
+`list` shows all of them; each has its own command. A run writes its figures to
+experiments/results/NAME.json, and `tables` makes the README's tables from these."""
 
 README = Path(__file__).parents[1] / "README.md"
 
 
 def study_command(entry: Entry) -> Callable[..., None]:
-    """Returns the command of one study."""
+    """Returns the command that runs one study."""
 
     def command(options: Annotated[Options, tyro.conf.arg(name="")]) -> None:
         run_entry(entry, options)
 
-    command.__doc__ = f"{entry.title}."
+    command.__doc__ = entry.title if entry.title.endswith("?") else f"{entry.title}."
     return command
 
 
@@ -39,8 +39,8 @@ def bench(
     """Run a benchmark.
 
     Args:
-      name: Its name, see `list`.
-      options: What to change.
+      name: name of the benchmark, as shown by `list`.
+      options: settings to override.
     """
     for entry in BENCHMARKS:
         if entry.name == name:
@@ -50,7 +50,7 @@ def bench(
 
 
 def run_entry(entry: Entry, options: Options) -> None:
-    """Runs a study or benchmark; the data directory may come from the environment."""
+    """Runs a study or benchmark; $JPRUNE_DATA_DIR is the default data directory."""
     from experiments.harness import runner
 
     data_dir = options.data_dir
@@ -60,10 +60,10 @@ def run_entry(entry: Entry, options: Options) -> None:
 
 
 def list_entries(results_dir: Path = RESULTS_DIR) -> None:
-    """List the studies and benchmarks, and what their last run found.
+    """List the studies and benchmarks with the outcome of their last run.
 
     Args:
-      results_dir: Where the results lie.
+      results_dir: directory of the results.
     """
     from rich.console import Console
     from rich.table import Column, Table
@@ -87,22 +87,22 @@ def list_entries(results_dir: Path = RESULTS_DIR) -> None:
 def tables(
     readme: Path = README, results_dir: Path = RESULTS_DIR, check: bool = False
 ) -> None:
-    """Remake the README's tables from the results and the recipes' docstrings.
+    """Regenerate the README's tables from the results and the recipes' docstrings.
 
     Args:
-      readme: The file with `<!-- table:NAME -->` ... `<!-- /table -->`.
-      results_dir: Where the results lie.
-      check: Change nothing; exit with 1 if a table is out of date.
+      readme: file with the marks `<!-- table:NAME -->` ... `<!-- /table -->`.
+      results_dir: directory of the results.
+      check: change nothing, and exit with 1 if a table is out of date.
     """
     module = importlib.import_module("experiments.tables")
     stale = module.update(readme, results_dir, check=check)
     if stale and check:
         sys.exit(f"{readme}: out of date: {', '.join(stale)}")
-    print(f"{readme}: {'remade ' + ', '.join(stale) if stale else 'up to date'}")
+    print(f"{readme}: {'updated ' + ', '.join(stale) if stale else 'up to date'}")
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Runs the command line; what the reader can put right ends with exit code 2."""
+    """Runs the command line; errors that the user can fix exit with code 2."""
     commands = {
         "list": list_entries,
         **{entry.name: study_command(entry) for entry in STUDIES},

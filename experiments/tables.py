@@ -1,11 +1,11 @@
-"""Makes the README's tables from the results and from the recipes' docstrings.
+"""Generates the README's tables from the results and the recipes' docstrings.
 
-A table stands between two marks, and only what is between them is replaced:
+A table is delimited by two marks, and only the text between them is replaced:
 
     <!-- table:NAME -->  ...  <!-- /table -->
 
-NAME is `methods`, `claims`, a study (its main table), or `STUDY-KEY` for another
-of its tables, such as `quickstart-curve`.
+NAME is `methods`, `claims`, the name of a study (its main table), or `STUDY-KEY` for
+another table of a study, such as `quickstart-curve`.
 """
 
 import inspect
@@ -28,16 +28,16 @@ def update(readme: Path, results_dir: Path, *, check: bool = False) -> list[str]
     """Replaces the tables of a README that are out of date.
 
     Args:
-      readme: The file.
-      results_dir: Where the records lie.
-      check: Change nothing.
+      readme: path of the README.
+      results_dir: directory of the records.
+      check: whether to leave the file unchanged.
 
     Returns:
       The names of the tables that were out of date.
 
     Raises:
-      ExperimentError: The README or a record is missing or broken, or there is no
-        table of that name; the README is then as it was.
+      ExperimentError: the README or a record is missing or broken, or there is no
+        table of that name. The README is unchanged in that case.
     """
     try:
         old = readme.read_text(encoding="utf-8")
@@ -59,7 +59,7 @@ def update(readme: Path, results_dir: Path, *, check: bool = False) -> list[str]
 
 
 def replaced(text: str, table: Callable[[str, str], str], path: Path) -> str:
-    """Returns the text with `table(name, old)` between each pair of marks."""
+    """Replaces the text between each pair of marks by `table(name, old)`."""
     pieces, name, start = [], None, 0
     for mark in _MARK.finditer(text):
         line = text.count("\n", 0, mark.start()) + 1
@@ -95,7 +95,7 @@ def table_named(name: str, results_dir: Path) -> str:
     if name not in known:
         raise ExperimentError(
             f"no table {name!r} in {results_dir}; known: methods, claims, "
-            f"{', '.join(known) or 'and none of a study, as none has been run'}"
+            f"{', '.join(known) or '(no study has been run)'}"
         )
     record, table = known[name]
     text = markdown(table["columns"], table["rows"])
@@ -103,7 +103,7 @@ def table_named(name: str, results_dir: Path) -> str:
 
 
 def origin(record: dict[str, Any]) -> str:
-    """Returns how a record came about, in one line."""
+    """Returns the command, versions, device and date of a record, in one line."""
     versions, device = record["versions"], record["device"]
     said = " ".join([command(record["name"]), *record.get("options", [])])
     return (
@@ -114,7 +114,7 @@ def origin(record: dict[str, Any]) -> str:
 
 
 def command(name: str) -> str:
-    """Returns the command that makes a record."""
+    """Returns the command that produces a record."""
     from experiments.benchmarks import BENCHMARKS
 
     bench = "bench " if name in {entry.name for entry in BENCHMARKS} else ""
@@ -122,7 +122,7 @@ def command(name: str) -> str:
 
 
 def claims_table(records: Sequence[dict[str, Any]]) -> str:
-    """Returns all claims, with what came out."""
+    """Returns all claims with our figures."""
     rows = [
         (
             claim["claim"],
@@ -150,7 +150,7 @@ def methods_table() -> str:
 
 
 def method_row(name: str, recipe: Callable[..., Any]) -> tuple[str, str, str, str]:
-    """Returns the name, the call, the papers and the first line of a recipe."""
+    """Returns name, call, papers and summary of a recipe."""
     required = [
         f"{p.name}=..." if p.kind is p.KEYWORD_ONLY else p.name
         for p in inspect.signature(recipe).parameters.values()
@@ -162,10 +162,10 @@ def method_row(name: str, recipe: Callable[..., Any]) -> tuple[str, str, str, st
 
 
 def papers(name: str, recipe: Callable[..., Any]) -> str:
-    """Returns the papers under `References:`, each with a link.
+    """Returns the papers of the `References:` section, each with a link.
 
     Raises:
-      ExperimentError: None is cited as `Authors, Title, year, arXiv:number`.
+      ExperimentError: no paper is cited as `Authors, Title, year, arXiv:number`.
     """
     doc = inspect.cleandoc(recipe.__doc__ or "")
     section = re.search(r"^References:\n((?:[ ]+.*\n?|\n)*)", doc, re.MULTILINE)
@@ -177,8 +177,8 @@ def papers(name: str, recipe: Callable[..., Any]) -> str:
     ]
     if not found:
         raise ExperimentError(
-            f"jprune.recipes.{name}: no `Authors, Title, year, arXiv:number` in its "
-            "docstring's References"
+            f"jprune.recipes.{name}: the References section of its docstring has no "
+            "entry `Authors, Title, year, arXiv:number`"
         )
     return "; ".join(found)
 

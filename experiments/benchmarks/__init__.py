@@ -1,4 +1,4 @@
-"""The benchmarks, as a catalogue: timings are ratios taken in one run."""
+"""The catalogue of benchmarks. Timings are ratios within one run."""
 
 from experiments.harness.catalogue import Entry
 

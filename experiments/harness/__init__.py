@@ -1,1 +1,1 @@
-"""How studies run: catalogue, runner, results, resuming, statistics, plots, timing."""
+"""Running studies: catalogue, runner, results, resuming, statistics, plots, timing."""

@@ -1,4 +1,4 @@
-"""The words that studies and benchmarks share; imports nothing heavy."""
+"""Types that studies and benchmarks share; imports nothing heavy."""
 
 import operator
 from collections.abc import Callable
@@ -16,17 +16,17 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
 
 
 class Options(NamedTuple):
-    """What the command line can change of a study.
+    """Settings of a study that the command line can override.
 
     Attributes:
-      data_dir: Directory of the data sets other than digits; default
+      data_dir: directory of the data sets other than digits; default:
         $JPRUNE_DATA_DIR.
-      results_dir: Where the JSON and the plot go. Use another one for small runs:
-        the default holds the figures that the README quotes.
-      seeds: Seeds, one network each; default the study's own.
-      steps: Training steps of each network; default the study's own.
-      tasks: Of a study with several tasks, those to run; default all.
-      plot: Draw the plot.
+      results_dir: directory for the JSON and the plot. Use another one for small
+        runs: the default holds the figures that the README quotes.
+      seeds: random seeds, one network each; default: those of the study.
+      steps: training steps of each network; default: those of the study.
+      tasks: tasks to run, for a study with several; default: all.
+      plot: draw the plot.
     """
 
     data_dir: Path | None = None
@@ -38,13 +38,13 @@ class Options(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A line of the catalogue; the module is imported when it runs.
+    """An entry of the catalogue; its module is imported when it runs.
 
     Attributes:
-      name: What the command line calls it, and the name of its JSON.
-      title: One line for people.
-      module: Dotted module that holds it.
-      attribute: The name of the `Study` in that module.
+      name: name on the command line, and of the JSON.
+      title: one-line description.
+      module: dotted name of the module.
+      attribute: name of the `Study` in that module.
     """
 
     name: str
@@ -54,14 +54,14 @@ class Entry(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A statement that a study puts to the test.
+    """A statement that a study tests.
 
     Attributes:
-      claim: The statement, with its unit.
-      source: Who says so: title, year, arXiv number, or `jprune`.
-      target: A comparison and a bound, such as `("<=", 1.0)`.
+      claim: the statement, with its unit.
+      source: who makes the claim: title, year and arXiv number, or `jprune`.
+      target: comparison and bound, such as `("<=", 1.0)`.
       measure: `figures -> (ours, spread)`; the spread is None for one seed.
-      published: The source's own figure, or None.
+      published: the figure of the source, or None.
     """
 
     claim: str
@@ -71,7 +71,7 @@ class Claim(NamedTuple):
     published: float | None = None
 
     def check(self, figures: dict[str, Any]) -> dict[str, Any]:
-        """Returns the claim with our figure and whether it holds, as plain data."""
+        """Returns the claim, our figure and whether the claim holds, as plain data."""
         ours, spread = self.measure(figures)
         sign, bound = self.target
         return {
@@ -86,7 +86,7 @@ class Claim(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Cells for the terminal and the README."""
+    """A table for the terminal and the README."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -94,12 +94,12 @@ class Table(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a study found.
+    """Results of a study.
 
     Attributes:
-      figures: Plain numbers, lists and dicts, for the JSON.
-      tables: By name; the one with the study's name is printed.
-      draw: `path -> None` writes a PNG; or None.
+      figures: plain numbers, lists and dicts, for the JSON.
+      tables: tables by name; `main` is printed.
+      draw: `path -> None`, which writes a PNG; or None.
     """
 
     figures: dict[str, Any]
@@ -111,9 +111,8 @@ class Study(NamedTuple):
     """An experiment as data.
 
     Attributes:
-      settings: A NamedTuple with every hyper-parameter, among them `seeds` and
-        `steps`.
-      claims: What it puts to the test.
+      settings: NamedTuple with every hyper-parameter, including `seeds` and `steps`.
+      claims: statements that the study tests.
       run: `(settings, data_dir, progress) -> Outcome`, where `progress` is a
         `rich.progress.Progress`.
     """

@@ -1,4 +1,4 @@
-"""Plots for people, drawn without a display."""
+"""Plots, drawn without a display."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-# Okabe and Ito's colours, which people with colour blindness can tell apart.
+# The palette of Okabe and Ito, which is safe for colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 MARKERS = ("o", "s", "D", "^")
 
@@ -18,9 +18,9 @@ class Curve(NamedTuple):
     """Accuracies of one method.
 
     Attributes:
-      label: For the legend.
-      sparsities: In [0, 1), one per level.
-      accuracies: Percent, `[levels][seeds]`.
+      label: label in the legend.
+      sparsities: sparsity of each level, in [0, 1).
+      accuracies: accuracies in percent, `[levels][seeds]`.
     """
 
     label: str
@@ -33,15 +33,15 @@ def sparsity_accuracy(
 ) -> None:
     """Writes a PNG of test accuracy by sparsity.
 
-    The horizontal axis is logarithmic in the density, so that 90, 95 and 99 % are
-    apart as far as the weights that they leave. Bars are one standard deviation
-    over seeds; the dense reference is a line with a band.
+    The horizontal axis is logarithmic in the density, which separates 90, 95 and
+    99 %. Error bars are one standard deviation over seeds; the dense reference is a
+    line with a band.
 
     Args:
-      path: Where to write.
-      curves: The methods.
-      dense: Accuracies of the dense network, percent, one per seed.
-      title: Above the axes.
+      path: path of the PNG.
+      curves: one curve per method.
+      dense: accuracies of the dense network in percent, one per seed.
+      title: title of the plot.
     """
     figure = Figure(figsize=(7.2, 4.5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
@@ -72,11 +72,11 @@ def sparsity_accuracy(
 
 
 class Series(NamedTuple):
-    """One figure of several trainings.
+    """One quantity over several trainings.
 
     Attributes:
-      label: For the legend.
-      values: `[points][seeds]`.
+      label: label in the legend.
+      values: values, `[points][seeds]`.
     """
 
     label: str
@@ -91,17 +91,17 @@ def by_step(
     label: str,
     title: str,
 ) -> None:
-    """Writes a PNG of figures by step, one panel beside the other.
+    """Writes a PNG of quantities by step, in panels side by side.
 
-    Steps are evenly spaced, as they grow by factors. Bars are one standard
-    deviation over seeds.
+    Steps are spaced evenly, since they grow geometrically. Error bars are one
+    standard deviation over seeds.
 
     Args:
-      path: Where to write.
-      steps: The points.
-      panels: Vertical axis -> what is drawn in it.
-      label: Of the horizontal axes.
-      title: Above all.
+      path: path of the PNG.
+      steps: points on the horizontal axis.
+      panels: label of the vertical axis -> series of the panel.
+      label: label of the horizontal axes.
+      title: title of the plot.
     """
     figure = Figure(figsize=(4.2 * len(panels), 3.8), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
@@ -137,16 +137,17 @@ def accuracy_by_cost(
     *,
     dense: dict[str, Any],
 ) -> None:
-    """Writes a PNG of test accuracy against two kinds of cost.
+    """Writes a PNG of test accuracy against two costs.
 
-    Gradient evaluations above, seconds below, both logarithmic; a column for each
-    sparsity, a mark for each method, one standard deviation over seeds.
+    The upper row shows gradient evaluations, the lower row seconds, both
+    logarithmic, with a column per sparsity and a marker per method. Error bars are
+    one standard deviation over seeds.
 
     Args:
-      path: Where to write.
-      panels: Titles of the columns.
-      points: Method -> for each column its `test`, `evaluations` and `seconds`.
-      dense: The same of the dense network, a line.
+      path: path of the PNG.
+      panels: titles of the columns.
+      points: method -> `test`, `evaluations`, `seconds` for each column.
+      dense: the same for the dense network, drawn as a line.
     """
     costs = {"evaluations": "gradient evaluations", "seconds": "seconds for a network"}
     size = (3.4 * len(panels) + 2.2, 6.4)
@@ -169,7 +170,7 @@ def accuracy_by_cost(
                     capsize=3.5,
                 )
             axes.set_xscale("log")
-            axes.xaxis.set_minor_formatter(NullFormatter())  # they would overlap
+            axes.xaxis.set_minor_formatter(NullFormatter())  # labels would overlap
             axes.set_xlabel(label)
             axes.set_title(title)
             axes.grid(color="0.9", zorder=0)
@@ -177,13 +178,13 @@ def accuracy_by_cost(
             axes.spines[["top", "right"]].set_visible(False)
         row[0].set_ylabel("test accuracy (%)")
     handles, labels = grid[0, 0].get_legend_handles_labels()
-    place: Any = "outside right"  # beside the axes, which the stubs do not know
+    place: Any = "outside right"  # missing in the type stubs
     figure.legend(handles, labels, loc=place, frameon=False)
     figure.savefig(path, format="png")
 
 
 def _sparsity_axis(axes: Any, sparsities: Sequence[float]) -> None:
-    """Makes the horizontal axis log in density, ascending in sparsity."""
+    """Makes the horizontal axis logarithmic in density, ascending in sparsity."""
     axes.set_xscale("log")
     axes.invert_xaxis()
     axes.set_xticks(

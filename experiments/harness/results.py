@@ -1,4 +1,4 @@
-"""The JSON that every study and benchmark leaves behind."""
+"""The JSON record that every study and benchmark writes."""
 
 import contextlib
 import json
@@ -13,7 +13,7 @@ from typing import Any
 
 from experiments import ExperimentError
 
-# What a record must have, and of which type.
+# Required keys of a record, with their types.
 RECORD: dict[str, type | tuple[type, ...]] = {
     "name": str,
     "title": str,
@@ -44,7 +44,7 @@ TABLE: dict[str, type | tuple[type, ...]] = {
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of Python and of what the figures depend on."""
+    """Returns the versions of Python and of the packages that the figures depend on."""
     import jprune
 
     packages = ("jax", "jaxlib", "optax", "numpy")
@@ -53,7 +53,7 @@ def versions() -> dict[str, str]:
 
 
 def device() -> dict[str, Any]:
-    """Returns the platform, kind and number of the devices, and of CPU cores."""
+    """Returns platform, kind and number of the devices, and the number of CPU cores."""
     import jax
 
     devices = jax.devices()
@@ -66,15 +66,15 @@ def device() -> dict[str, Any]:
 
 
 def now() -> str:
-    """Returns the time in UTC, ISO 8601 to the second."""
+    """Returns the current UTC time in ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def prepare(directory: Path) -> None:
-    """Makes sure, before a long run, that results can be written to the directory.
+    """Checks, before a long run, that results can be written to the directory.
 
     Raises:
-      ExperimentError: It cannot be made or written to.
+      ExperimentError: the directory cannot be created or written to.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def prepare(directory: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary path that takes the place of `path` if all goes well."""
+    """Yields a temporary path, which replaces `path` if the block succeeds."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     temporary = Path(name)
@@ -101,10 +101,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write(path: Path, record: dict[str, Any]) -> None:
-    """Writes a record in one piece: readers see the old file or the new one.
+    """Writes a record atomically: readers see the old file or the new one.
 
     Raises:
-      ValueError: The record lacks a key or holds what JSON cannot, such as NaN.
+      ValueError: the record lacks a key, or has a value that JSON cannot represent,
+        such as NaN.
     """
     complaint = complaint_about(record)
     if complaint:
@@ -115,10 +116,10 @@ def write(path: Path, record: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Returns a record, checked.
+    """Reads and validates a record.
 
     Raises:
-      ExperimentError: The file is missing, is not JSON or is not a record.
+      ExperimentError: the file is missing, is not JSON or is not a record.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -133,14 +134,14 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def read_all(directory: Path) -> list[dict[str, Any]]:
-    """Returns all records of a directory, by file name."""
+    """Returns all records of a directory, sorted by file name."""
     if not directory.is_dir():
         raise ExperimentError(f"results directory {directory} is not a directory")
     return [read(path) for path in sorted(directory.glob("*.json"))]
 
 
 def complaint_about(record: Any) -> str | None:
-    """Returns what is wrong with a record, or None."""
+    """Returns a description of what is wrong with a record, or None."""
     complaint = _mismatch(record, RECORD, "the record")
     if complaint:
         return complaint

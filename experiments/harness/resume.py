@@ -1,8 +1,8 @@
-"""What a long study leaves behind, so that it goes on where it was stopped.
+"""Checkpoints of long studies, so that an interrupted run can be resumed.
 
-With JPRUNE_RESUME_DIR set, the figures of what is finished lie there as JSON, and the
-arrays of what is being trained, which are removed when it is finished. Names carry a
-mark of the settings: other settings start anew.
+If JPRUNE_RESUME_DIR is set, it holds the figures of the finished parts as JSON, and the
+arrays of the networks in training, which are removed when a part is finished. File
+names contain a hash of the settings, so other settings start from scratch.
 """
 
 import hashlib
@@ -20,11 +20,11 @@ from experiments.harness import results
 
 
 def place(name: str, settings: Any) -> Path | None:
-    """Returns what the paths of a part of a study begin with, or None for nowhere.
+    """Returns the path prefix of a part of a study, or None if nothing is kept.
 
     Args:
-      name: Of the part.
-      settings: All that its figures depend on; anything with a `repr`.
+      name: name of the part.
+      settings: everything that its figures depend on; any object with a `repr`.
     """
     folder = os.environ.get("JPRUNE_RESUME_DIR")
     if not folder:
@@ -35,11 +35,11 @@ def place(name: str, settings: Any) -> Path | None:
 
 
 def once(at: Path | None, make: Callable[[], Any]) -> Any:
-    """Returns figures from an earlier run if there are any, else makes and keeps them.
+    """Returns the figures of an earlier run, or computes and stores them.
 
     Args:
-      at: The file without its suffix, or None to keep nothing.
-      make: Returns what JSON can hold.
+      at: path of the file without its suffix, or None to store nothing.
+      make: computes the figures; they must be JSON-serializable.
     """
     if at is None:
         return make()
@@ -53,12 +53,12 @@ def once(at: Path | None, make: Callable[[], Any]) -> Any:
 
 
 def save(at: Path, tree: Any, done: int) -> None:
-    """Keeps the arrays of a tree after `done` steps, in one piece.
+    """Stores the arrays of a tree atomically.
 
     Args:
-      at: The file without its suffix.
-      tree: Of arrays.
-      done: Steps.
+      at: path of the file without its suffix.
+      tree: tree of arrays.
+      done: number of steps that have been done.
     """
     leaves = jax.device_get(jax.tree.leaves(tree))
     arrays = {str(i): leaf for i, leaf in enumerate(leaves)}
@@ -67,14 +67,14 @@ def save(at: Path, tree: Any, done: int) -> None:
 
 
 def load(at: Path, like: Any) -> tuple[Any, int]:
-    """Returns the tree that was saved and its steps, or `like` and 0.
+    """Returns the saved tree and its number of steps, or `like` and 0.
 
     Args:
-      at: The file without its suffix.
-      like: A tree of arrays with the same structure and shapes.
+      at: path of the file without its suffix.
+      like: tree of arrays with the structure and shapes of the saved one.
 
     Raises:
-      ExperimentError: What was saved is of other shapes.
+      ExperimentError: the saved arrays have other shapes.
     """
     path = Path(f"{at}.npz")
     if not path.is_file():
@@ -83,16 +83,18 @@ def load(at: Path, like: Any) -> tuple[Any, int]:
     with np.load(path) as saved:
         shapes = {k: x.shape for k, x in saved.items() if k != "done"}
         if shapes != {str(i): np.shape(leaf) for i, leaf in enumerate(leaves)}:
-            raise ExperimentError(f"{path} is of another network; remove it")
+            raise ExperimentError(
+                f"{path} holds arrays of another network; delete it to start anew"
+            )
         found = [jax.numpy.asarray(saved[str(i)]) for i in range(len(leaves))]
         return jax.tree.unflatten(structure, found), int(saved["done"])
 
 
 def forget(at: Path | None) -> None:
-    """Removes the arrays of a part that is finished, `at` and all that begin with it.
+    """Removes the arrays of a finished part: all files whose paths begin with `at`.
 
     Args:
-      at: What their paths begin with, or None.
+      at: path prefix of the part, or None.
     """
     if at is not None:
         for path in at.parent.glob(f"{at.name}*.npz"):

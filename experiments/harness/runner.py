@@ -23,19 +23,19 @@ from experiments.harness.catalogue import Entry, Options, Outcome, Study, Table
 
 
 def run(entry: Entry, options: Options, data_dir: Path | None) -> dict[str, Any]:
-    """Runs a study, writes its JSON and plot, prints its table and claims.
+    """Runs a study, writes its JSON and plot, and prints its table and claims.
 
     Args:
-      entry: The line of the catalogue.
-      options: What the command line changed.
-      data_dir: Directory of the data sets, from the option or the environment.
+      entry: entry of the catalogue.
+      options: options of the command line.
+      data_dir: directory of the data sets, from the option or the environment.
 
     Returns:
       The record that was written.
 
     Raises:
-      ExperimentError: An option that cannot be meant, or data that is missing or
-        broken; nothing has been written then.
+      ExperimentError: an option is invalid, or data is missing or broken. Nothing
+        has been written in that case.
     """
     begin = time.perf_counter()
     check(options)
@@ -68,11 +68,11 @@ def run(entry: Entry, options: Options, data_dir: Path | None) -> dict[str, Any]
 
 
 def check(options: Options) -> None:
-    """Refuses options that no study can mean."""
+    """Raises an ExperimentError for options that are invalid for every study."""
     seeds = options.seeds
     if seeds is not None:
         if not seeds or len(set(seeds)) < len(seeds):
-            raise ExperimentError(f"--seeds needs distinct numbers, got {seeds}")
+            raise ExperimentError(f"--seeds must be distinct numbers, got {seeds}")
         if not all(0 <= seed < 2**31 for seed in seeds):
             raise ExperimentError(f"--seeds must be in [0, 2**31), got {seeds}")
     if options.steps is not None and options.steps < 1:
@@ -85,22 +85,26 @@ def with_options(settings: Any, options: Options) -> Any:
     """Returns the settings with the seeds, steps and tasks of the command line.
 
     Raises:
-      ExperimentError: The study has no such setting, or no such task.
+      ExperimentError: the study has no such setting, or no such task.
     """
     names = ("seeds", "steps", "tasks")
     chosen = {n: getattr(options, n) for n in names if getattr(options, n) is not None}
     if not isinstance(getattr(settings, "steps", 0), int) and "steps" in chosen:
-        raise ExperimentError(f"--steps: this study has steps of {settings.steps}")
+        raise ExperimentError(
+            f"--steps cannot replace the several steps {settings.steps} of this study"
+        )
     if "tasks" in chosen:
         known = getattr(settings, "tasks", ())
         unknown = [task for task in chosen["tasks"] if task not in known]
         if unknown or not chosen["tasks"]:
-            raise ExperimentError(f"--tasks {unknown}: this study has {list(known)}")
+            raise ExperimentError(
+                f"--tasks: no task {unknown} in this study, only {list(known)}"
+            )
     return settings._replace(**chosen)
 
 
 def progress_bar() -> Progress:
-    """Returns a progress bar on stderr, so that stdout holds the table alone."""
+    """Returns a progress bar on stderr, so that stdout only has the table."""
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -112,7 +116,7 @@ def progress_bar() -> Progress:
 
 
 def write(record: dict[str, Any], outcome: Outcome, options: Options) -> list[Path]:
-    """Writes the plot and the JSON, each in one piece, and returns their paths."""
+    """Writes the plot and the JSON, each atomically, and returns their paths."""
     target = options.results_dir / f"{record['name']}.json"
     files = [target]
     if options.plot and outcome.draw is not None:
@@ -125,7 +129,7 @@ def write(record: dict[str, Any], outcome: Outcome, options: Options) -> list[Pa
 
 
 def rich_table(table: Table) -> RichTable:
-    """Returns a table for the terminal, figures aligned to the right."""
+    """Returns a table for the terminal, with the figures aligned to the right."""
     out = RichTable(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -142,7 +146,7 @@ def rich_table(table: Table) -> RichTable:
 
 
 def print_claims(console: Console, claims: list[dict[str, Any]]) -> None:
-    """Prints each claim with our figure and whether it holds."""
+    """Prints each claim with our figure and whether the claim holds."""
     for claim in claims:
         verdict = "[green]holds[/green]" if claim["holds"] else "[red]fails[/red]"
         spread = "" if claim["spread"] is None else f" ± {claim['spread']:.2f}"

@@ -1,4 +1,4 @@
-"""Times as ratios: forms are timed in turns, so that load hits all of them alike."""
+"""Interleaved timing of several functions, so that load affects all of them alike."""
 
 import statistics
 import time
@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 
-_LEAST_SECONDS = 0.2  # a look at the clock less often than that is not exact
+_LEAST_SECONDS = 0.2  # shorter measurements are not accurate
 
 
 def clock() -> float:
-    """Returns seconds: of CPU time on a CPU, where other processes run too."""
+    """Returns CPU time on CPUs, where other processes run too, else wall-clock time."""
     cpu = jax.default_backend() == "cpu"
     return time.process_time() if cpu else time.perf_counter()
 
@@ -20,9 +20,9 @@ def seconds(f: Callable[[], Any], repeat: bool = True) -> float:
     """Returns the seconds of one call.
 
     Args:
-      f: a function without arguments, warmed up; arrays in its result are waited
-        for.
-      repeat: Call it often enough for an exact figure.
+      f: function without arguments, already compiled; the time includes waiting for
+        the arrays of its result.
+      repeat: whether to call it often enough for an accurate figure.
     """
     calls, begin = 0, clock()
     while True:
@@ -34,11 +34,11 @@ def seconds(f: Callable[[], Any], repeat: bool = True) -> float:
 
 
 def in_turns(forms: Mapping[str, Callable[[], Any]], turns: int) -> dict[str, float]:
-    """Returns each form's median seconds.
+    """Returns the median seconds of each function, timed in turns.
 
     Args:
-      forms: functions without arguments; each is called once before.
-      turns: how often each is timed.
+      forms: functions without arguments by name; each is called once before.
+      turns: number of measurements per function.
 
     Returns:
       Seconds by name.

@@ -1,1 +1,1 @@
-"""Training loops that several studies share."""
+"""Training and evaluation loops that several studies share."""

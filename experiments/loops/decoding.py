@@ -1,8 +1,8 @@
-"""Decoding given text with a pruned cache: likelihoods, and what was read for them.
+"""Decoding given texts with a pruned KV cache: likelihoods and memory traffic.
 
-The prompt is summarized by dense attention, as in SpAtten's summarization stage, which
-gives the importance of tokens and heads. Each layer's cache is then filled with its
-budget of tokens, and every further token of the text is decoded with these caches.
+The prompt is processed by dense attention, as in SpAtten's summarization stage, which
+yields the importance of tokens and heads. The cache of each layer is then filled up to
+its budget of tokens, and all further tokens of the text are decoded with these caches.
 """
 
 import functools
@@ -21,13 +21,13 @@ from jprune.attention import decode as steps
 
 
 class Plan(NamedTuple):
-    """What decoding keeps that shapes depend on; static.
+    """Static settings of decoding, on which shapes depend.
 
     Attributes:
-      budgets: Slots of each layer's cache.
-      bits: Of keys and values; None for float32.
-      sinks: First tokens that stay.
-      recent: Last tokens that stay.
+      budgets: number of slots of each layer's cache.
+      bits: bits of keys and values; None for float32.
+      sinks: number of first tokens that are never evicted.
+      recent: number of last tokens that are never evicted.
     """
 
     budgets: tuple[int, ...]
@@ -37,12 +37,13 @@ class Plan(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What decoding keeps besides; may be traced.
+    """Settings of decoding that may be traced.
 
     Attributes:
-      heads: `(layers,)`, how many groups of heads with a key head each layer computes.
-      values: The share of the cached values that are read.
-      threshold: A row whose largest probability is below reads the keys' lower bits.
+      heads: `(layers,)`, number of KV heads, each with its group of query heads, that
+        each layer computes.
+      values: share of the cached values that are read.
+      threshold: rows whose largest probability is below it read the keys' lower bits.
     """
 
     heads: jax.Array
@@ -51,13 +52,14 @@ class Kept(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """What the summarization of prompts gives.
+    """Result of processing prompts.
 
     Attributes:
-      keys: Of each layer, `(batch, kv heads, prompt, dim)`.
-      values: The same.
-      scores: `(batch, prompt)`, the tokens' importance over layers.
-      groups: `(layers, batch, kv heads)`, that of heads up to each layer.
+      keys: keys of each layer, `(batch, kv heads, prompt, dim)`.
+      values: values of each layer; same shape.
+      scores: `(batch, prompt)`, importance of tokens, accumulated over layers.
+      groups: `(layers, batch, kv heads)`, importance of heads, accumulated up to each
+        layer.
     """
 
     keys: list[jax.Array]
@@ -67,15 +69,15 @@ class Prompt(NamedTuple):
 
 
 class Read(NamedTuple):
-    """What a token's attention worked with, over layers and heads.
+    """Operation counts of the attention of a token, summed over layers and heads.
 
     Attributes:
-      keys: Rows of keys that were read.
-      lower: Rows of their lower bits.
-      values: Rows of values.
-      products: Pairs of a query with a key or a value that were multiplied.
-      rows: Rows of probabilities.
-      unsure: Those that asked for the lower bits.
+      keys: rows of keys that are read.
+      lower: rows of lower key bits that are read.
+      values: rows of values that are read.
+      products: pairs of a query with a key or a value that are multiplied.
+      rows: rows of probabilities.
+      unsure: rows that read the lower bits.
     """
 
     keys: jax.Array
@@ -87,7 +89,7 @@ class Read(NamedTuple):
 
 
 def summarize(decoder: Decoder, params: Any, ids: jax.Array) -> Prompt:
-    """Returns keys, values and importance of prompts `(batch, prompt)`."""
+    """Returns keys, values and importances of prompts `(batch, prompt)`."""
     positions = jnp.arange(ids.shape[1])
     x = decoder.embed(params, ids, positions)
     scores = jnp.zeros(ids.shape, jnp.float32)
@@ -107,20 +109,20 @@ def summarize(decoder: Decoder, params: Any, ids: jax.Array) -> Prompt:
 def score(
     decoder: Decoder, params: Any, ids: jax.Array, prompt: int, kept: Kept, plan: Plan
 ) -> tuple[jax.Array, Read]:
-    """Returns the likelihood of texts after their prompts, and what was read.
+    """Returns the likelihood of texts after their prompts, and the operation counts.
 
     Args:
-      decoder: The model; static.
-      params: Its parameters.
+      decoder: the model; static.
+      params: its parameters.
       ids: `(batch, length)`.
-      prompt: Static, how many tokens are summarized; the next one is the first that
-        is fed to the caches, and the one after it the first that is predicted.
-      kept: What is kept.
-      plan: Static, what shapes depend on.
+      prompt: number of tokens of the prompt, static. The next token is the first one
+        that is decoded, and the one after it is the first that is predicted.
+      kept: how much is kept.
+      plan: settings that shapes depend on; static.
 
     Returns:
-      Negative logarithms of probabilities `(batch, length - prompt - 1)`, and what
-      was read for each, `(length - prompt - 1, batch)`.
+      Negative log-likelihoods `(batch, length - prompt - 1)`, and the operation counts
+      of each token, `(length - prompt - 1, batch)`.
     """
     batch, length = ids.shape
     found = summarize(decoder, params, ids[:, :prompt])
@@ -159,8 +161,8 @@ def decode(
     kept: Kept,
     plan: Plan,
 ) -> tuple[jax.Array, list[caches.Cache], caches.Stream, Read]:
-    """Returns the logits after a token, the caches with it, and what was read."""
-    positions = stream.position[:1]  # texts are equally long
+    """Decodes a token: returns logits, updated caches, and operation counts."""
+    positions = stream.position[:1]  # all texts have the same length
     x = decoder.embed(params, words[:, None], positions)
     written, reads = [], []
     options = {"sinks": plan.sinks, "recent": plan.recent}
@@ -184,15 +186,15 @@ def attend(
     kept: Kept,
     bits: ja.Bits | None,
 ) -> tuple[jax.Array, jax.Array, Read]:
-    """Returns a layer's output `(batch, heads, dim)`, probabilities and what it read.
+    """Returns a layer's output `(batch, heads, dim)`, probabilities and counts.
 
     Args:
       q: `(batch, heads, dim)`.
-      cache: With the token's own key and value.
-      alive: `(batch, kv heads)`, which groups of heads are left.
-      unit: Of the quantization of keys, and of values, `(batch, kv heads, 1, 1)`.
-      kept: What is kept.
-      bits: Of keys and values; None for float32.
+      cache: KV cache, including the token's own key and value.
+      alive: `(batch, kv heads)`, mask of the remaining KV heads.
+      unit: quantization steps of keys and of values, `(batch, kv heads, 1, 1)`.
+      kept: how much is kept.
+      bits: bits of keys and values; None for float32.
     """
     batch, groups = alive.shape
     heads = jnp.repeat(alive, q.shape[1] // groups, axis=1)
@@ -222,7 +224,7 @@ def _read(live: Any, unsure: Any, chosen: Any, groups: int) -> Read:
         kept=chosen[:, :, None],
         shared=False,
     )
-    again = (live & unsure[..., None]).sum((1, 2))  # scores that are computed anew
+    again = (live & unsure[..., None]).sum((1, 2))  # scores that are recomputed
     return Read(
         keys=rows.keys.sum(-1),
         lower=rows.lower.sum(-1),
@@ -234,9 +236,10 @@ def _read(live: Any, unsure: Any, chosen: Any, groups: int) -> Read:
 
 
 def _units(k: jax.Array, v: jax.Array, bits: ja.Bits | None) -> Any:
-    """Of each head's keys and values in the prompt: what is larger later is clipped.
+    """Quantization steps of each head's keys and values in the prompt.
 
-    Keys keep their mean, for later ones move away from it: without it more is clipped.
+    Larger keys and values of later tokens are clipped. Keys are not centred here: later
+    keys move away from the mean of the prompt, and centring would clip more of them.
     """
     if bits is None:
         return None
@@ -259,7 +262,7 @@ def _rounded(values: jax.Array, unit: jax.Array, bits: int) -> jax.Array:
 
 
 def _alive(groups: jax.Array, counts: jax.Array) -> jax.Array:
-    """Which heads each layer has: the best of the scores up to the layer before."""
+    """Heads of each layer: the best by the scores up to the previous layer."""
     layers, *shape = groups.shape
     alive = [jnp.ones(shape, bool)]
     for i in range(1, layers):
@@ -272,13 +275,13 @@ def _alive(groups: jax.Array, counts: jax.Array) -> jax.Array:
 def generate(
     decoder: Decoder, params: Any, first: jax.Array, length: int, key: jax.Array
 ) -> jax.Array:
-    """Returns texts `(batch, length)` drawn from a model, with its whole cache.
+    """Samples texts `(batch, length)` from a model with a dense cache.
 
     Args:
-      decoder: The model.
-      params: Its parameters.
-      first: `(batch,)`, the tokens that texts begin with.
-      length: Static.
+      decoder: the model.
+      params: its parameters.
+      first: `(batch,)`, first token of each text.
+      length: length of the texts, static.
       key: PRNG key.
     """
     batch, layers = first.shape[0], params["layers"]

@@ -1,8 +1,8 @@
-"""From raw outputs of a detector to a loss, to boxes, and to average precision.
+"""Loss, box decoding and average precision of a detector.
 
-An object belongs to one cell of one scale: the cell that its centre lies in, of the
-scale whose anchor is nearer to its size. Boxes are x and y of the centre, width and
-height, in pixels.
+An object is assigned to one cell of one scale: the cell that contains its centre, of
+the scale whose anchor is closest to its size. Boxes are x and y of the centre, width
+and height, in pixels.
 """
 
 import functools
@@ -16,17 +16,17 @@ import optax
 from experiments.models.detector import STRIDES
 from experiments.tasks.scenes import Objects, overlaps
 
-ANCHORS = (9.0, 15.0)  # the side of a box at each scale before it is changed
-OVERLAP = 0.5  # what counts as found, and as the same
+ANCHORS = (9.0, 15.0)  # side of the anchor box at each scale
+OVERLAP = 0.5  # IoU above which boxes match, and are duplicates
 
 
 class Found(NamedTuple):
-    """Boxes with a score each, of pictures with leading axes.
+    """Boxes with scores; leading axes are those of the pictures.
 
     Attributes:
       boxes: `(..., cells, 4)`.
       classes: `(..., cells)`, int32.
-      scores: `(..., cells)`, in [0, 1]; 0 for boxes that another one stands for.
+      scores: `(..., cells)`, in [0, 1]; 0 for boxes that were suppressed.
     """
 
     boxes: jax.Array
@@ -41,11 +41,11 @@ def decode(output: jax.Array, stride: int, anchor: float) -> jax.Array:
 
     Args:
       output: `(height, width, 5 + classes)`.
-      stride: pixels of a cell.
-      anchor: pixels.
+      stride: side of a cell in pixels.
+      anchor: side of the anchor in pixels.
 
     References:
-      The form is that of YOLOv5's code: no size is more than four anchors.
+      The parametrization is that of YOLOv5's code: sizes are at most four anchors.
     """
     height, width = output.shape[:2]
     cells = jnp.stack(jnp.meshgrid(jnp.arange(width), jnp.arange(height)), axis=-1)
@@ -55,23 +55,23 @@ def decode(output: jax.Array, stride: int, anchor: float) -> jax.Array:
 
 
 def assigned(objects: Objects, scale: int, side: int) -> tuple[jax.Array, ...]:
-    """Returns what each cell of a scale has to find in one picture.
+    """Returns the target of each cell of a scale for one picture.
 
     Args:
-      objects: of the picture.
-      scale: number of the scale.
-      side: cells of the scale along each side.
+      objects: objects of the picture.
+      scale: index of the scale.
+      side: number of cells along each side.
 
     Returns:
-      `(held, box, class)`, each with leading axes `(side, side)`; box and class mean
-      nothing where no object is held.
+      `(held, box, class)`, each with leading axes `(side, side)`; box and class are
+      meaningless where `held` is False.
     """
     size = jnp.sqrt(objects.boxes[:, 2:].prod(-1))
-    # Nearer in logarithms; so the border lies at the geometric mean of the anchors.
+    # Nearest in logarithms, so the border is the geometric mean of the anchors.
     ratios = jnp.log(size[:, None] / jnp.array(ANCHORS)[None])
     mine = objects.present & (jnp.abs(ratios).argmin(1) == scale)
     cell = jnp.floor(objects.boxes[:, :2] / STRIDES[scale]).astype(jnp.int32)
-    # Others are written beyond the edge, where nothing is.
+    # Other objects are written out of bounds, which drops them.
     at = jnp.where(mine, cell[:, 1], side), jnp.where(mine, cell[:, 0], side)
     held = jnp.zeros((side, side), bool).at[at].set(True, mode="drop")
     boxes = jnp.ones((side, side, 4)).at[at].set(objects.boxes, mode="drop")
@@ -80,15 +80,15 @@ def assigned(objects: Objects, scale: int, side: int) -> tuple[jax.Array, ...]:
 
 
 def loss(outputs: tuple[jax.Array, ...], objects: Objects) -> jax.Array:
-    """Returns the loss of a batch: of boxes, of being an object, and of classes.
+    """Returns the loss of a batch: boxes, objectness and classes.
 
-    All are sums over the pictures, over the number of objects: 1 - GIoU and the
-    cross-entropy of classes where an object is, the binary cross-entropy of being one
-    in all cells.
+    The sum over all pictures, divided by the number of objects, of 1 - GIoU and the
+    cross-entropy of classes for cells with an object, and of the binary cross-entropy
+    of objectness for all cells.
 
     Args:
-      outputs: of `detector.forward`, for each scale.
-      objects: of the batch.
+      outputs: outputs of `detector.forward` for each scale.
+      objects: objects of the batch.
 
     References:
       Rezatofighi et al., Generalized Intersection over Union: A Metric and A Loss for
@@ -111,7 +111,7 @@ def loss(outputs: tuple[jax.Array, ...], objects: Objects) -> jax.Array:
 
 
 def generalized_overlap(boxes: jax.Array, others: jax.Array) -> jax.Array:
-    """Returns GIoU of boxes pair by pair: IoU - (hull - union) / hull."""
+    """Returns the GIoU of pairs of boxes: IoU - (hull - union) / hull."""
     ends = [
         (b[..., :2] - b[..., 2:] / 2, b[..., :2] + b[..., 2:] / 2)
         for b in (boxes, others)
@@ -125,7 +125,7 @@ def generalized_overlap(boxes: jax.Array, others: jax.Array) -> jax.Array:
 
 
 def detect(outputs: tuple[jax.Array, ...]) -> Found:
-    """Returns the boxes of one picture; of those that overlap the best of each class.
+    """Returns the boxes of one picture, after non-maximum suppression per class.
 
     Args:
       outputs: for each scale `(height, width, 5 + classes)`.
@@ -140,7 +140,7 @@ def detect(outputs: tuple[jax.Array, ...]) -> Found:
 
 
 def suppressed(boxes: jax.Array, classes: jax.Array, scores: jax.Array) -> Found:
-    """Returns boxes, the highest score first, with 0 for what a better one covers."""
+    """Sorts boxes by score and sets the score of overlapped ones to 0."""
     order = jnp.argsort(-scores, stable=True)
     boxes, classes, scores = boxes[order], classes[order], scores[order]
     close = overlaps(boxes, boxes) > OVERLAP
@@ -157,13 +157,13 @@ def suppressed(boxes: jax.Array, classes: jax.Array, scores: jax.Array) -> Found
 def mean_average_precision(found: Any, objects: Any, classes: int) -> float:
     """Returns the mean over classes of the average precision at an overlap of 1/2.
 
-    A box is right if it overlaps an object of its class in its picture by more than
-    half that no box of a higher score has found.
+    A box is a true positive if its IoU with an object of its class in its picture is
+    above 1/2, and no box of a higher score has matched that object.
 
     Args:
       found: `Found` of many pictures.
-      objects: `Objects` of them.
-      classes: how many; those without any object do not count.
+      objects: `Objects` of the same pictures.
+      classes: number of classes; classes without any object do not count.
 
     Returns:
       In [0, 1].
@@ -185,7 +185,7 @@ def mean_average_precision(found: Any, objects: Any, classes: int) -> float:
 
 
 def _hits(boxes: np.ndarray, truth: np.ndarray) -> list[bool]:
-    """For each box of a picture, best first, whether it finds an object anew."""
+    """For each box of a picture, best first, whether it is a true positive."""
     if not len(truth):
         return [False] * len(boxes)
     shared = _overlaps(boxes, truth)
@@ -206,17 +206,17 @@ def _overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def average_precision(scores: np.ndarray, hits: np.ndarray, count: int) -> float:
-    """Returns the area under precision over recall, exactly.
+    """Returns the exact area under the precision-recall curve.
 
-    Precision at a recall is the best at that recall or a higher one.
+    The precision at a recall is the maximum at that recall or a higher one.
 
     Args:
-      scores: `(n,)`; equal ones stay in their order.
-      hits: `(n,)` bools.
-      count: how many there are to be found, positive.
+      scores: `(n,)` scores; equal scores keep their order.
+      hits: `(n,)` booleans, true positives.
+      count: number of objects, positive.
 
     References:
-      The measure of the PASCAL VOC challenge from 2010 on.
+      The metric of the PASCAL VOC challenge from 2010 on.
     """
     if not len(scores):
         return 0.0

@@ -1,13 +1,13 @@
-"""What a pruned network learns from the dense one, besides the labels.
+"""Distillation of the dense network into the pruned one.
 
-Its outputs, and its tokens after each layer (TinyBERT, Jiao et al., 2019,
-arXiv:1909.10351, equations 8 and 10): where attention is cut and rounded, each layer
-is told at once what it should have said. Both networks are of one width, so tokens are
-compared as they are; a token that was pruned is compared no more.
+The pruned network learns the outputs of the dense one, and its tokens after each layer
+(TinyBERT, Jiao et al., 2019, arXiv:1909.10351, equations 8 and 10): with pruned and
+quantized attention, each layer gets its target directly. Both networks have the same
+width, so tokens are compared without a projection; pruned tokens are not compared.
 
-Small tasks are soon known by heart, and then the teacher says little more about them
-than the labels. So it is also asked about sentences that nobody wrote, as TinyBERT's
-is: here some words are those of another sentence of the batch.
+Networks soon fit the train sentences of small tasks, and the teacher then says little
+more about these than the labels. So it is also evaluated on augmented sentences, as in
+TinyBERT: here, some words are exchanged with those of another sentence of the batch.
 """
 
 from typing import NamedTuple
@@ -21,13 +21,14 @@ from experiments.models import encoder
 
 
 class Lesson(NamedTuple):
-    """How much a teacher counts.
+    """Weights of the distillation.
 
     Attributes:
-      outputs: The share of its outputs in the loss, 0 to 1; the labels have the rest.
-      tokens: The weight of its tokens, beside that.
-      exchanged: The share of words that are exchanged in half of the sentences, of
-        which only the teacher speaks.
+      outputs: weight of the teacher's outputs in the loss, in [0, 1]; the labels have
+        the remaining weight.
+      tokens: weight of the token loss, which is added.
+      exchanged: share of words that are exchanged in half of the sentences; for these
+        only the teacher's outputs count.
     """
 
     outputs: float
@@ -36,15 +37,15 @@ class Lesson(NamedTuple):
 
 
 def output_losses(logits: jax.Array, taught: jax.Array) -> jax.Array:
-    """Returns how far each example's outputs are from the teacher's.
+    """Returns the distance of each example's outputs from the teacher's.
 
     Args:
-      logits: `(batch, outputs)`, of the student.
-      taught: The same shape, of the teacher.
+      logits: `(batch, outputs)`, outputs of the student.
+      taught: outputs of the teacher; same shape.
 
     Returns:
-      `(batch,)`: the cross-entropy to the teacher's probabilities, or the squared
-      error where there is one output, a number.
+      `(batch,)`: the cross-entropy with the teacher's probabilities, or the squared
+      error for a single output (a regression).
     """
     if logits.shape[-1] == 1:
         return jnp.square(logits - taught)[:, 0]
@@ -57,8 +58,8 @@ def token_loss(
     """Returns the mean squared difference of tokens, summed over layers.
 
     Args:
-      found: Of the student, with all slots (`slots=None`).
-      taught: Of the teacher, likewise.
+      found: result of the student, with all slots (`slots=None`).
+      taught: result of the teacher, with all slots.
       weights: `(batch,)`, 0 for examples that do not count.
     """
     total = jnp.zeros(())
@@ -74,18 +75,18 @@ def token_loss(
 def exchange(
     ids: np.ndarray, rng: np.random.Generator, share: float, first_word: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns sentences with words of one another, and which are still their own.
+    """Exchanges words between sentences of a batch.
 
     Args:
-      ids: `(batch, width)`, tokens, two sentences at least.
-      rng: Draws the half of the sentences, their words, and whose words they get:
-        those at the same places of the sentence that many rows above.
-      share: Of words to exchange, where both sentences have one.
-      first_word: The least token that is a word; below are padding and marks.
+      ids: `(batch, width)`, tokens of at least two sentences.
+      rng: random generator; it draws half of the sentences, the words to exchange,
+        and the row offset of the sentence that the new words come from.
+      share: share of words to exchange, where both sentences have a word.
+      first_word: smallest token that is a word; smaller ones are padding and marks.
 
     Returns:
-      The tokens `(batch, width)`, and `(batch,)`: False where words may have been
-      exchanged, so that the label holds no more.
+      The tokens `(batch, width)`, and a mask `(batch,)`, which is False for sentences
+      with exchanged words, whose labels are no longer valid.
     """
     rows = len(ids)
     other = np.roll(ids, rng.integers(1, rows), axis=0)

@@ -1,7 +1,7 @@
-"""Training and judging an encoder on sentences of many lengths.
+"""Fine-tuning and evaluating an encoder on sentences of different lengths.
 
-Sentences of similar length share a batch, padded to one of a few widths, so a few
-compilations serve all. A last batch that is not full has rows of weight 0.
+Sentences of similar length share a batch and are padded to one of a few widths, so a
+few compilations suffice. The last batch of a width is filled up with rows of weight 0.
 """
 
 import functools
@@ -20,11 +20,11 @@ from experiments.loops.distillation import Lesson, exchange, output_losses, toke
 from experiments.models import bert, encoder
 from experiments.tasks.wordpiece import Examples
 
-SAVED = 100  # steps between two states that are kept
+SAVED = 100  # steps between two checkpoints
 
 
 class Batch(NamedTuple):
-    """Some sentences, padded.
+    """A batch of padded sentences.
 
     Attributes:
       ids: `(batch, width)`, int32.
@@ -32,9 +32,9 @@ class Batch(NamedTuple):
       valid: `(batch, width)`, booleans.
       labels: `(batch,)`.
       weights: `(batch,)`, float32: 1, or 0 for a row that only fills the batch.
-      rows: `(batch,)`, which examples these are.
+      rows: `(batch,)`, indices of the examples.
       own: `(batch,)`, booleans: whether the words are the example's own, so that its
-        label holds; else only a teacher's word counts.
+        label is valid; otherwise only the teacher's outputs count.
     """
 
     ids: Any
@@ -47,12 +47,12 @@ class Batch(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What attention keeps; see `encoder.encode`.
+    """How attention is pruned and quantized; see `encoder.encode`.
 
     Attributes:
-      pruning: Arrays, traced; None for all.
-      progressive: Static; None for whole operands.
-      shares: Static, the tokens' shares of `pruning` for arrays that shrink; None
+      pruning: how much to keep, traced arrays; None for everything.
+      progressive: quantization of the operands, static; None for float32.
+      shares: token shares of `pruning` as static numbers, so that arrays shrink; None
         for masks only.
     """
 
@@ -65,7 +65,7 @@ DENSE = Kept()
 
 
 class State(NamedTuple):
-    """What a training step reads and returns; `fixed` params are not trained."""
+    """State of the training; `fixed` params are not trained."""
 
     params: Any
     fixed: Any
@@ -75,7 +75,7 @@ class State(NamedTuple):
 def widths_of(
     lengths: np.ndarray, quantiles: tuple[float, ...] = (0.4, 0.75, 0.95, 1.0)
 ) -> tuple[int, ...]:
-    """Returns the few widths that sentences are padded to, multiples of 8."""
+    """Returns the widths that sentences are padded to, multiples of 8."""
     found = np.quantile(lengths, quantiles, method="higher")
     return tuple(sorted({8 * -(-int(width) // 8) for width in found}))
 
@@ -89,10 +89,11 @@ def batches(
     """Yields all examples once, in batches of similar length.
 
     Args:
-      examples: Of any lengths; those beyond the last width are cut.
-      widths: Ascending.
-      size: Of a batch.
-      rng: Shuffles examples within their width, and then the batches.
+      examples: sentences of any length; those beyond the last width are truncated.
+      widths: padded widths, ascending.
+      size: sentences per batch.
+      rng: shuffles examples within their width, and then the batches; None for the
+        given order.
     """
     tokens = examples.tokens
     places = np.searchsorted(np.asarray(widths), tokens.lengths)
@@ -110,7 +111,7 @@ def batches(
 
 
 def batch_of(examples: Examples, rows: np.ndarray, width: int, size: int) -> Batch:
-    """Returns the examples of these rows, padded in both directions."""
+    """Returns the examples of these rows, padded in both dimensions."""
     full = np.concatenate([rows, np.full(size - len(rows), rows[0])])
     tokens = jax.tree.map(lambda x: x[full], examples.tokens)
     short = max(width - tokens.ids.shape[1], 0)
@@ -126,7 +127,7 @@ def batch_of(examples: Examples, rows: np.ndarray, width: int, size: int) -> Bat
 def endless(
     examples: Examples, widths: tuple[int, ...], size: int, rng: np.random.Generator
 ) -> Iterator[Batch]:
-    """Yields the batches of all examples again and again, in new orders."""
+    """Yields the batches of all examples repeatedly, each time in a new order."""
     while True:
         yield from batches(examples, widths, size, rng)
 
@@ -134,14 +135,14 @@ def endless(
 def lessons(
     found: Iterator[Batch], rng: np.random.Generator, share: float, first_word: int
 ) -> Iterator[Batch]:
-    """Yields the batches with words exchanged, see `distillation.exchange`."""
+    """Yields the batches with exchanged words; see `distillation.exchange`."""
     for batch in found:
         ids, own = exchange(batch.ids, rng, share, first_word)
         yield batch._replace(ids=ids, own=own)
 
 
 def optimizer(rate: float, steps: int) -> optax.GradientTransformation:
-    """Returns AdamW with warm-up over a tenth and a linear way down to zero."""
+    """Returns AdamW with a linear warm-up over a tenth, and a linear decay to zero."""
     warm = max(steps // 10, 1)
     pieces = (
         optax.linear_schedule(0.0, rate, warm),
@@ -154,26 +155,26 @@ def optimizer(rate: float, steps: int) -> optax.GradientTransformation:
 
 
 def start(params: Any, tx: optax.GradientTransformation, *, fixed: bool) -> State:
-    """Returns the state before the first step.
+    """Returns the initial state.
 
     Args:
-      params: Of `bert`, with a head.
-      tx: The optimizer.
-      fixed: Leave the embeddings as they are: they are half of MiniLM's weights,
-        and a small task has little to say about them.
+      params: parameters of `bert`, with a head.
+      tx: the optimizer.
+      fixed: whether to freeze the embeddings, which are half of MiniLM's weights and
+        change little on a small task.
     """
     stay = {"embed": params["embed"]} if fixed else {}
     free = {name: value for name, value in params.items() if name not in stay}
-    # Copies: a step donates the state, and the next seed starts from these again.
+    # Copies, since a step donates the state and the next seed starts from the same.
     return jax.tree.map(jnp.copy, State(free, stay, tx.init(free)))
 
 
-Found = tuple[jax.Array, encoder.Encoded]  # of `outputs`
-Step = Callable[..., tuple[State, jax.Array]]  # of `make_step`
+Found = tuple[jax.Array, encoder.Encoded]  # result of `outputs`
+Step = Callable[..., tuple[State, jax.Array]]  # result of `make_step`
 
 
 def outputs(params: Any, batch: Batch, heads: int, kept: Kept) -> Found:
-    """Returns the outputs of a batch and what the encoder did."""
+    """Returns the outputs of a batch and the result of the encoder."""
     shares = kept.shares
     slots = None if shares is None else encoder.room(batch.ids.shape[1], shares)
     found = bert.encode(
@@ -190,17 +191,17 @@ def outputs(params: Any, batch: Batch, heads: int, kept: Kept) -> Found:
 
 
 def losses(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Returns each example's cross-entropy, or squared error of numbers."""
+    """Returns the cross-entropy of each example, or its squared error (regression)."""
     if labels.dtype == jnp.float32:
         return jnp.square(logits[:, 0] - labels)
     return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
 def make_step(tx: optax.GradientTransformation, heads: int, lesson: Lesson) -> Step:
-    """Returns `(state, batch, kept, teacher) -> (state, loss)`, compiled by width.
+    """Returns `(state, batch, kept, teacher) -> (state, loss)`, compiled per width.
 
-    The teacher is the whole parameters of a network, which is asked dense; without one
-    only the labels count.
+    The teacher is given by all parameters of a network, which is evaluated dense;
+    without a teacher only the labels count.
     """
 
     @functools.partial(jax.jit, static_argnums=(4, 5), donate_argnums=0)
@@ -239,16 +240,16 @@ def train(
     teacher: Any = None,
     at: Path | None = None,
 ) -> State:
-    """Returns the state after some steps, going on from an earlier run if there is one.
+    """Runs training steps, resuming from the checkpoint of an earlier run.
 
     Args:
-      step: Of `make_step`; it donates the state.
-      state: Before the first step.
-      found: Yields as many batches at least.
-      steps: How many.
-      kept: What attention keeps.
-      teacher: Whole parameters to learn from, or None.
-      at: The file without its suffix that holds how far training is, or None.
+      step: training step, from `make_step`; it donates the state.
+      state: state before the first step.
+      found: iterator over at least `steps` batches.
+      steps: number of steps.
+      kept: how attention is pruned.
+      teacher: all parameters of the teacher, or None.
+      at: path of the checkpoint without its suffix, or None for no checkpoints.
     """
     before = 0
     if at is not None:
@@ -268,10 +269,10 @@ def objective(
     """Returns the mean loss of a batch.
 
     Args:
-      found: What the network makes of it.
-      batch: With its labels.
-      taught: What a teacher makes of it, or None: then only the labels count.
-      lesson: How much the teacher counts.
+      found: outputs of the network.
+      batch: the batch, with its labels.
+      taught: outputs of the teacher, or None for labels only.
+      lesson: weights of the distillation.
     """
     logits, encoded = found
     each, tokens = losses(logits, batch.labels), 0.0
@@ -284,13 +285,14 @@ def objective(
 
 
 class Judged(NamedTuple):
-    """What an encoder makes of all examples, on the host.
+    """Evaluation of an encoder on all examples, on the host.
 
     Attributes:
       logits: `(n, outputs)`.
-      loss: Mean over the examples.
-      counts: Of each layer, summed over the examples: `(layers,)`, int64.
-      alive: `(n, layers, width)`: which tokens leave the attention of each layer.
+      loss: mean loss.
+      counts: operation counts of each layer, summed over the examples: `(layers,)`,
+        int64.
+      alive: `(n, layers, width)`: tokens that remain after the attention of each layer.
     """
 
     logits: np.ndarray
@@ -300,7 +302,7 @@ class Judged(NamedTuple):
 
 
 def make_judge(heads: int, widths: tuple[int, ...], size: int) -> Callable[..., Judged]:
-    """Returns `(params, examples, kept) -> Judged`, compiled for each width."""
+    """Returns `(params, examples, kept) -> Judged`, compiled per width."""
 
     @functools.partial(jax.jit, static_argnums=(3, 4))
     def run(

@@ -1,8 +1,8 @@
-"""The one train loop: pure, scanned over steps, batched over networks.
+"""The training loop of image classifiers: pure, scanned over steps, and batched.
 
-`fit` is one network. `fit_grid` runs the same loop for a grid of networks, one per
-(level, seed), in a single compilation: `level` is whatever number the optimizer is
-built from, for instance a traced sparsity.
+`fit` trains one network. `fit_grid` runs the same loop for a grid of networks, one per
+(level, seed), in a single compilation: the level is any number that the optimizer is
+built from, such as a traced sparsity.
 """
 
 import time
@@ -19,27 +19,27 @@ Apply = Callable[[Any, jax.Array], jax.Array]
 
 
 class TrainState(NamedTuple):
-    """What a step reads and returns."""
+    """State of the training."""
 
     params: Any
     opt_state: Any
 
 
 class Curves(NamedTuple):
-    """Figures of each step on its batch, `(steps,)` per network."""
+    """Loss and accuracy of each step on its batch, `(steps,)` per network."""
 
     loss: jax.Array
     accuracy: jax.Array
 
 
 class Grid(NamedTuple):
-    """The outcome of `fit_grid`; arrays lead with the axes `(levels, seeds)`.
+    """Result of `fit_grid`; the leading axes of arrays are `(levels, seeds)`.
 
     Attributes:
-      state: Final params and optimizer state.
-      curves: Loss and accuracy of each step.
-      seconds: Wall-clock of the training, without compilation.
-      compile_seconds: Wall-clock of the compilation.
+      state: final params and optimizer state.
+      curves: loss and accuracy of each step.
+      seconds: wall-clock time of the training, without compilation.
+      compile_seconds: wall-clock time of the compilation.
     """
 
     state: TrainState
@@ -51,8 +51,8 @@ class Grid(NamedTuple):
 def epoch_batches(key: jax.Array, n: int, batch_size: int, steps: int) -> jax.Array:
     """Returns example indices `(steps, batch_size)`: one fresh permutation per epoch.
 
-    The permutations follow each other without a gap, so every example is drawn
-    once per epoch even where `batch_size` does not divide `n`.
+    The permutations are concatenated before they are cut into batches, so every
+    example is drawn once per epoch even if `batch_size` does not divide `n`.
     """
     epochs = -(-steps * batch_size // n)
     keys = jax.random.split(key, epochs)
@@ -95,16 +95,16 @@ def fit(
     steps: int,
     batch_size: int,
 ) -> tuple[TrainState, Curves]:
-    """Returns one trained network: a pure function, for `jit` and `vmap`.
+    """Trains one network; a pure function, for `jit` and `vmap`.
 
     Args:
       apply: `(params, images) -> logits`.
-      tx: The optimizer, sparsified or not.
-      params: The parameters to start from.
-      examples: Train images and labels, on the device.
+      tx: optimizer, sparsified or not.
+      params: initial parameters.
+      examples: train images and labels, on the device.
       key: PRNG key of the batches.
-      steps: Number of updates.
-      batch_size: Examples in each.
+      steps: number of updates.
+      batch_size: examples per update.
 
     Returns:
       The final state and the curves.
@@ -128,21 +128,21 @@ def fit_grid(
 ) -> Grid:
     """Trains one network per (level, seed) in one compilation.
 
-    Seed `i` sees the same batches at every level, so levels compare in pairs.
+    Seed `i` has the same batches at every level, so levels can be compared in pairs.
 
     Args:
       apply: `(params, images) -> logits`.
       tx_for: `level -> optimizer`; the level is traced.
-      params: The parameters to start from; leaves lead with the axis `(seeds,)`.
-      examples: Train images and labels, on the device.
+      params: initial parameters; the leading axis of leaves is `(seeds,)`.
+      examples: train images and labels, on the device.
       keys: `(seeds,)` PRNG keys of the batches.
       levels: `(levels,)` numbers.
-      steps: Number of updates of each network.
-      batch_size: Examples in each.
-      on_progress: Told the number of finished steps, up to 20 times.
+      steps: number of updates of each network.
+      batch_size: examples per update.
+      on_progress: called with the number of finished steps, up to 20 times.
 
     Returns:
-      States and curves with leading axes `(levels, seeds)`, and the times.
+      States and curves with leading axes `(levels, seeds)`, and times.
     """
 
     def start(level: jax.Array, params: Any) -> TrainState:
@@ -161,8 +161,8 @@ def fit_grid(
 
     over_seeds = jax.vmap(go, in_axes=(None, axes, 0, None), out_axes=(axes, 0))
     grid = jax.vmap(over_seeds, in_axes=(0, axes, None, None), out_axes=(axes, 0))
-    # The scan runs in equal pieces from Python, so that progress can be shown
-    # without a callback or a wait inside the compiled loop.
+    # Python runs the scan in equal pieces, to report progress without a callback in
+    # the compiled loop.
     piece = steps // max(k for k in range(1, 21) if steps % k == 0)
     begin = time.perf_counter()
     compiled = (
@@ -183,9 +183,9 @@ def fit_grid(
 def network_axes(state: TrainState) -> TrainState:
     """Returns the `vmap` axis of each leaf: None for step counts, else 0.
 
-    All networks are at the same step. With one count for all, a `lax.cond` on it
-    stays a branch; with a count each it would become a select, and the masks
-    would be computed anew at every step only to be thrown away.
+    All networks are at the same step. With a single count, a `lax.cond` on it stays a
+    branch; with a count per network it would become a select, which computes the masks
+    at every step only to discard them.
     """
 
     def axis(path: Any, leaf: Any) -> int | None:
@@ -202,7 +202,7 @@ def one_network(params: Any) -> Any:
 
 def classes(apply: Apply, params: Any, images: jax.Array) -> jax.Array:
     """Returns the most likely class of each image, `(n,)`."""
-    n, piece = len(images), 256  # in pieces, so that memory does not grow with n
+    n, piece = len(images), 256  # in pieces, to bound the memory
     rows = -(-n // piece)
     indices = jnp.arange(rows * piece).reshape(rows, piece) % n
     found = jax.lax.map(lambda row: apply(params, images[row]).argmax(-1), indices)
@@ -210,7 +210,7 @@ def classes(apply: Apply, params: Any, images: jax.Array) -> jax.Array:
 
 
 def grid_classes(apply: Apply, params: Any, images: jax.Array) -> jax.Array:
-    """Returns the classes `(levels, seeds, n)` that a grid of networks finds."""
+    """Returns the predicted classes of a grid of networks, `(levels, seeds, n)`."""
 
     def one(params: Any, images: jax.Array) -> jax.Array:
         return classes(apply, params, images)

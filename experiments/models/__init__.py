@@ -1,6 +1,6 @@
 """Small networks as pure functions over plain dicts of arrays.
 
-Each module is one network: `init(key, image_shape, classes, ...) -> params` and
+Each module holds one network: `init(key, image_shape, classes, ...) -> params` and
 `apply(params, images) -> logits`. Layers are `{"kernel": ..., "bias": ...}`.
 """
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from experiments.models import encoder, layers
 
-EPSILON = 1e-12  # of BERT's normalizations
+EPSILON = 1e-12  # epsilon of BERT's normalizations
 Params = dict[str, Any]
 
 
@@ -19,10 +19,10 @@ def init(
 
     Args:
       key: PRNG key.
-      vocabulary: Number of words.
-      length: The longest sentence.
-      width: Of the stream; the feed-forward layers have four times as much.
-      depth: Number of layers.
+      vocabulary: size of the vocabulary.
+      length: maximum length of a sentence.
+      width: width of the residual stream; feed-forward layers are four times as wide.
+      depth: number of layers.
     """
     keys = jax.random.split(key, 4 + depth)
     tables = {"words": vocabulary, "positions": length, "types": 2}
@@ -38,9 +38,9 @@ def init(
 
 
 def load(path: Path) -> Params:
-    """Returns the parameters of a BERT in the safetensors format, float32.
+    """Loads the parameters of a BERT in the safetensors format, float32.
 
-    The names are those of the published checkpoints (`encoder.layer.0.attention...`).
+    Names are those of the published checkpoints (`encoder.layer.0.attention...`).
     """
     from safetensors.numpy import load_file
 
@@ -95,14 +95,14 @@ def encode(
     valid: jax.Array,
     **options: Any,
 ) -> encoder.Encoded:
-    """Returns what BERT makes of sentences, pruned or not.
+    """Encodes sentences, pruned or not.
 
     Args:
-      params: As of `init` or `load`.
+      params: parameters, from `init` or `load`.
       ids: `(batch, length)`, integers.
       types: `(batch, length)`, 0 or 1.
-      valid: `(batch, length)`, False where a sentence is padded.
-      **options: Of `encoder.encode`: `heads` and how to prune.
+      valid: `(batch, length)`, False for padding.
+      **options: arguments of `encoder.encode`: `heads` and how to prune.
     """
     x = embed(params, ids, types)
     return encoder.encode(
@@ -117,7 +117,7 @@ def logits(params: Params, found: encoder.Encoded) -> jax.Array:
 
 
 def with_head(params: Params, key: jax.Array, outputs: int) -> Params:
-    """Returns the parameters with a new, small output layer."""
+    """Returns the parameters with a new output layer of small weights."""
     width = params["pooler"]["bias"].shape[0]
     kernel = 0.02 * jax.random.normal(key, (width, outputs), jnp.float32)
     head = {"kernel": kernel, "bias": jnp.zeros(outputs, jnp.float32)}
@@ -125,7 +125,7 @@ def with_head(params: Params, key: jax.Array, outputs: int) -> Params:
 
 
 def mean_embedding(found: encoder.Encoded) -> jax.Array:
-    """Returns the unit vectors `(batch, width)` of the mean over the tokens."""
+    """Returns the mean over the tokens as unit vectors `(batch, width)`."""
     weight = found.valid.astype(found.x.dtype)[..., None]
     mean = (found.x * weight).sum(1) / weight.sum(1)
     return mean / jnp.linalg.norm(mean, axis=-1, keepdims=True)

@@ -1,7 +1,7 @@
-"""ResNet-50 as a plain function of the variables that its Flax module has.
+"""ResNet-50 as a plain function of the variables of its Flax module.
 
-The same network without a module around it, for those who write JAX by hand, and to
-tell what the tracing of a module costs from what is done with the trace.
+The same network without a module, for comparison: it separates the cost of tracing a
+module from the cost of analysing the trace.
 
 References:
   He et al., Deep Residual Learning for Image Recognition, 2016, arXiv:1512.03385,
@@ -22,7 +22,7 @@ def apply(variables: Any, images: jax.Array, *, depths: tuple[int, ...]) -> jax.
       variables: `"params"` and `"batch_stats"` of `zoo.residual.ResNet` with
         bottlenecks and `pool=True`.
       images: `(n, height, width, 3)`.
-      depths: Blocks of each stage; the later stages start with stride 2.
+      depths: number of blocks of each stage; the later stages start with stride 2.
     """
     params, stats = variables["params"], variables["batch_stats"]
     x = convolve(params["Conv_0"], images, 2)
@@ -46,7 +46,7 @@ def block(params: Any, stats: Any, x: jax.Array, stride: int) -> jax.Array:
         return normalize(params[name], stats[name], x)
 
     y = jax.nn.relu(unit(0, 0, x))
-    # The module makes its last normalization before the one within.
+    # The module creates its last normalization before the one in the middle.
     y = unit(2, 1, jax.nn.relu(unit(1, 2, y, stride)))
     return jax.nn.relu((unit(3, 3, x, stride) if "Conv_3" in params else x) + y)
 
@@ -63,6 +63,6 @@ def convolve(layer: Any, x: jax.Array, stride: int) -> jax.Array:
 
 
 def normalize(norm: Any, stats: Any, x: jax.Array) -> jax.Array:
-    """Returns the values by the running statistics, scaled and shifted."""
+    """Normalizes by the running statistics, then scales and shifts."""
     scale = lax.rsqrt(stats["var"] + 1e-5) * norm["scale"]
     return (x - stats["mean"]) * scale + norm["bias"]

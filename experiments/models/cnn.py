@@ -18,15 +18,15 @@ def init(
     Args:
       key: PRNG key.
       image_shape: `(height, width, channels)`; height and width divisible by 4.
-      classes: Number of logits.
-      channels: Output channels of the two convolutions.
-      hidden: Width of the first dense layer.
+      classes: number of logits.
+      channels: output channels of the two convolutions.
+      hidden: width of the first dense layer.
 
     Returns:
       `{"conv1", "conv2", "dense1", "dense2"}`, each `{"kernel", "bias"}`, float32.
 
     Raises:
-      ValueError: Height or width is not divisible by 4.
+      ValueError: height or width is not divisible by 4.
     """
     height, width, depth = image_shape
     if height % 4 or width % 4:
@@ -49,7 +49,7 @@ def init(
 
 def apply(params: dict[str, dict[str, jax.Array]], images: jax.Array) -> jax.Array:
     """Returns the logits `(n, classes)` of NHWC images."""
-    # The maximum first: both orders are the same function, and this one rectifies
+    # Pooling first: both orders are the same function, and this one applies ReLU to
     # a quarter of the values.
     x = jax.nn.relu(layers.max_pool(layers.conv(params["conv1"], images)))
     x = jax.nn.relu(layers.max_pool(layers.conv(params["conv2"], x)))

@@ -1,8 +1,8 @@
-"""Language models in four pure functions, so that a cache can come between them.
+"""Language models as four pure functions, with attention left to the caller.
 
-A decoder is `embed`, then for each layer `qkv`, attention and `finish`, then `logits`.
-`forward` puts the usual causal attention between; the study of decoding puts a pruned
-cache there. `LLAMA` is Llama's architecture, `GPT` is GPT-2's.
+A decoder is `embed`, then `qkv`, attention and `finish` for each layer, then `logits`.
+`forward` uses standard causal attention; the study of decoding uses a pruned KV cache.
+`llama` is Llama's architecture, and `gpt` is GPT-2's.
 """
 
 import functools
@@ -24,9 +24,9 @@ class Decoder(NamedTuple):
     Attributes:
       embed: `(params, ids (..., n), positions (n,)) -> x (..., n, width)`.
       qkv: `(layer, x, positions) -> q (..., heads, n, dim), k, v (..., kv heads, n,
-        dim)`, turned by their positions where the model does that.
+        dim)`, with rotary positions if the model has them.
       finish: `(layer, x, out (..., heads, n, dim)) -> x`: the output projection and
-        the feed-forward layer, each added to its input.
+        the feed-forward layer, each with a residual connection.
       logits: `(params, x) -> (..., n, vocabulary)`.
     """
 
@@ -37,7 +37,7 @@ class Decoder(NamedTuple):
 
 
 def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Returns attention to one's own and earlier tokens; key heads serve groups.
+    """Returns causal attention with grouped queries.
 
     Args:
       q: `(..., heads, n, dim)`.
@@ -58,7 +58,7 @@ def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def forward(decoder: Decoder, params: Params, ids: jax.Array) -> jax.Array:
-    """Returns the logits `(..., n, vocabulary)` after each of the ids `(..., n)`."""
+    """Returns the logits `(..., n, vocabulary)` of the ids `(..., n)`."""
     positions = jnp.arange(ids.shape[-1])
     x = decoder.embed(params, ids, positions)
     for layer in params["layers"]:
@@ -69,7 +69,7 @@ def forward(decoder: Decoder, params: Params, ids: jax.Array) -> jax.Array:
 
 
 def rotate(x: jax.Array, positions: jax.Array) -> jax.Array:
-    """Returns heads `(..., n, dim)` turned by their positions, neighbours as pairs.
+    """Applies rotary positions to heads `(..., n, dim)`; pairs are neighbours.
 
     References:
       RoFormer, 2021, arXiv:2104.09864, equation 34.
@@ -100,7 +100,7 @@ def _llama_finish(layer: Params, x: jax.Array, out: jax.Array) -> jax.Array:
 def llama(heads: int, kv_heads: int) -> Decoder:
     """Returns Llama: grouped queries, rotary positions, a gated feed-forward layer.
 
-    Its output layer is its embedding, as in the small published checkpoints.
+    The output layer is tied to the embedding, as in the small published checkpoints.
 
     References:
       LLaMA, 2023, arXiv:2302.13971, section 2.2; GQA, 2023, arXiv:2305.13245.
@@ -114,7 +114,7 @@ def llama(heads: int, kv_heads: int) -> Decoder:
 
 
 def _gpt_qkv(heads: int, layer: Params, x: jax.Array, positions: Any) -> Any:
-    del positions  # they are in the embedding
+    del positions  # positions are added to the embedding
     y = layers.layer_norm(layer["norm1"], x)
     return tuple(layers.split_heads(layers.dense(layer[n], y), heads) for n in "qkv")
 
@@ -126,7 +126,7 @@ def _gpt_finish(layer: Params, x: jax.Array, out: jax.Array) -> jax.Array:
 
 
 def gpt(heads: int) -> Decoder:
-    """Returns GPT-2: learned positions, norms before each half, a tied output.
+    """Returns GPT-2: learned positions, pre-normalization, a tied output layer.
 
     References:
       Language Models are Unsupervised Multitask Learners, 2019, section 2.3.
@@ -150,10 +150,10 @@ def init_gpt(
 
     Args:
       key: PRNG key.
-      vocabulary: Number of words.
-      length: The longest context.
-      width: Of the stream; the feed-forward layers have four times as much.
-      depth: Number of layers.
+      vocabulary: size of the vocabulary.
+      length: maximum length of the context.
+      width: width of the residual stream; feed-forward layers are four times as wide.
+      depth: number of layers.
     """
     first, second, *keys = jax.random.split(key, 2 + depth)
     small = 0.02
@@ -173,6 +173,6 @@ def _init_gpt_layer(key: jax.Array, width: int, depth: int) -> Params:
         name: layers.init_dense(k, *size)
         for k, (name, size) in zip(keys, sizes.items(), strict=True)
     }
-    for name in ("o", "down"):  # what is added 2 * depth times
+    for name in ("o", "down"):  # these are added to the stream 2 * depth times
         layer[name]["kernel"] /= math.sqrt(2 * depth)
     return layer | {f"norm{i}": layers.init_norm(width) for i in (1, 2)}

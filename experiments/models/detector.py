@@ -1,9 +1,9 @@
-"""A one-stage detector, the form of YOLOv5 at toy size.
+"""A one-stage detector with the structure of YOLOv5, at toy size.
 
-Cross-stage blocks that are concatenated, residual sums inside of them, spatial pyramid
-pooling, a neck that goes up and down again, and a 1x1 convolution with a bias for each
-of two scales: all that ties channels of different layers together. Normalization is
-that of `resnet`: by the statistics of the batch, or by those that are given.
+It has all structures that couple channels of different layers: concatenated cross-stage
+blocks, residual sums inside of them, spatial pyramid pooling, a neck that goes up and
+down again, and a 1x1 convolution with a bias for each of two scales. Normalization is
+that of `resnet`: by the statistics of the batch, or by given ones.
 
 References:
   Wang et al., CSPNet: A New Backbone that can Enhance Learning Capability of CNN, 2019,
@@ -28,13 +28,13 @@ Unit = Callable[[dict[str, Any], jax.Array, int], jax.Array]
 
 
 class Result(NamedTuple):
-    """What a forward pass finds.
+    """Result of a forward pass.
 
     Attributes:
       outputs: for each scale `(n, height, width, 5 + classes)`: offsets of the centre,
-        logarithms of the size, of being an object, and of each class.
-      features: for each scale what its output is computed from, `(n, h, w, channels)`.
-      stats: the moments that were used, in their order.
+        logarithms of the size, and logits of objectness and of each class.
+      features: for each scale the input of its output layer, `(n, h, w, channels)`.
+      stats: the moments that were used, in order.
     """
 
     outputs: tuple[jax.Array, ...]
@@ -47,8 +47,8 @@ def init(key: jax.Array, classes: int = 3, *, width: int = 12) -> dict[str, Any]
 
     Args:
       key: PRNG key.
-      classes: Number of classes.
-      width: Channels of the first layer; the others have twice and four times it.
+      classes: number of classes.
+      width: channels of the first layer; the others have twice and four times as many.
 
     Returns:
       `{"fine", "coarse", "neck", "heads"}`: the layers before each scale, those that
@@ -60,7 +60,7 @@ def init(key: jax.Array, classes: int = 3, *, width: int = 12) -> dict[str, Any]
 
     def unit(inputs: int, outputs: int, window: int = 1) -> dict[str, Any]:
         shape = (window, window, inputs, outputs)
-        # Scales of 0.5 as in network slimming, whose L1 has less of a way to zero.
+        # Scales of 0.5 as in network slimming, so that the L1 reaches zero sooner.
         norm = {"scale": jnp.full(outputs, 0.5), "bias": jnp.zeros(outputs)}
         kernel = layers.init_layer(next(keys), shape)["kernel"]
         return {"kernel": kernel, "norm": norm}
@@ -77,7 +77,7 @@ def init(key: jax.Array, classes: int = 3, *, width: int = 12) -> dict[str, Any]
 
     def head(inputs: int) -> dict[str, Any]:
         kernel = jax.random.normal(next(keys), (1, 1, inputs, 5 + classes))
-        # Few cells have an object: that is said by the bias at first.
+        # Few cells have an object: the initial bias accounts for that.
         bias = jnp.zeros(5 + classes).at[4].set(-3.0)
         return {"kernel": kernel / math.sqrt(inputs), "bias": bias}
 
@@ -104,12 +104,12 @@ def init(key: jax.Array, classes: int = 3, *, width: int = 12) -> dict[str, Any]
 
 
 def forward(params: dict[str, Any], images: jax.Array, stats: Any = None) -> Result:
-    """Returns the raw outputs, what they were computed from, and the statistics.
+    """Returns the raw outputs, their features, and the normalization statistics.
 
     Args:
-      params: From `init`.
+      params: parameters, from `init`.
       images: `(n, height, width, 3)`; sides are multiples of 8.
-      stats: The `stats` of another result; None for those of these images.
+      stats: `stats` of another result; None for those of these images.
     """
     given = iter(stats or ())
     used: list[resnet.Moments] = []
@@ -137,7 +137,7 @@ def forward(params: dict[str, Any], images: jax.Array, stats: Any = None) -> Res
 def cross(
     unit: Unit, layer: dict[str, Any], x: jax.Array, *, shortcut: bool
 ) -> jax.Array:
-    """Returns a cross-stage block: a bottleneck on one half, nothing on the other."""
+    """Cross-stage block: a bottleneck on one half, the identity on the other."""
     main = unit(layer["main"], x, 1)
     deep = unit(layer["widen"], unit(layer["reduce"], main, 1), 1)
     past = unit(layer["past"], x, 1)
@@ -145,7 +145,7 @@ def cross(
 
 
 def pyramid(x: jax.Array) -> jax.Array:
-    """Returns the features and their maxima over windows of several sizes."""
+    """Concatenates features with their max pooling over several window sizes."""
     pooled = [
         jax.lax.reduce_window(
             x, -jnp.inf, jax.lax.max, (1, size, size, 1), (1, 1, 1, 1), "SAME"
@@ -156,10 +156,10 @@ def pyramid(x: jax.Array) -> jax.Array:
 
 
 def upsample(x: jax.Array) -> jax.Array:
-    """Returns images of twice the height and width, each pixel four times."""
+    """Doubles height and width by repeating pixels."""
     return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
 
 
 def join(*parts: jax.Array) -> jax.Array:
-    """Returns features one after another."""
+    """Concatenates features along the channels."""
     return jnp.concatenate(parts, axis=-1)

@@ -1,18 +1,19 @@
-"""An encoder whose attention prunes tokens and heads and fetches fewer values and bits.
+"""A transformer encoder with token, head and value pruning and quantized attention.
 
-Built on `jprune.attention`, with each of SpAtten's techniques switched on its own:
+Built on `jprune.attention`. Each of SpAtten's techniques can be enabled on its own:
 
-- tokens: after the attention of a layer the least important tokens leave, and take no
-  part in that layer's output projection and feed-forward half nor in anything later;
-- heads: likewise the least important heads, of each sentence, before a layer;
-- values: of each row of probabilities only the largest fetch their values;
-- bits: queries, keys and values in few bits, of keys the upper ones first.
+- tokens: after the attention of a layer, the least important tokens are pruned. They
+  take no part in that layer's output projection and feed-forward layer, nor in any
+  later layer;
+- heads: the least important heads of each sentence are pruned before a layer;
+- values: for each row of probabilities, only the values of the largest are fetched;
+- bits: queries, keys and values have few bits, and the upper bits of keys come first.
 
 How much is kept is data (`Pruning`, arrays), so one compilation serves all schedules,
-and a sentence keeps a share of its own tokens, whatever it is padded to. What is
-pruned is masked; where `slots` says how many tokens a layer has room for, survivors
-are also moved together and the arrays shrink. That changes no result: it is what makes
-pruning fast.
+and a sentence keeps a share of its own tokens, whatever its padding. Pruning is by
+masks. If `slots` gives the number of tokens that a layer has room for, the remaining
+tokens are also compacted and the arrays shrink: the results are the same, but pruning
+is then fast.
 """
 
 import math
@@ -30,14 +31,14 @@ Params = dict[str, Any]
 
 
 class Pruning(NamedTuple):
-    """How much of each layer is kept; may be traced.
+    """How much each layer keeps; may be traced.
 
     Attributes:
-      tokens: `(layers,)`, the share of a sentence's own tokens that leaves the
-        attention of each layer; not increasing.
-      heads: `(layers,)`, how many heads each layer computes; not increasing, the
-        first one all.
-      values: `(layers,)`, the share of a row's keys whose values are fetched.
+      tokens: `(layers,)`, share of a sentence's own tokens that remain after the
+        attention of each layer; non-increasing.
+      heads: `(layers,)`, number of heads that each layer computes; non-increasing,
+        and all heads in the first layer.
+      values: `(layers,)`, share of a row's keys whose values are fetched.
     """
 
     tokens: jax.Array
@@ -46,11 +47,11 @@ class Pruning(NamedTuple):
 
 
 class Progressive(NamedTuple):
-    """How attention's operands are fetched; static.
+    """Progressive quantization of the operands of attention; static.
 
     Attributes:
-      bits: Of each.
-      threshold: A row whose largest probability is below fetches the keys' lower bits.
+      bits: bits of queries, keys and values.
+      threshold: rows whose largest probability is below it fetch the keys' lower bits.
     """
 
     bits: ja.Bits
@@ -58,18 +59,18 @@ class Progressive(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """What a layer worked with, `(batch,)` each; `(layers, batch)` in the end.
+    """Operation counts, `(batch,)` for a layer or `(layers, batch)` for an encoder.
 
     Attributes:
-      tokens: Tokens in attention.
-      after: Tokens that leave it.
-      heads: Heads.
-      spoken: Tokens that leave it, over heads.
-      pairs: Pairs of a query and a key that were multiplied, over heads.
-      products: Pairs of a query and a value that were multiplied, over heads.
-      unsure: Rows of probabilities, over heads, that asked for the lower bits.
-      fetched: Rows of queries, keys, lower bits and values, over heads, that were
-        read; those of a head are read once for all queries.
+      tokens: tokens in attention.
+      after: tokens that remain after attention.
+      heads: heads that are computed.
+      spoken: tokens that remain after attention, summed over heads.
+      pairs: query-key pairs that are multiplied, summed over heads.
+      products: query-value pairs that are multiplied, summed over heads.
+      unsure: rows of probabilities that fetch the lower bits, summed over heads.
+      fetched: rows of queries, keys, lower bits and values that are read, summed over
+        heads; the rows of a head are read once for all queries.
     """
 
     tokens: jax.Array
@@ -83,16 +84,16 @@ class Counts(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """What the last layer gives.
+    """Result of an encoder.
 
     Attributes:
-      x: `(batch, slots, width)`.
-      valid: `(batch, slots)`, False where a slot is empty.
-      alive: `(layers, batch, length)`: which tokens leave the attention of each
-        layer, by their places in the sentence.
-      counts: Of each layer.
-      states: Of each layer, its output `(batch, slots, width)`; with `slots`, of the
-        tokens that it had room for.
+      x: output of the last layer, `(batch, slots, width)`.
+      valid: `(batch, slots)`, False for empty slots.
+      alive: `(layers, batch, length)`: tokens that remain after the attention of each
+        layer, by their positions in the sentence.
+      counts: operation counts of each layer.
+      states: output of each layer, `(batch, slots, width)`; with `slots`, of the
+        tokens that it has room for.
     """
 
     x: jax.Array
@@ -103,7 +104,7 @@ class Encoded(NamedTuple):
 
 
 def init_layer(key: jax.Array, width: int, hidden: int) -> Params:
-    """Returns the parameters of a layer."""
+    """Returns random parameters of a layer."""
     keys = jax.random.split(key, 6)
     sizes = dict.fromkeys(("q", "k", "v", "o"), (width, width))
     sizes |= {"up": (width, hidden), "down": (hidden, width)}
@@ -126,23 +127,25 @@ def encode(
     progressive: Progressive | None = None,
     slots: tuple[int, ...] | None = None,
 ) -> Encoded:
-    """Returns the last layer's tokens.
+    """Returns the output of the last layer, and the operation counts of all layers.
 
     Args:
-      params: Of the layers, see `init_layer`.
+      params: parameters of the layers, see `init_layer`.
       x: `(batch, length, width)`.
-      valid: `(batch, length)`, False where a sentence is padded. The first token is
-        never pruned: it is what a classifier reads.
-      heads: Number of heads.
-      after: Normalize after each sum, as BERT does; otherwise before each half.
-      epsilon: Of the normalizations.
-      pruning: What to keep; all of it by default.
-      progressive: How operands are fetched; whole by default.
-      slots: Static, the room for tokens after each layer's attention, see `room`; by
-        default there is room for all, and pruned tokens are only masked.
+      valid: `(batch, length)`, False for padding. The first token is never pruned,
+        since classifiers read it.
+      heads: number of heads.
+      after: whether to normalize after each sum, as in BERT, instead of before each
+        sublayer.
+      epsilon: epsilon of the normalizations.
+      pruning: how much to keep; default: everything.
+      progressive: quantization of the operands; default: none.
+      slots: number of tokens that each layer has room for after its attention; static,
+        see `room`. By default there is room for all, and pruned tokens are only
+        masked.
 
     Returns:
-      The tokens, and what each layer worked with.
+      `Encoded`.
     """
     first = jnp.arange(x.shape[1]) == 0
     protected = jnp.broadcast_to(first, valid.shape)
@@ -173,14 +176,14 @@ def encode(
 def finish(
     layer: Params, x: jax.Array, said: jax.Array, epsilon: float, after: bool
 ) -> jax.Array:
-    """Returns a layer's output: its projection and its feed-forward half.
+    """Applies the output projection and the feed-forward layer.
 
     Args:
-      layer: Its parameters.
-      x: `(batch, slots, width)`, its input.
-      said: `(batch, heads, slots, dim)`, what its heads say.
-      epsilon: Of the normalizations.
-      after: Normalize after each sum, not before each half.
+      layer: parameters of the layer.
+      x: `(batch, slots, width)`, input of the layer.
+      said: `(batch, heads, slots, dim)`, outputs of its heads.
+      epsilon: epsilon of the normalizations.
+      after: whether to normalize after each sum instead of before each sublayer.
     """
 
     def norm(name: str, x: jax.Array) -> jax.Array:
@@ -198,13 +201,13 @@ def finish(
 
 
 class Seen(NamedTuple):
-    """What attention saw, for scores and counts.
+    """Intermediate results of attention, for scores and counts.
 
     Attributes:
-      probs: `(batch, heads, queries, keys)`, float32; 0 for what takes no part.
-      part: The same shape: what takes part.
-      kept: The same shape: whose values were multiplied.
-      unsure: `(batch, heads, queries)`: rows that asked for the keys' lower bits.
+      probs: `(batch, heads, queries, keys)`, float32; 0 for masked pairs.
+      part: pairs that take part; same shape.
+      kept: pairs whose values are multiplied; same shape.
+      unsure: `(batch, heads, queries)`: rows that fetch the keys' lower bits.
     """
 
     probs: jax.Array
@@ -220,14 +223,14 @@ def attention(
     share: Pruning | None,
     progressive: Progressive | None,
 ) -> tuple[jax.Array, Seen]:
-    """Returns the heads' outputs `(batch, heads, slots, dim)`, 0 of pruned heads.
+    """Returns the outputs of the heads, `(batch, heads, slots, dim)`; 0 if pruned.
 
     Args:
-      layer: Its parameters.
-      x: `(batch, slots, width)`, the input of its projections.
-      state: Who takes part.
-      share: What this layer keeps, or None for all.
-      progressive: How operands are fetched, or None for whole.
+      layer: parameters of the layer.
+      x: `(batch, slots, width)`, input of its projections.
+      state: tokens and heads that take part.
+      share: how much this layer keeps, or None for everything.
+      progressive: quantization of the operands, or None.
     """
     heads, valid = state.alive.shape[-1], state.valid
     q, k, v = (layers.split_heads(layers.dense(layer[n], x), heads) for n in "qkv")
@@ -240,8 +243,8 @@ def attention(
         bits, threshold = progressive
         options: Any = {"bits": bits, "threshold": threshold}
         real = valid[:, None, :, None]
-        q = jnp.where(real, q, 0)  # padding is not to stretch the unit
-        k = ja.center_keys(k, valid)  # no softmax sees it, and the range is smaller
+        q = jnp.where(real, q, 0)  # padding must not enlarge the quantization step
+        k = ja.center_keys(k, valid)  # a smaller range; softmax is invariant to it
         found = ja.progressive_attend(q, k, v, mask=part, keys=valid, **options)
         probs, unsure = found.probs, found.refetched
         v = ja.fake_quantize(v, bits.value, where=real)
@@ -253,16 +256,16 @@ def attention(
 
 
 def kept(share: jax.Array, own: jax.Array) -> jax.Array:
-    """Returns `ceil(share * own)`, one at least; 0.7 of 10 is 7 in float32, too."""
+    """Returns `ceil(share * own)`, at least 1; 0.7 of 10 is 7 in float32, too."""
     return jnp.maximum(jnp.ceil(share * own - 1e-4), 1).astype(jnp.int32)
 
 
 def room(length: int, shares: Any) -> tuple[int, ...]:
-    """Returns slots that hold these shares of every sentence up to a length.
+    """Returns the slots that hold these shares of every sentence up to a length.
 
     Args:
-      length: Of the longest sentence.
-      shares: Of tokens that leave each layer, numbers.
+      length: length of the longest sentence.
+      shares: share of tokens that remain after each layer, Python numbers.
     """
     counts = (max(math.ceil(float(s) * length - 1e-4), 1) for s in shares)
     return tuple(min(length, count) for count in counts)
@@ -271,13 +274,13 @@ def room(length: int, shares: Any) -> tuple[int, ...]:
 def drop(
     state: cascade.Cascade, said: jax.Array, count: jax.Array, size: int | None
 ) -> tuple[cascade.Cascade, jax.Array]:
-    """Returns what is left without the least important tokens.
+    """Prunes the least important tokens.
 
     Args:
-      state: With this layer's scores.
-      said: `(batch, heads, slots, dim)`, which goes along.
-      count: `(batch,)`, how many of each sentence stay.
-      size: Static, the slots afterwards; None leaves all where they are.
+      state: state with the scores of this layer.
+      said: `(batch, heads, slots, dim)`, outputs of the heads; pruned alike.
+      count: `(batch,)`, number of tokens of each sentence to keep.
+      size: number of slots afterwards, static; None to only mask.
     """
     keys = sort_keys(state.scores, valid=state.valid, protected=state.protected)
     state = state._replace(valid=state.valid & top_mask(keys, count))
@@ -285,14 +288,14 @@ def drop(
 
 
 def standing(state: cascade.Cascade, length: int) -> jax.Array:
-    """Returns which tokens of the sentence take part, `(batch, length)`."""
+    """Returns the mask `(batch, length)` of the tokens that take part."""
     none = jnp.zeros((state.valid.shape[0], length), bool)
     rows = jnp.arange(len(none))[:, None]
     return none.at[rows, state.positions].max(state.valid)
 
 
 def counted(seen: Seen, state: cascade.Cascade) -> Counts:
-    """Returns what a layer worked with, `(batch,)` each."""
+    """Returns the operation counts of a layer, `(batch,)` each."""
     sees = seen.part.any(-1)
     read = ja.fetched(seen.part, sees.shape[1], refetched=seen.unsure, kept=seen.kept)
     after, heads = state.valid.sum(-1), sees.any(-1).sum(-1)

@@ -1,4 +1,4 @@
-"""The layers that the networks share."""
+"""Layers that the networks share."""
 
 import math
 
@@ -11,7 +11,7 @@ def init_layer(key: jax.Array, shape: tuple[int, ...]) -> dict[str, jax.Array]:
 
     Args:
       key: PRNG key.
-      shape: Kernel shape, output axis last: `(in, out)` or HWIO.
+      shape: kernel shape with the output axis last: `(in, out)` or HWIO.
 
     Returns:
       `{"kernel": shape, "bias": (out,)}`, both float32.
@@ -35,10 +35,10 @@ def conv(layer: dict[str, jax.Array], x: jax.Array, stride: int = 1) -> jax.Arra
     The padding is half the kernel on every side, whatever the stride; a layer may
     have no bias.
 
-    Written as patches times a matrix: `vmap` over kernels turns `lax.conv` into a
-    grouped convolution, which CPUs run several times slower
-    (`python -m experiments bench vmapped_conv` measures it), but turns a matrix
-    product into a batched one, which every backend runs well.
+    It is a product of patches with a matrix: `vmap` over kernels turns `lax.conv` into
+    a grouped convolution, which is several times slower on CPUs (measured by
+    `python -m experiments bench vmapped_conv`), but a matrix product into a batched
+    one, which is fast on every backend.
     """
     height, width, channels, features = layer["kernel"].shape
     columns = patches(x, height, width, stride)
@@ -47,7 +47,7 @@ def conv(layer: dict[str, jax.Array], x: jax.Array, stride: int = 1) -> jax.Arra
 
 
 def patches(x: jax.Array, height: int, width: int, stride: int = 1) -> jax.Array:
-    """Returns the zero-padded window around each pixel, or every `stride`-th one.
+    """Returns the zero-padded windows around all pixels, or every `stride`-th one.
 
     The shape is `(n, ceil(h / stride), ceil(w / stride), height * width * c)`.
     """
@@ -69,7 +69,7 @@ def max_pool(x: jax.Array) -> jax.Array:
 
 
 def init_dense(key: jax.Array, inputs: int, outputs: int) -> dict[str, jax.Array]:
-    """Returns a layer of a transformer: normal with variance 1 / inputs, zero bias."""
+    """Returns a transformer layer: normal with variance 1 / inputs, zero bias."""
     kernel = jax.random.normal(key, (inputs, outputs), jnp.float32)
     bias = jnp.zeros(outputs, jnp.float32)
     return {"kernel": kernel / math.sqrt(inputs), "bias": bias}

@@ -19,9 +19,9 @@ def init(
 
     Args:
       key: PRNG key.
-      image_shape: Shape of one image; it is flattened.
-      classes: Number of logits.
-      hidden: Widths of the hidden layers.
+      image_shape: shape of one image; images are flattened.
+      classes: number of logits.
+      hidden: widths of the hidden layers.
 
     Returns:
       `{"dense1", "dense2", ...}`, each `{"kernel", "bias"}`, float32.

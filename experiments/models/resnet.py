@@ -1,9 +1,9 @@
 """The residual network for small images: 6n + 2 layers in three stages.
 
-Batch normalization without hidden state: `apply(params, images)` uses the
-statistics of its batch, as training does, and `apply(params, images, stats)` those
-that `batch_stats` found, in one pass, for these very params. So there is no running
-mean that a mask or an interpolation could put out of date.
+Batch normalization without hidden state: `apply(params, images)` uses the statistics of
+its batch, as in training, and `apply(params, images, stats)` those that `batch_stats`
+computes in one pass for the same params. There is no running mean that a mask or an
+interpolation could invalidate.
 
 References:
   He et al., Deep Residual Learning for Image Recognition, 2016, arXiv:1512.03385,
@@ -22,7 +22,7 @@ EPSILON = 1e-5  # added to variances
 
 
 class Moments(NamedTuple):
-    """What a normalization subtracts and divides by, `(channels,)` each."""
+    """Mean and variance of a normalization, `(channels,)` each."""
 
     mean: jax.Array
     variance: jax.Array
@@ -41,9 +41,9 @@ def init(
     Args:
       key: PRNG key.
       image_shape: `(height, width, channels)`.
-      classes: Number of logits.
-      depth: Layers with kernels, 6n + 2: 8, 14, 20, 32, 44, 56, 110.
-      width: Channels of the first stage; the others have twice and four times it.
+      classes: number of logits.
+      depth: number of layers with kernels, 6n + 2: 8, 14, 20, 32, 44, 56, 110.
+      width: channels of the first stage; the others have twice and four times as many.
 
     Returns:
       `{"stem", "stages", "head"}`: a unit, three lists of n blocks of two units
@@ -51,10 +51,10 @@ def init(
       of `"scale"` and `"bias"`. All float32.
 
     Raises:
-      ValueError: The depth is not 6n + 2.
+      ValueError: the depth is not 6n + 2.
     """
     if depth < 8 or (depth - 2) % 6:
-        raise ValueError(f"a depth is 6n + 2: 8, 14, 20, ...; got {depth}")
+        raise ValueError(f"depth must be 6n + 2: 8, 14, 20, ...; got {depth}")
     widths = [width, width, 2 * width, 4 * width]
     keys = iter(jax.random.split(key, depth))
     stages = []
@@ -83,9 +83,9 @@ def apply(params: dict[str, Any], images: jax.Array, stats: Any = None) -> jax.A
     """Returns the logits `(n, classes)` of NHWC images.
 
     Args:
-      params: From `init`.
+      params: parameters, from `init`.
       images: `(n, height, width, channels)`.
-      stats: What `batch_stats` returns; None for the statistics of these images.
+      stats: result of `batch_stats`; None for the statistics of these images.
     """
     return forward(params, images, stats)[0]
 
@@ -93,8 +93,8 @@ def apply(params: dict[str, Any], images: jax.Array, stats: Any = None) -> jax.A
 def batch_stats(params: dict[str, Any], images: jax.Array) -> Any:
     """Returns the `Moments` of every normalization on these images, in one pass.
 
-    The recalibration of batch normalization after weights have changed; for a
-    thousand images or so of the train split.
+    Recalibrates batch normalization after weights have changed, on about a thousand
+    images of the train split.
     """
     return forward(params, images, None)[1]
 
@@ -102,7 +102,7 @@ def batch_stats(params: dict[str, Any], images: jax.Array) -> Any:
 def forward(
     params: dict[str, Any], images: jax.Array, stats: Any
 ) -> tuple[jax.Array, Any]:
-    """Returns the logits, and the statistics that were used, in their order."""
+    """Returns the logits, and the statistics that were used, in order."""
     given = iter(stats or ())
     used = []
 
@@ -122,13 +122,13 @@ def forward(
 
 
 def moments(x: jax.Array) -> Moments:
-    """Returns mean and variance of NHWC values for each channel."""
+    """Returns mean and variance of each channel of NHWC values."""
     mean = x.mean((0, 1, 2))
     return Moments(mean, jnp.square(x - mean).mean((0, 1, 2)))
 
 
 def normalize(norm: dict[str, jax.Array], x: jax.Array, by: Moments) -> jax.Array:
-    """Returns the values, normalized, scaled and shifted per channel."""
+    """Normalizes, scales and shifts each channel."""
     scale = norm["scale"] * jax.lax.rsqrt(by.variance + EPSILON)
     return (x - by.mean) * scale + norm["bias"]
 

@@ -2,9 +2,9 @@
 
     DIR/stories260K/stories260K.bin, tok512.bin
 
-Both files are read as llama2.c documents them: a header of seven int32 and then
-float32 arrays one after the other; and for the tokenizer, the longest length and then
-score, length and bytes of each piece, merged greedily by score.
+The formats are those of llama2.c. Weights: a header of seven int32, then float32
+arrays. Tokenizer: the maximum length, then score, length and bytes of each piece, which
+are merged greedily by score.
 """
 
 import itertools
@@ -22,23 +22,23 @@ SOURCE = (
     "Expected in DIR/stories260K: stories260K.bin and tok512.bin; download them from "
     "https://huggingface.co/karpathy/tinyllamas/tree/main/stories260K"
 )
-BEGIN, END = 1, 2  # the tokens around a text
+BEGIN, END = 1, 2  # tokens before and after a text
 
 
 class Vocabulary(NamedTuple):
-    """Pieces of text and how gladly each is formed.
+    """Pieces of text with their merge scores.
 
     Attributes:
-      pieces: The bytes of each token; a single byte after the three special ones is
+      pieces: bytes of each token; the single bytes, after the three special tokens, are
         written as `<0x41>`.
-      scores: Of two pieces that could be formed, the larger one is first.
+      scores: merge scores; the pair with the largest score is merged first.
     """
 
     pieces: tuple[bytes, ...]
     scores: tuple[float, ...]
 
     def encode(self, text: str) -> list[int]:
-        """Returns the tokens of a text, without the one that begins a text."""
+        """Returns the tokens of a text, without the begin token."""
         known = {piece: i for i, piece in enumerate(self.pieces)}
         ids: list[int] = []
         for character in f" {text}" if text else "":
@@ -57,7 +57,7 @@ class Vocabulary(NamedTuple):
             ids[place : place + 2] = [known[pairs[place]]]
 
     def decode(self, ids: Any) -> str:
-        """Returns the text of tokens; those around a text, and its first space, go."""
+        """Returns the text of tokens, without begin, end and the first space."""
         out = b"".join(self._bytes(int(i)) for i in ids if int(i) not in (BEGIN, END))
         return out.decode(errors="replace").removeprefix(" ")
 
@@ -70,7 +70,7 @@ def load(data_dir: Path | None) -> tuple[decoder.Decoder, Any, Vocabulary]:
     """Returns the model, its parameters and its vocabulary.
 
     Raises:
-      DataError: A file is missing, truncated or foreign.
+      DataError: a file is missing, truncated or of another format.
     """
     if data_dir is None:
         raise DataError(f"stories260K is read from a data directory.\n{SOURCE}")
@@ -84,7 +84,7 @@ def load(data_dir: Path | None) -> tuple[decoder.Decoder, Any, Vocabulary]:
         params, heads, kv_heads, size = parse_weights(weights)
         words = parse_vocabulary(vocabulary, size)
     except (struct.error, ValueError) as error:
-        raise DataError(f"{folder} holds a broken file: {error}.\n{SOURCE}") from error
+        raise DataError(f"{folder} has a broken file: {error}.\n{SOURCE}") from error
     return decoder.llama(heads, kv_heads), params, words
 
 
@@ -92,13 +92,14 @@ def parse_weights(content: bytes) -> tuple[Any, int, int, int]:
     """Returns parameters, heads, key heads and vocabulary of a v0 checkpoint.
 
     Raises:
-      ValueError: It has another size than its header says, or an own output layer.
+      ValueError: the size does not match the header, or the output layer is not tied
+        to the embedding.
     """
     width, hidden, depth, heads, kv_heads, size, length = struct.unpack_from(
         "<7i", content
     )
     if size < 0:
-        raise ValueError("an output layer apart from the embedding is not read")
+        raise ValueError("a separate output layer is not supported")
     keys, dim = kv_heads * (width // heads), width // heads
     shapes = {
         "embed": (size, width),
@@ -112,12 +113,12 @@ def parse_weights(content: bytes) -> tuple[Any, int, int, int]:
         "down": (depth, width, hidden),
         "up": (depth, hidden, width),
         "norm": (width,),
-        "angles": (2, length, dim // 2),  # tables that are computed anew here
+        "angles": (2, length, dim // 2),  # rotary tables, which are recomputed here
     }
     sizes = [int(np.prod(shape)) for shape in shapes.values()]
     numbers = np.frombuffer(content, "<f4", offset=28)
     if len(numbers) != sum(sizes):
-        raise ValueError(f"{len(numbers)} numbers where the header says {sum(sizes)}")
+        raise ValueError(f"{len(numbers)} numbers, but the header says {sum(sizes)}")
     parts = np.split(numbers.astype(np.float32), np.cumsum(sizes)[:-1])
     arrays = {
         name: part.reshape(shape)

@@ -24,16 +24,16 @@ def init(
     Args:
       key: PRNG key.
       image_shape: `(height, width, channels)` of one image.
-      classes: Number of logits.
-      patch: Side of the square patches; it divides both sides of an image.
-      width: Of the stream; the feed-forward halves have four times as much.
-      depth: Number of layers.
+      classes: number of logits.
+      patch: side of the square patches; it divides both sides of an image.
+      width: width of the residual stream; feed-forward layers are four times as wide.
+      depth: number of layers.
 
     Returns:
       A plain dict.
 
     Raises:
-      ValueError: Patches do not fit.
+      ValueError: the patch size does not divide the image size.
 
     References:
       An Image is Worth 16x16 Words, 2020, arXiv:2010.11929, figure 1.
@@ -69,10 +69,10 @@ def encode(
     """Returns the tokens after all layers, the class token first.
 
     Args:
-      params: Of `init`.
+      params: parameters, from `init`.
       images: `(n, height, width, channels)`.
-      heads: Number of heads.
-      **options: Of `encoder.encode`: how to prune.
+      heads: number of heads.
+      **options: arguments of `encoder.encode`: how to prune.
     """
     channels = images.shape[-1]
     patch = round((params["patches"]["kernel"].shape[0] // channels) ** 0.5)
@@ -86,7 +86,7 @@ def encode(
 
 
 def logits(params: Params, found: encoder.Encoded) -> jax.Array:
-    """Returns `(n, classes)`, of the class token."""
+    """Returns the logits `(n, classes)` of the class token."""
     return layers.dense(
         params["head"], layers.layer_norm(params["norm"], found.x[:, 0])
     )

@@ -1,4 +1,4 @@
-"""The studies, as a catalogue: `python -m experiments list`."""
+"""The catalogue of studies; `python -m experiments list` prints it."""
 
 from experiments.harness.catalogue import Entry
 

@@ -1,9 +1,9 @@
-"""Texts for language models, as bytes, read from the data directory.
+"""Byte-level texts for language models, read from the data directory.
 
     DIR/text/tinyshakespeare/input.txt
     DIR/text/wikitext-2/valid.txt, test.txt
 
-Without a directory there is `descriptions`, the prose that scikit-learn carries.
+Without a data directory, `descriptions` returns prose that comes with scikit-learn.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ SOURCE = (
 
 
 class Text(NamedTuple):
-    """Disjoint pieces of one text, uint8: to fit, to choose with, and to report."""
+    """Disjoint pieces of one text, uint8: train, validation and test."""
 
     train: np.ndarray
     validation: np.ndarray
@@ -30,14 +30,14 @@ class Text(NamedTuple):
 
 
 def pieces(content: bytes, train: float = 0.8, validation: float = 0.1) -> Text:
-    """Returns a text in three pieces, one after the other."""
+    """Splits a text into three consecutive pieces."""
     data = np.frombuffer(content, np.uint8)
     cuts = (int(train * len(data)), int((train + validation) * len(data)))
     return Text(*np.split(data, cuts))
 
 
 def shakespeare(data_dir: Path | None) -> Text:
-    """Returns tiny-shakespeare: 80 % train, 10 % validation, the usual 10 % test."""
+    """Returns tiny-shakespeare: 80 % train, 10 % validation and the usual 10 % test."""
     return pieces(read(data_dir, "tinyshakespeare/input.txt"))
 
 
@@ -54,7 +54,7 @@ def read(data_dir: Path | None, name: str) -> bytes:
     """Returns the bytes of a file of `DIR/text`.
 
     Raises:
-      DataError: It is missing or empty.
+      DataError: the file is missing or empty.
     """
     if data_dir is None:
         raise DataError(
@@ -72,7 +72,7 @@ def read(data_dir: Path | None, name: str) -> bytes:
 
 
 def descriptions() -> Text:
-    """Returns what scikit-learn says of its toy sets: some 20 kB of English."""
+    """Returns scikit-learn's descriptions of its toy sets, some 20 kB of English."""
     from sklearn import datasets
 
     loaders: tuple[Any, ...] = (
@@ -87,6 +87,6 @@ def descriptions() -> Text:
 
 
 def windows(data: np.ndarray, length: int) -> np.ndarray:
-    """Returns a text as rows of `length`; what is left at the end is dropped."""
+    """Splits a text into rows of `length`; an incomplete last row is dropped."""
     rows = len(data) // length
     return data[: rows * length].reshape(rows, length)

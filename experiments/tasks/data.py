@@ -1,12 +1,12 @@
-"""Real data sets in their published formats, split, normalised and checked.
+"""Real data sets in their published formats, validated, split and normalised.
 
-`digits` comes with scikit-learn. The others are read from a data directory:
+`digits` comes with scikit-learn. The other sets are read from a data directory:
 
     DIR/mnist/train-images-idx3-ubyte[.gz]            (and its three siblings)
     DIR/fashion-mnist/train-images-idx3-ubyte[.gz]    (and its three siblings)
     DIR/cifar-10/cifar-10-batches-bin/data_batch_1.bin ... test_batch.bin
 
-The folder that an official archive unpacks to may also lie in DIR itself.
+The folder of an unpacked official archive may also be in DIR itself.
 """
 
 import gzip
@@ -24,7 +24,7 @@ CLASSES = 10  # in every set below
 
 
 class DataError(ExperimentError):
-    """A data file that is missing, truncated or not what its name says."""
+    """A data file is missing, truncated or not of the expected format."""
 
 
 class Examples(NamedTuple):
@@ -40,7 +40,7 @@ class Examples(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """Disjoint examples to fit, to choose with, and to report."""
+    """Disjoint examples for training, validation and test."""
 
     train: Examples
     validation: Examples
@@ -58,15 +58,15 @@ def load(name: str, data_dir: Path | None = None, *, seed: int = 0) -> Splits:
     """Returns a data set: stratified splits, normalised with train statistics.
 
     Args:
-      name: One of `SETS`.
-      data_dir: Where the sets other than digits lie, see the module.
-      seed: Seed of the splits.
+      name: name of the data set, one of `SETS`.
+      data_dir: directory of the sets other than digits; see the module's docstring.
+      seed: seed of the splits.
 
     Returns:
-      The splits. The published test set stays whole; validation comes out of train.
+      The splits. The published test set stays whole; validation is a part of train.
 
     Raises:
-      DataError: An unknown name, or a file that is missing or broken.
+      DataError: the name is unknown, or a file is missing or broken.
 
     Example:
       >>> load("digits").train.images.shape
@@ -105,12 +105,12 @@ def stratified(
 
     Args:
       labels: `(n,)` integers.
-      fractions: The share of each part; they sum to 1.
-      seed: Seed of the shuffle.
+      fractions: share of each part; they sum to 1.
+      seed: seed of the shuffle.
 
     Returns:
-      One ascending index array per fraction. Every class is shared out in these
-      fractions, within one example.
+      One ascending index array per fraction. Every class is divided in these
+      fractions, to within one example.
     """
     rng = np.random.default_rng(seed)
     parts: list[list[np.ndarray]] = [[] for _ in fractions]
@@ -128,7 +128,7 @@ def take(examples: Examples, indices: np.ndarray) -> Examples:
 
 
 def normalized(train: Examples, validation: Examples, test: Examples) -> Splits:
-    """Returns the splits with train's mean 0 and variance 1 per channel, float32."""
+    """Standardizes each channel by the mean and variance of train, float32."""
     axes = (0, 1, 2)
     mean = train.images.mean(axes, dtype=np.float64)
     std = train.images.std(axes, dtype=np.float64)
@@ -145,17 +145,18 @@ def normalized(train: Examples, validation: Examples, test: Examples) -> Splits:
 
 
 def read_idx_set(folder: Path, counts: tuple[int, int] = (60_000, 10_000)) -> Raw:
-    """Returns the four idx files of MNIST or Fashion-MNIST, plain or gzipped.
+    """Reads the four idx files of MNIST or Fashion-MNIST, plain or gzipped.
 
     Args:
-      folder: Where the files lie.
-      counts: Numbers of train and test images, as published.
+      folder: folder of the files.
+      counts: published numbers of train and test images.
 
     Returns:
       Images `(n, 28, 28, 1)` and labels, uint8.
 
     Raises:
-      DataError: A file that is truncated, too long or foreign; its path is named.
+      DataError: a file is truncated, too long or of another format; the message has
+        its path.
     """
 
     def part(prefix: str, count: int) -> Examples:
@@ -170,7 +171,7 @@ def read_idx_set(folder: Path, counts: tuple[int, int] = (60_000, 10_000)) -> Ra
 
 
 def idx_path(folder: Path, name: str) -> Path:
-    """Returns the plain or gzipped file of that name."""
+    """Returns the path of the plain or gzipped file of that name."""
     for candidate in (folder / name, folder / f"{name}.gz"):
         if candidate.is_file():
             return candidate
@@ -178,7 +179,7 @@ def idx_path(folder: Path, name: str) -> Path:
 
 
 def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns the unsigned bytes of an idx file, which must have this shape.
+    """Reads the unsigned bytes of an idx file of the given shape.
 
     The format: two zero bytes, the type 0x08, the number of axes, each axis as a
     big-endian int32, then the bytes in C order.
@@ -188,7 +189,7 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rb") as file:
-            content = file.read(size + 1)  # one more shows that a file is too long
+            content = file.read(size + 1)  # one more byte shows that a file is too long
     except (EOFError, OSError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if content[: len(header)] != header:
@@ -203,17 +204,18 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def read_cifar10(folder: Path, count: int = 10_000) -> Raw:
-    """Returns the six files of CIFAR-10's binary version.
+    """Reads the six files of CIFAR-10's binary version.
 
     Args:
-      folder: Where the files lie.
-      count: Number of images in each file, as published.
+      folder: folder of the files.
+      count: published number of images in each file.
 
     Returns:
       Images `(n, 32, 32, 3)` and labels, uint8; the five train files in order.
 
     Raises:
-      DataError: A file that is missing, truncated or foreign; its path is named.
+      DataError: a file is missing, truncated or of another format; the message has
+        its path.
     """
     train = [
         read_cifar_file(folder / f"data_batch_{i}.bin", count) for i in range(1, 6)
@@ -225,7 +227,7 @@ def read_cifar10(folder: Path, count: int = 10_000) -> Raw:
 
 
 def read_cifar_file(path: Path, count: int) -> Examples:
-    """Returns records of one label byte and 3x32x32 bytes (red, green, blue planes)."""
+    """Reads records of one label byte and 3x32x32 bytes (red, green, blue planes)."""
     if not path.is_file():
         raise DataError(f"{path} is missing")
     size = path.stat().st_size
@@ -240,19 +242,19 @@ def read_cifar_file(path: Path, count: int) -> Examples:
 
 
 def checked_labels(labels: np.ndarray, path: Path) -> np.ndarray:
-    """Returns the labels, all of which must be below `CLASSES`."""
+    """Returns the labels, after checking that all are below `CLASSES`."""
     if labels.size and labels.max() >= CLASSES:
         raise DataError(
-            f"{path} holds the label {labels.max()}; the last is {CLASSES - 1}"
+            f"{path} has the label {labels.max()}; the largest is {CLASSES - 1}"
         )
     return labels
 
 
 class Source(NamedTuple):
-    """Where a data set comes from.
+    """Source of a data set.
 
     Attributes:
-      source: What to fetch and where to put it, for people.
+      source: instructions: what to download, and where to put it.
       read: `data_dir -> Raw`.
     """
 
@@ -273,7 +275,7 @@ CIFAR_FILES = "data_batch_1.bin ... data_batch_5.bin, test_batch.bin"
 
 
 def found(source: str, read: Callable[[Path], Raw], *folders: str) -> Source:
-    """Returns a source that reads the first of the folders that exists."""
+    """Returns a source that reads the first existing folder."""
 
     def read_first(data_dir: Path) -> Raw:
         existing = [data_dir / f for f in folders if (data_dir / f).is_dir()]

@@ -1,10 +1,10 @@
-"""Tasks of GLUE in their published layout, read from the data directory.
+"""GLUE tasks in their published layout, read from the data directory.
 
     DIR/glue/SST-2/train.tsv, dev.tsv      (and CoLA, MRPC, RTE, STS-B)
 
-The folder may also be called `glue_data`, as the usual download script names it. The
-published test sets have no labels, so dev is what a study reports, once; whatever is
-chosen is chosen on a part of train that `held_out` sets aside.
+The folder may also be called `glue_data`, as in the usual download script. The
+published test sets have no labels, so studies report dev, which they evaluate once;
+choices are made on a part of train that `held_out` sets aside.
 """
 
 from collections.abc import Callable
@@ -18,18 +18,18 @@ from experiments.tasks.data import DataError, stratified
 SOURCE = (
     "Expected in DIR/glue: SST-2, CoLA, MRPC, RTE and STS-B with train.tsv and dev.tsv "
     "each; download SST-2.zip, CoLA.zip, RTE.zip and STS-B.zip from "
-    "https://dl.fbaipublicfiles.com/glue/data/; where MRPC comes from is said at "
+    "https://dl.fbaipublicfiles.com/glue/data/; for MRPC see "
     "https://gluebenchmark.com/tasks"
 )
 
 
 class Sentences(NamedTuple):
-    """Sentences or pairs of them, with their labels.
+    """Sentences or pairs of sentences, with labels.
 
     Attributes:
-      first: One sentence for each example.
-      second: The other one of each pair; None where there are no pairs.
-      labels: `(n,)`: int32 classes, or float32 scores where the task is a regression.
+      first: first sentence of each example.
+      second: second sentence of each pair; None for tasks of single sentences.
+      labels: `(n,)`: int32 classes, or float32 scores for a regression.
     """
 
     first: tuple[str, ...]
@@ -38,14 +38,14 @@ class Sentences(NamedTuple):
 
 
 class Task(NamedTuple):
-    """How a task is written and judged.
+    """File format and metric of a task.
 
     Attributes:
-      columns: Where the sentences and the label stand: names in the header, or
-        numbers where the file has none.
-      classes: The labels as they are written; empty for a regression.
-      metric: `(predicted, labels) -> figure`, in percent.
-      unit: What the figure is called.
+      columns: columns of the sentences and the label: names in the header, or
+        numbers if the file has no header.
+      classes: labels as written in the file; empty for a regression.
+      metric: `(predicted, labels) -> score`, in percent.
+      unit: name of the metric.
     """
 
     columns: tuple[str, ...] | tuple[int, ...]
@@ -55,25 +55,25 @@ class Task(NamedTuple):
 
     @property
     def outputs(self) -> int:
-        """How many numbers a network gives for an example."""
+        """Number of outputs of a network for this task."""
         return max(len(self.classes), 1)
 
 
 def accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the share of right classes, percent."""
+    """Returns the accuracy in percent."""
     return 100 * float(np.mean(np.asarray(predicted) == labels))
 
 
 def matthews(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the correlation of two classes (Matthews' phi), in percent.
+    """Returns the Matthews correlation of two classes, in percent.
 
-    It is 0 where all predictions are of one class, as in GLUE's own scorer.
+    It is 0 if all predictions are of one class, as in GLUE's own scorer.
     """
     return 100 * _correlation(np.asarray(predicted, float), np.asarray(labels, float))
 
 
 def spearman(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the correlation of ranks, ties sharing their mean rank, in percent."""
+    """Returns the Spearman correlation in percent; ties share their mean rank."""
     return 100 * _correlation(_ranks(predicted), _ranks(labels))
 
 
@@ -107,12 +107,12 @@ def load(name: str, data_dir: Path | None) -> tuple[Sentences, Sentences]:
     """Returns the train and dev examples of a task.
 
     Args:
-      name: One of `TASKS`.
-      data_dir: Where `glue` lies.
+      name: name of the task, one of `TASKS`.
+      data_dir: directory that contains `glue`.
 
     Raises:
-      DataError: An unknown name, or a file that is missing or not what it should be;
-        its path and line are named.
+      DataError: the name is unknown, or a file is missing or malformed; the message
+        has its path and line.
     """
     if name not in TASKS:
         raise DataError(f"unknown GLUE task {name!r}; known: {', '.join(TASKS)}")
@@ -130,7 +130,7 @@ def load(name: str, data_dir: Path | None) -> tuple[Sentences, Sentences]:
 
 
 def read(path: Path, task: Task) -> Sentences:
-    """Returns the examples of a file of tab-separated lines, which has no quoting."""
+    """Reads the examples of a file of tab-separated lines without quoting."""
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -147,7 +147,7 @@ def read(path: Path, task: Task) -> Sentences:
     places = [int(column) for column in columns]
     for number, row in enumerate(rows[first:], first + 1):
         if len(row) <= max(places):
-            raise DataError(f"{path}, line {number}: {len(row)} columns")
+            raise DataError(f"{path}, line {number}: only {len(row)} columns")
     *texts, labels = ([row[place] for row in rows[first:]] for place in places)
     return Sentences(
         tuple(texts[0]),
@@ -162,7 +162,7 @@ def _labels(words: list[str], task: Task, path: Path) -> np.ndarray:
             return np.asarray([float(word) for word in words], np.float32)
         return np.asarray([task.classes.index(word) for word in words], np.int32)
     except ValueError as error:
-        raise DataError(f"{path} holds a foreign label: {error}") from error
+        raise DataError(f"{path} has an invalid label: {error}") from error
 
 
 def take(sentences: Sentences, indices: np.ndarray) -> Sentences:
@@ -178,13 +178,13 @@ def take(sentences: Sentences, indices: np.ndarray) -> Sentences:
 def held_out(
     train: Sentences, share: float, seed: int, limit: int | None = None
 ) -> tuple[Sentences, Sentences]:
-    """Returns disjoint parts of the train examples: to fit, and to choose with.
+    """Splits the train examples into a part for training and a held-out part.
 
     Args:
-      train: All of them.
-      share: Of those to choose with.
-      seed: Of the shuffle.
-      limit: The largest number of examples to fit; the rest is left out.
+      train: all train examples.
+      share: share of the held-out examples.
+      seed: seed of the shuffle.
+      limit: maximum number of training examples; the rest is dropped.
     """
     labels = train.labels
     kinds = labels if labels.dtype.kind == "i" else np.rint(labels).astype(np.int32)

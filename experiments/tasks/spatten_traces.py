@@ -1,18 +1,18 @@
-"""The authors' own schedules of decoding, as data, and what they fetch.
+"""The decoding schedules of SpAtten's authors as data, and the memory traffic of these.
 
 SpAtten's repository (mit-han-lab/spatten, MIT licence, spatten_hardware/hardware/
-workloads) has two traces of GPT-2 on WikiText-2, a prompt of 992 tokens and 32 that are
-generated: for each token, layer and head how many keys and values are read and in how
-many bits. They follow rules, and those are what is kept here:
+workloads) has two traces of GPT-2 on WikiText-2 with a prompt of 992 tokens and 32
+generated ones: for each token, layer and head, the number of keys and values that are
+read, and their bits. The traces follow these rules, which is what this module stores:
 
-- The first token reads the keys of all tokens so far. From the second on a layer has a
-  constant budget, a fraction of 1,024, however long the context grows.
-- Values are a fraction of the budget, rounded down; for the first token, and where no
-  token is pruned, of 1,024.
-- Keys of the small model come in 6 bits and where a row's largest probability is under
-  0.05 in 4 more. Those rows, counted by layer for the first token and afterwards, are
-  all of a token's heads before any of the next one's.
-- Keys of the medium model always come in 12 bits. It also prunes heads, from the first
+- The first token reads the keys of all previous tokens. From the second token on, each
+  layer has a constant budget, a fraction of 1,024, however long the context grows.
+- The number of values is a fraction of the budget, rounded down; for the first token,
+  and in layers that prune no tokens, it is a fraction of 1,024.
+- The small model reads keys in 6 bits, and 4 more bits for rows whose largest
+  probability is below 0.05. The traces count these rows per layer, for the first token
+  and for the later ones; they are all heads of a token before any of the next one's.
+- The medium model always reads keys in 12 bits. It also prunes heads, from the first
   token on.
 """
 
@@ -25,19 +25,19 @@ from jprune.attention import Bits, Counts, Fetched, fetched_bits, from_ratios
 
 
 class Trace(NamedTuple):
-    """A schedule of decoding.
+    """A decoding schedule.
 
     Attributes:
-      prompt: tokens before the first that is generated.
-      steps: tokens that are generated.
-      dim: numbers in a row of keys or values.
-      tokens: for each layer the keys that it reads from the second token on.
-      heads: for each layer how many it computes.
-      values: the fraction of the keys whose values are read.
-      bits: of queries, keys and values.
-      refetched: for each layer the rows of the first token, one a head, that read the
-        lower bits of their keys.
-      refetched_later: likewise, of all later tokens together.
+      prompt: number of prompt tokens.
+      steps: number of generated tokens.
+      dim: dimension of keys and values.
+      tokens: keys that each layer reads, from the second token on.
+      heads: heads that each layer computes.
+      values: fraction of the keys whose values are read.
+      bits: bits of queries, keys and values.
+      refetched: for each layer, the rows (one per head) of the first token that also
+        read the lower bits of their keys.
+      refetched_later: the same, for all later tokens together.
     """
 
     prompt: int
@@ -80,18 +80,18 @@ GPT2_MEDIUM = Trace(
 )
 """summary-gpt2-medium-wikitext2-per0-hp-step5+dedic+glob_p+local_p+hp+topk+quant.csv.
 
-That its heads are pruned for the first token too is inferred from the totals.
+That heads are pruned from the first token on is inferred from the totals.
 """
 
 
 class Reduction(NamedTuple):
-    """How many times less a trace reads than dense attention, keys and values.
+    """Factors by which a trace reads fewer keys and values than dense attention.
 
     Attributes:
-      keys: rows of keys.
-      elements: numbers in keys and values.
-      bits: bits of them, dense in 32.
-      refetched: the share of rows of probabilities that read the lower bits.
+      keys: reduction of the rows of keys.
+      elements: reduction of the elements of keys and values.
+      bits: reduction of their bits, with dense attention in 32 bits.
+      refetched: share of rows of probabilities that read the lower bits.
     """
 
     keys: float
@@ -101,10 +101,10 @@ class Reduction(NamedTuple):
 
 
 def rows(trace: Trace) -> Fetched:
-    """Returns how many rows of Q, K and V each token reads in each layer.
+    """Returns the rows of Q, K and V that each token reads in each layer.
 
     Args:
-      trace: a schedule.
+      trace: decoding schedule.
 
     Returns:
       `Fetched` of int64 arrays `(steps, layers)`, summed over heads. The lower planes
@@ -133,10 +133,10 @@ def rows(trace: Trace) -> Fetched:
 
 
 def dense_rows(trace: Trace) -> Fetched:
-    """Returns how many rows are read where nothing is pruned.
+    """Returns the rows that are read without any pruning.
 
     Args:
-      trace: a schedule, of which its lengths and its first layer's heads count.
+      trace: decoding schedule; its lengths and the heads of its first layer count.
 
     Returns:
       `Fetched` of int64 arrays `(steps, layers)`, summed over heads.
@@ -152,10 +152,10 @@ def dense_rows(trace: Trace) -> Fetched:
 
 
 def bits(trace: Trace) -> Fetched:
-    """Returns how many bits of Q, K and V a trace reads in all.
+    """Returns the total bits of Q, K and V that a trace reads.
 
     Args:
-      trace: a schedule.
+      trace: decoding schedule.
 
     Returns:
       `Fetched` of Python integers.
@@ -164,13 +164,13 @@ def bits(trace: Trace) -> Fetched:
 
 
 def reduction(trace: Trace) -> Reduction:
-    """Returns how many times less a trace reads than dense attention in 32 bits.
+    """Returns the reduction of memory traffic over dense attention in 32 bits.
 
     Args:
-      trace: a schedule.
+      trace: decoding schedule.
 
     Returns:
-      `Reduction`; of keys and values, queries apart.
+      `Reduction` of keys and values, without queries.
 
     Example:
       >>> [round(x, 2) for x in reduction(GPT2_SMALL)]

@@ -1,22 +1,23 @@
-"""Sentences without meaning, for studies of attention without a data directory."""
+"""Synthetic sentences, for studies of attention without a data directory."""
 
 import numpy as np
 
 from experiments.tasks.wordpiece import Examples, Tokens
 
-BEGIN, END, FIRST, POLAR = 1, 2, 3, 12  # the first word; how many are good, or bad
+BEGIN, END, FIRST, POLAR = 1, 2, 3, 12  # first word; number of good and of bad words
 VOCABULARY = 64
 
 
 def sentiment(count: int, seed: int, longest: int = 32) -> Examples:
-    """Returns sentences of neutral words with one or three good or bad ones.
+    """Returns sentences of neutral words with one or three good or bad words.
 
-    The class is what most of these are: the others can go, as in the reviews of SST-2.
+    The class is that of the majority of these. All other words are redundant, as in
+    the reviews of SST-2.
 
     Args:
-      count: Of sentences.
-      seed: Of all draws.
-      longest: Of the sentences, with the words around them.
+      count: number of sentences.
+      seed: random seed.
+      longest: maximum length in tokens, including the begin and end marks.
     """
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 2, count).astype(np.int32)

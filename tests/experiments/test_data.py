@@ -110,7 +110,7 @@ def test_a_label_out_of_range_is_named(tmp_path):
     folder = write_idx(tmp_path / "mnist", packed=False)
     path = folder / "train-labels-idx1-ubyte"
     path.write_bytes(path.read_bytes()[:-1] + b"\x0a")
-    with pytest.raises(data.DataError, match="holds the label 10") as error:
+    with pytest.raises(data.DataError, match="has the label 10") as error:
         data.read_idx_set(folder, COUNTS)
     assert str(path) in str(error.value)
 
@@ -131,7 +131,7 @@ def test_cifar_planes_become_channels(tmp_path):
         (lambda content: content[:-1], "truncated or foreign"),
         (lambda content: content[:-3073], "truncated or foreign"),
         (lambda content: content + content, "truncated or foreign"),
-        (lambda content: b"\x0b" + content[1:], "holds the label 11"),
+        (lambda content: b"\x0b" + content[1:], "has the label 11"),
     ],
 )
 def test_a_damaged_cifar_file_is_named(tmp_path, name, damage, message):

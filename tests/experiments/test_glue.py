@@ -45,7 +45,7 @@ def test_files_are_read_in_their_published_layouts(tmp_path, folder):
     [
         ("sentence\nx\n", "no column 'label'"),
         ("sentence\tlabel\nx\t1\ny\n", "line 3: 1 columns"),
-        ("sentence\tlabel\nx\t2\n", "foreign label"),
+        ("sentence\tlabel\nx\t2\n", "invalid label"),
     ],
 )
 def test_a_broken_file_is_named(tmp_path, content, message):

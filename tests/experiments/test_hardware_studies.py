@@ -128,7 +128,7 @@ def test_worth_buys_more_squares_than_other_ways_at_the_same_cost(name):
     weights = energy_weights.kernels(params)
     rest = left(jax.tree.map(lambda w: jnp.zeros_like(w, bool), weights))
     least = settings._replace(removed=1 - 0.9 * rest)
-    with pytest.raises(ExperimentError, match="Without any weight"):
+    with pytest.raises(ExperimentError, match="remain without any weight"):
         energy_weights.chosen(least, graph, metric, left, weights, "global")
     bought = {}
     for way in energy_weights.WAYS:

@@ -1,7 +1,7 @@
-"""The attention part of decoding: a dense cache, a masked one, one that evicts.
+"""The attention of decoding with a dense, a masked and an evicting KV cache.
 
-All three lie in memory alike: keys as columns of a token each, values as rows. A dense
-cache can also be all rows, or all columns: shown beside, so that the fastest dense
+All three have the same memory layout: keys are columns and values are rows of a token.
+Dense caches with rows only, or columns only, are also timed, so that the fastest dense
 cache is known.
 """
 
@@ -18,19 +18,19 @@ from experiments.tasks.spatten_traces import GPT2_SMALL
 from jprune.attention import cache as caches
 from jprune.attention import decode, sort_keys, top_mask
 
-DENSE = ("dense", "rows", "columns")  # forms of a dense cache, see `forms`
+DENSE = ("dense", "rows", "columns")  # layouts of a dense cache, see `forms`
 _POSITIONS = 2**16  # more than any run decodes
 
 
 class Context(NamedTuple):
-    """Where decoding is timed.
+    """A setting of decoding.
 
     Attributes:
-      batch: Sequences.
-      length: Tokens that a dense cache holds.
-      tokens: Decoded in a call.
-      heads: Of a layer.
-      dim: Of a head.
+      batch: number of sequences.
+      length: tokens that a dense cache holds.
+      tokens: tokens that a call decodes.
+      heads: heads per layer.
+      dim: dimension of a head.
     """
 
     batch: int
@@ -41,12 +41,12 @@ class Context(NamedTuple):
 
 
 def budgets(context: Context) -> tuple[int, ...]:
-    """Returns the authors' schedule of GPT-2 small, as shares of the context."""
+    """Returns the budgets of the authors' schedule of GPT-2 small."""
     return tuple(n * context.length // 1024 for n in GPT2_SMALL.tokens)
 
 
 def ideal(context: Context) -> float:
-    """Returns how many times fewer rows of keys and values are read."""
+    """Returns the ideal speed-up: the reduction of rows of keys and values."""
     kept = budgets(context)
     return context.length * len(kept) / sum(kept)
 
@@ -58,7 +58,7 @@ def dense_bytes(context: Context) -> int:
 
 
 def start(context: Context, slots: Sequence[int], seed: int) -> Any:
-    """Returns full caches of so many slots, and the stream."""
+    """Returns full caches with these numbers of slots, and the stream."""
     key = jax.random.key(seed)
     batch, length = context.batch, context.length
     shuffled = jax.vmap(lambda k: jax.random.permutation(k, length))
@@ -70,7 +70,7 @@ def start(context: Context, slots: Sequence[int], seed: int) -> Any:
         keys = jax.random.normal(one, (rows, dim, n))
         values = jax.random.normal(two, (rows, n, dim))
         used = jnp.full(batch, n, jnp.int32)
-        # A copy: what is donated must not be shared.
+        # A copy, since donated buffers must not be shared.
         layers.append(caches.Cache(keys, values, jnp.copy(order[:, :n]), used))
     scores = jax.random.uniform(key, (batch, length))
     return tuple(layers), caches.start(batch, _POSITIONS, scores=scores)
@@ -79,9 +79,10 @@ def start(context: Context, slots: Sequence[int], seed: int) -> Any:
 def attend_dense(
     q: jax.Array, k: jax.Array, v: jax.Array, cache: caches.Cache, stream: caches.Stream
 ) -> tuple[jax.Array, caches.Cache, caches.Stream]:
-    """Attends to a whole cache; the oldest token's slot is overwritten.
+    """Attends to a dense cache; the slot of the oldest token is overwritten.
 
-    Written like the other forms, and as XLA likes it: see the bandwidth.
+    It has the same structure as the other forms; the bandwidth shows that XLA compiles
+    it well.
     """
     cache = _overwrite_oldest(cache, stream, k, v)
     logits = decode.query(q, cache)
@@ -96,9 +97,9 @@ def attend_laid(
     stream: caches.Stream,
     axis: int,
 ) -> tuple[jax.Array, caches.Cache, caches.Stream]:
-    """Attends to a whole cache whose keys and values have their slots on one axis.
+    """Attends to a dense cache with slots of keys and values on the same axis.
 
-    1 for all rows, `(rows, slots, dim)`; 2 for all columns, `(rows, dim, slots)`.
+    Axis 1 is for rows, `(rows, slots, dim)`; axis 2 for columns, `(rows, dim, slots)`.
     """
     put, lie = (_put_row, "nsd") if axis == 1 else (_put_column, "nds")
     slot = stream.position[0] % cache.positions.shape[1]
@@ -117,7 +118,7 @@ def attend_masked(
     stream: caches.Stream,
     count: int,
 ) -> tuple[jax.Array, caches.Cache, caches.Stream]:
-    """Attends to the `count` best tokens of a whole cache, by a mask."""
+    """Attends to the `count` best tokens of a dense cache, by a mask."""
     cache = _overwrite_oldest(cache, stream, k, v)
     kept = top_mask(sort_keys(caches.slot_scores(cache, stream)), count)
     logits = jnp.where(kept[:, None], decode.query(q, cache), -jnp.inf)
@@ -148,13 +149,13 @@ def _put_column(x: jax.Array, row: jax.Array, slot: jax.Array) -> jax.Array:
 
 
 def tokens(steps: Sequence[Callable[..., Any]], carry: Any, qkv: Any) -> Any:
-    """Decodes some tokens; each layer's input depends on the one before."""
+    """Decodes some tokens; the input of each layer depends on the previous one."""
 
     def token(carry: Any, qkv: Any) -> Any:
         layers, stream = list(carry[0]), carry[1]
         out = jnp.zeros_like(qkv[0][0])
         for i, step in enumerate(steps):
-            # As small as rounding, so that no layer starts before the last is done.
+            # A negligible term, so that no layer starts before the previous one ends.
             q, k, v = (x[i] + 1e-9 * out for x in qkv)
             out, layers[i], stream = step(q, k, v, layers[i], stream)
         return (tuple(layers), caches.advance(stream)), out
@@ -165,7 +166,7 @@ def tokens(steps: Sequence[Callable[..., Any]], carry: Any, qkv: Any) -> Any:
 def forms(
     context: Context, seed: int, compiled: dict[str, Any]
 ) -> dict[str, Callable[[], Any]]:
-    """Returns what is timed, by name: a call decodes `context.tokens` tokens."""
+    """Returns the functions to time; a call decodes `context.tokens` tokens."""
     kept = budgets(context)
     whole = [context.length] * len(kept)
     masks = [functools.partial(attend_masked, count=n) for n in kept]
@@ -203,7 +204,7 @@ def _call(program: Any, state: list[Any], qkv: Any) -> jax.Array:
 
 
 def streaming(context: Context, compiled: dict[str, Any]) -> Callable[[], Any]:
-    """Returns a product of a vector with a matrix of as many bytes as the caches."""
+    """Returns a matrix-vector product with a matrix of the size of the caches."""
     columns = 4096
     rows = max(1, math.ceil(dense_bytes(context) / 4 / columns))
     matrix = jnp.ones((rows, columns))

@@ -16,13 +16,13 @@ Layers = Sequence[dict[str, Any]]
 
 
 class Shape(NamedTuple):
-    """Of an encoder.
+    """Shape of an encoder.
 
     Attributes:
-      depth: Its layers.
-      width: Of its stream.
-      heads: Of a layer.
-      hidden: Width of the feed-forward part.
+      depth: number of layers.
+      width: width of the residual stream.
+      heads: heads per layer.
+      hidden: width of the feed-forward layers.
     """
 
     depth: int = 12
@@ -66,7 +66,7 @@ def _layer(key: jax.Array, shape: Shape) -> dict[str, Any]:
 def mix(
     layer: dict[str, Any], x: jax.Array, valid: jax.Array, heads: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns attention and its probabilities; one sentence has no padding."""
+    """Returns attention and its probabilities, without padding."""
     del valid, heads
     return ja.attend(*ja.project(layer["heads"], x))
 
@@ -74,7 +74,7 @@ def mix(
 def mix_fused(
     layer: dict[str, Any], x: jax.Array, valid: jax.Array, heads: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns attention and how much each head looks at each token."""
+    """Returns attention and the probabilities of each token, summed over queries."""
     del heads
     return ja.fused.attend_summed(*ja.project(layer["heads"], x), valid)
 
@@ -82,7 +82,7 @@ def mix_fused(
 def finish(
     layer: dict[str, Any], x: jax.Array, outputs: jax.Array, heads: Any = None
 ) -> jax.Array:
-    """Returns the rest of a layer as BERT has it, normalized after each sum."""
+    """Returns the rest of a layer of BERT, which is normalized after each sum."""
     del heads
     x = x + ja.combine(layer["heads"], outputs)
     x = model_layers.layer_norm(layer["norm1"], x)
@@ -91,10 +91,10 @@ def finish(
 
 
 def feed_forward(layer: dict[str, Any], x: jax.Array) -> jax.Array:
-    """Returns the feed-forward half of `(width, ...)`, features in front.
+    """Applies the feed-forward layer to `(width, ...)`, with features first.
 
-    Kernels are (outputs, inputs) and stand on the left: so CPUs run products with few
-    tokens up to twice as fast as `x @ kernel`, in the dense encoder, too.
+    Kernels are (outputs, inputs) and on the left of the product: with few tokens, that
+    is up to twice as fast on CPUs as `x @ kernel`, for the dense encoder, too.
     """
     for name, act in (("up", jax.nn.gelu), ("down", lambda y: y)):
         bias = layer[name]["bias"]
@@ -106,12 +106,12 @@ def feed_forward(layer: dict[str, Any], x: jax.Array) -> jax.Array:
 def half(shape: Shape, length: int, multiple: int) -> ja.Schedule:
     """Returns the paper's ramp of tokens that costs at most half the multiply-adds.
 
-    It starts at 60 % where it can: products of few rows run at a fraction of the speed,
-    and a ramp that starts higher ends with fewer.
+    It starts at 60 % if possible: products of few rows run at a fraction of the speed,
+    and a ramp that starts higher ends with fewer tokens.
     """
     whole = ja.dense(shape.depth, length, shape.heads)
     for start in (60, 50, 70):
-        for average in range(start, start // 2, -1):  # as many as `ramp` can mean
+        for average in range(start, start // 2, -1):  # what `ramp` supports
             counts = ja.ramp(
                 shape.depth,
                 length,
@@ -122,7 +122,7 @@ def half(shape: Shape, length: int, multiple: int) -> ja.Schedule:
             plan = ja.schedule(length, counts, whole.heads)
             if 2 * cost(shape, plan) <= cost(shape, whole):
                 return plan
-    raise ValueError(f"no ramp of {shape} at {length} costs half")
+    raise ValueError(f"no ramp halves the multiply-adds of {shape} at length {length}")
 
 
 def cost(shape: Shape, plan: ja.Schedule) -> int:
@@ -131,12 +131,12 @@ def cost(shape: Shape, plan: ja.Schedule) -> int:
 
 
 def attended(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Returns attention, by XLA."""
+    """Attention by XLA."""
     return ja.attend(q, k, v)[0]
 
 
 def flash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Returns attention, by cuDNN's kernel, which knows no importance."""
+    """Attention by cuDNN's kernel, which has no importances."""
     qkv = (jnp.swapaxes(x, -3, -2) for x in (q, k, v))
     out = jax.nn.dot_product_attention(*qkv, implementation="cudnn")
     return jnp.swapaxes(out, -3, -2)
@@ -145,7 +145,7 @@ def flash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 def dense(
     layers: Layers, x: jax.Array, attend: Callable[..., jax.Array] = attended
 ) -> jax.Array:
-    """Returns the encoder's output, nothing pruned and nothing scored."""
+    """Returns the output of the encoder, without pruning and scores."""
     for layer in layers:
         x = finish(layer, x, attend(*ja.project(layer["heads"], x)))
     return x
@@ -157,7 +157,7 @@ def cut(
     plan: ja.Schedule,
     attend: Callable[..., jax.Array] = attended,
 ) -> jax.Array:
-    """Returns what is left if the first tokens stay: the products without a choice."""
+    """Keeps the first tokens: the same products, without scores and selection."""
     for layer, count in zip(layers, plan.tokens, strict=True):
         outputs = attend(*ja.project(layer["heads"], x))
         x = finish(layer, x[:, :count], outputs[:, :, :count])
@@ -167,7 +167,7 @@ def cut(
 def pruned(
     layers: Layers, x: jax.Array, plan: ja.Schedule, mix: Callable[..., Any] = mix
 ) -> jax.Array:
-    """Returns the tokens that the cascade leaves."""
+    """Returns the tokens that remain after the cascade."""
     groups = plan.heads[0]
     first = jnp.broadcast_to(jnp.arange(x.shape[1]) == 0, x.shape[:2])
     state = cascade.start(x, groups, protected=first)
@@ -177,7 +177,7 @@ def pruned(
 def masked(
     layers: Layers, x: jax.Array, plan: ja.Schedule
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the same tokens at full length, and where they are."""
+    """Returns the same tokens at full length, and their mask."""
     first = jnp.broadcast_to(jnp.arange(x.shape[1]) == 0, x.shape[:2])
     valid, scores = jnp.ones_like(first), jnp.zeros(x.shape[:2])
     for layer, count in zip(layers, plan.tokens, strict=True):
@@ -192,7 +192,7 @@ def masked(
 def forms(
     layers: Layers, x: jax.Array, plan: ja.Schedule, compiled: dict[str, Any]
 ) -> dict[str, Callable[[], Any]]:
-    """Returns what is timed, by name; programs are compiled once for all seeds."""
+    """Returns the functions to time; they are compiled once for all seeds."""
     functions = {
         "dense": dense,
         **{f.__name__: functools.partial(f, plan=plan) for f in (masked, cut, pruned)},

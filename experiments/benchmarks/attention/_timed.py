@@ -1,4 +1,4 @@
-"""What the benchmarks of attention share: notes of times, and decoding with a cache."""
+"""Timing of decoding with a KV cache, shared by the benchmarks of attention."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,13 +12,13 @@ from experiments.harness.stats import plus_minus, rounded
 
 
 def note(found: dict[str, list[float]], times: Mapping[str, float]) -> None:
-    """Adds a seed's seconds to the lists of milliseconds."""
+    """Appends the seconds of a seed to the lists of milliseconds."""
     for name, seconds in times.items():
         note_ratio(found, f"ms, {name}", 1e3 * seconds)
 
 
 def note_ratio(found: dict[str, list[float]], name: str, value: float) -> None:
-    """Adds a seed's figure to its list."""
+    """Appends the figure of a seed to its list."""
     found.setdefault(name, []).append(rounded(value))
 
 
@@ -28,7 +28,7 @@ def decoder(
     """Times decoding with dense, masked and evicting caches.
 
     Args:
-      settings: settings of a benchmark: its `seeds`, `steps` and `tokens` count.
+      settings: settings of a benchmark, with `seeds`, `steps` and `tokens`.
       batch: number of sequences.
       length: tokens that a dense cache holds.
       advance: called after each seed.
@@ -68,7 +68,7 @@ def decoder(
 
 
 def decoding_table(figures: dict[str, Any], settings: Any) -> Table:
-    """Returns decoding's times, ratios and bandwidths."""
+    """Returns the table of decoding: times, ratios and bandwidths."""
     rows = []
     for context, one in figures["decoding"].items():
         faster = np.divide(one["ms, dense"], one["ms, evicting"])

@@ -1,7 +1,7 @@
-"""What pruned attention is worth in time: an encoder, and decoding with a cache.
+"""Speed-ups of pruned attention: an encoder, and decoding with a KV cache.
 
-All forms of one length are timed in turns. The ideal is what the multiply-adds, or for
-decoding the bytes of keys and values, say.
+All forms of one length are timed in turns. The ideal speed-up is the reduction of the
+multiply-adds, or for decoding of the bytes of keys and values.
 """
 
 import functools
@@ -21,16 +21,16 @@ from jprune import attention as ja
 
 
 class Settings(NamedTuple):
-    """What is timed.
+    """Settings of the benchmark.
 
     Attributes:
-      seeds: Of weights, inputs and caches; one ratio for each.
-      steps: Turns, of which the median counts.
-      shape: Of the encoder.
-      lengths: Of its input, a batch of one.
-      multiple_of: What numbers of tokens are rounded down to.
-      contexts: Batch and length of decoding, with the shape of GPT-2 small.
-      tokens: Decoded in a call.
+      seeds: seeds of weights, inputs and caches; one ratio each.
+      steps: number of turns; their median is reported.
+      shape: shape of the encoder.
+      lengths: lengths of its input, with a batch of one.
+      multiple_of: numbers of tokens are rounded down to a multiple of this.
+      contexts: batch and length of decoding, with the shape of GPT-2 small.
+      tokens: tokens that a call decodes.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -43,7 +43,7 @@ class Settings(NamedTuple):
 
 
 def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
-    """Times the encoder at every length and decoding in every context."""
+    """Times the encoder at every length, and decoding in every context."""
     del data_dir
     parts = len(settings.lengths) + len(settings.contexts)
     task = progress.add_task("time", total=parts * len(settings.seeds))
@@ -69,7 +69,7 @@ def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
 
 
 def encoder(settings: Settings, length: int, advance: Any) -> dict[str, Any]:
-    """Returns milliseconds of each form and what comes of them."""
+    """Returns the milliseconds of each form of the encoder, and their ratios."""
     shape = settings.shape
     plan = encoding.half(shape, length, settings.multiple_of)
     full = encoding.cost(shape, ja.dense(shape.depth, length, shape.heads))
@@ -101,7 +101,7 @@ def encoder(settings: Settings, length: int, advance: Any) -> dict[str, Any]:
 
 
 def encoder_table(figures: dict[str, Any], settings: Settings) -> Table:
-    """Returns the encoder's times and ratios."""
+    """Returns the table of the encoder."""
     rows = []
     for length, one in figures["encoder"].items():
         faster = np.divide(one["ms, dense"], one["ms, pruned"])
@@ -156,7 +156,7 @@ def _times_fewer(figures: dict[str, Any]) -> tuple[float, None]:
 
 
 def _health(case: str, figures: dict[str, Any]) -> tuple[float, float | None]:
-    """The bandwidth of the fastest dense cache, as a share of streaming's."""
+    """The bandwidth of the fastest dense cache over that of streaming."""
     one = figures["decoding"][case]
     fastest = np.max([one[f"GB/s, {name}"] for name in decoding.DENSE], axis=0)
     return mean_and_spread(np.divide(fastest, one["GB/s, streaming"]))
@@ -215,7 +215,7 @@ STUDY = Study(
                 f"the fastest dense cache, context {length}: its GB/s over a streaming "
                 "product's",
                 "jprune",
-                # Where XLA stumbles over a batch of one it is about 0.1.
+                # About 0.1 if XLA compiles a batch of one badly.
                 (">=", 0.7),
                 functools.partial(_health, f"1 x {length}"),
             )

@@ -1,9 +1,9 @@
-"""What pruned attention is worth on a GPU, and whether a kernel of our own pays.
+"""Speed-ups of pruned attention on a GPU, and the benefit of our own kernels.
 
-Batches fill the device and types are bfloat16, as one runs there. Attention that also
-scores its tokens is timed by XLA and by `fused`, beside attention that does not: by
-XLA, and by cuDNN, the fastest that can be had. Encoders and caches are those of
-`bench attention`. On a CPU it runs, at a small size, but says nothing.
+Batches fill the device and the type is bfloat16, as usual on GPUs. Attention with token
+importances is timed by XLA and by `fused`, and attention without importances by XLA
+and by cuDNN, the fastest available. Encoders and caches are those of `bench attention`.
+It runs on CPUs at a small size, where the figures are meaningless.
 """
 
 import functools
@@ -25,19 +25,19 @@ from jprune.attention import _choose
 
 
 class Settings(NamedTuple):
-    """What is timed.
+    """Settings of the benchmark.
 
     Attributes:
-      seeds: Of weights, inputs and caches; one ratio for each.
-      steps: Turns, of which the median counts.
-      shape: Of the encoder.
-      batch: Sentences.
-      lengths: Of a batch.
-      multiple_of: What numbers of tokens are rounded down to.
-      kernel_lengths: Of attention alone.
-      rows: Shapes of keys, of which half of each row is chosen.
-      contexts: Batch and length of decoding, with the shape of GPT-2 small.
-      tokens: Decoded in a call.
+      seeds: seeds of weights, inputs and caches; one ratio each.
+      steps: number of turns; their median is reported.
+      shape: shape of the encoder.
+      batch: number of sentences.
+      lengths: lengths of the sentences of the encoder.
+      multiple_of: numbers of tokens are rounded down to a multiple of this.
+      kernel_lengths: lengths of the sentences for attention alone.
+      rows: shapes of sort keys; half of each row is selected.
+      contexts: batch and length of decoding, with the shape of GPT-2 small.
+      tokens: tokens that a call decodes.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -90,7 +90,7 @@ def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
 def kernels(
     settings: Settings, length: int, advance: Callable[[], None]
 ) -> dict[str, list[float]]:
-    """Returns milliseconds of one layer's attention, with importance and without."""
+    """Returns milliseconds of one layer's attention, with and without importances."""
     shape, batch = settings.shape, settings.batch
     sizes = batch, shape.heads, length, shape.width // shape.heads
     valid = jnp.ones((batch, length), bool)
@@ -103,7 +103,7 @@ def kernels(
         "XLA, no scores": jax.jit(lambda q, k, v, _: encoding.attended(q, k, v)),
     }
     if jax.default_backend() == "gpu":
-        # As cuDNN has it, (tokens, heads, dim): no transpose is counted.
+        # In the layout of cuDNN, (tokens, heads, dim), so no transposes are timed.
         dot = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
         programs["cuDNN, no scores"] = jax.jit(lambda q, k, v, _: dot(q, k, v))
     found: dict[str, list[float]] = {}
@@ -127,7 +127,7 @@ def kernels(
 def choice(
     settings: Settings, shape: tuple[int, ...], advance: Callable[[], None]
 ) -> dict[str, list[float]]:
-    """Returns milliseconds of choosing half of each row, in both ways."""
+    """Returns the milliseconds of selecting half of each row, by both algorithms."""
     need = jnp.full(shape[:-1], shape[-1] // 2, jnp.int32)
     programs = {
         "bits": jax.jit(_choose.best_by_bits),
@@ -145,7 +145,7 @@ def choice(
 def encoder(
     settings: Settings, length: int, advance: Callable[[], None]
 ) -> dict[str, Any]:
-    """Returns milliseconds of each form and what comes of them."""
+    """Returns the milliseconds of each form of the encoder, and their ratios."""
     shape = settings.shape
     plan = encoding.half(shape, length, settings.multiple_of)
     full = encoding.cost(shape, ja.dense(shape.depth, length, shape.heads))
@@ -184,7 +184,7 @@ def encoder(
 
 
 def kernel_table(figures: dict[str, Any], settings: Settings) -> Table:
-    """Returns attention's times, with importance and without."""
+    """Returns the table of attention, with importances and without."""
     names = ("XLA", "fused", "XLA, no scores", "cuDNN, no scores")
     rows = tuple(
         (
@@ -211,7 +211,7 @@ def kernel_table(figures: dict[str, Any], settings: Settings) -> Table:
 
 
 def choice_table(figures: dict[str, Any], settings: Settings) -> Table:
-    """Returns the times of both ways to choose."""
+    """Returns the table of both selection algorithms."""
     rows = []
     for shape, one in figures["choice"].items():
         bits, pairs = one["ms, bits"], one["ms, pairs"]
@@ -229,7 +229,7 @@ def choice_table(figures: dict[str, Any], settings: Settings) -> Table:
 
 
 def encoder_table(figures: dict[str, Any], settings: Settings) -> Table:
-    """Returns the encoder's times and ratios."""
+    """Returns the table of the encoder."""
     names = ("dense", "flash", "masked", "pruned", "fused")
     rows = []
     for length, one in figures["encoder"].items():

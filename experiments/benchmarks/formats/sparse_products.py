@@ -1,7 +1,7 @@
-"""What a pruned matrix costs to multiply by, form by form, beside the dense one.
+"""Cost of products with a pruned matrix in several formats, relative to dense.
 
-CPU-seconds, so that what else runs on the machine counts little, as ratios to the
-dense product of the same turn.
+CPU time, which other processes affect little, as ratios to the dense product of the
+same turn.
 """
 
 import statistics
@@ -20,17 +20,17 @@ from jprune import formats
 
 KEPT = {"50 %": (2, 4), "75 %": (1, 4), "90 %": (1, 10), "95 %": (1, 20)}
 BLOCKS = (32, 64, 128)
-CALLS = 3  # between two looks at the clock
+CALLS = 3  # calls per measurement
 
 
 class Settings(NamedTuple):
-    """The product that is timed, y = x W.
+    """Settings of the product y = x W.
 
     Attributes:
-      seeds: Seeds of x, W and the masks; one ratio for each.
-      steps: Turns, of which the median counts.
-      n: Examples.
-      size: Inputs and outputs of W; 4, 10, 20 and the blocks have to divide it.
+      seeds: seeds of x, W and the masks; one ratio each.
+      steps: number of turns; their median is reported.
+      n: number of examples.
+      size: inputs and outputs of W; divisible by 4, 10, 20 and the blocks.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -40,11 +40,11 @@ class Settings(NamedTuple):
 
 
 class Form(NamedTuple):
-    """One way to multiply.
+    """A product in one format.
 
     Attributes:
       product: `(x, w) -> y`.
-      w: the weight as it takes it.
+      w: weight in that format.
     """
 
     product: Callable[[jax.Array, Any], jax.Array]
@@ -52,7 +52,7 @@ class Form(NamedTuple):
 
 
 def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
-    """Times all forms at all sparsities, in turns."""
+    """Times all formats at all sparsities, in turns."""
     del data_dir
     task = progress.add_task("time", total=len(settings.seeds) * len(KEPT))
     ratios: dict[str, dict[str, list[float]]] = {}
@@ -80,7 +80,7 @@ def inputs(settings: Settings, seed: int) -> tuple[jax.Array, np.ndarray]:
 
 
 def forms(w: np.ndarray, n: int, m: int, rng: np.random.Generator) -> dict[str, Form]:
-    """Returns every form of a weight of which n/m is kept, at random; dense first."""
+    """Returns a weight with random density n/m in every format; dense first."""
     size, kept = len(w), len(w) * n // m
     mask = random_mask(rng, (size, size), n / m)
     pattern = rng.random((size // m, m, size)).argsort(1).argsort(1) < n
@@ -89,7 +89,7 @@ def forms(w: np.ndarray, n: int, m: int, rng: np.random.Generator) -> dict[str, 
         "dense": Form(jnp.matmul, jnp.asarray(w)),
         "masked dense": Form(masked_product, (jnp.asarray(w), jnp.asarray(mask))),
         "BCOO": Form(bcoo_product, formats.to_bcoo(w, mask)),
-        # W transposed: JAX multiplies by a BCSR matrix from the left alone.
+        # W transposed, since JAX supports BCSR matrices on the left only.
         "BCSR": Form(bcsr_product, formats.to_bcsr(w.T, mask.T)),
         "n:m": Form(formats.n_of_m_matmul, formats.pack_n_of_m(n, m)(w, pattern)),
     }
@@ -108,28 +108,28 @@ def forms(w: np.ndarray, n: int, m: int, rng: np.random.Generator) -> dict[str, 
 def random_mask(
     rng: np.random.Generator, shape: tuple[int, int], share: float
 ) -> np.ndarray:
-    """Returns a mask with exactly that share of True."""
+    """Returns a random mask with exactly this density."""
     size = shape[0] * shape[1]
     return rng.permutation(np.arange(size) < round(share * size)).reshape(shape)
 
 
 def masked_product(x: jax.Array, w: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Returns x W with the mask applied in the step, as in training."""
+    """Returns x W and applies the mask, as in training."""
     return x @ jnp.where(w[1], w[0], 0)
 
 
 def bcoo_product(x: jax.Array, w: Any) -> jax.Array:
-    """Returns x W for W of JAX's coordinates."""
+    """Returns x W for W in BCOO."""
     return x @ w
 
 
 def bcsr_product(x: jax.Array, transposed: Any) -> jax.Array:
-    """Returns x W for W transposed in JAX's rows."""
+    """Returns x W for the transposed W in BCSR."""
     return (transposed @ x.T).T
 
 
 def one_by_one(x: jax.Array, w: formats.Blocks) -> jax.Array:
-    """Returns x W, one block after the other."""
+    """Returns x W, one block at a time."""
     return formats.block_matmul(x, w, at_once=1)
 
 
@@ -141,15 +141,15 @@ def all_at_once(x: jax.Array, w: formats.Blocks) -> jax.Array:
 def in_turns(
     x: jax.Array, forms: dict[str, Form], turns: int
 ) -> tuple[dict[str, float], float]:
-    """Returns each form's CPU time over that of the dense one in the same turn.
+    """Returns the CPU time of each form over that of the dense one in the same turn.
 
     Args:
-      x: what is multiplied.
-      forms: By name, "dense" among them.
-      turns: How often all of them run, one after the other.
+      x: left operand.
+      forms: forms by name, including "dense".
+      turns: number of turns, in each of which all forms run.
 
     Returns:
-      The median ratios, and the median CPU-seconds of the dense product.
+      The median ratios, and the median CPU time of the dense product in seconds.
     """
     products = {name: jax.jit(form.product) for name, form in forms.items()}
     for name, form in forms.items():
@@ -170,7 +170,7 @@ def in_turns(
 
 
 def table(figures: dict[str, Any], settings: Settings) -> Table:
-    """Returns the ratios, a line for each form."""
+    """Returns the table with a row per format."""
     ratios = figures["ratio"]
     return Table(
         columns=("CPU time over dense", *KEPT),
@@ -188,7 +188,7 @@ def table(figures: dict[str, Any], settings: Settings) -> Table:
 
 
 def claim(form: str, sparsity: str, target: tuple[str, float]) -> Claim:
-    """Returns the claim about the CPU time of a form over that of the dense product."""
+    """Returns the claim on the CPU time of a format over that of dense."""
     return Claim(
         f"product with {form} at {sparsity}: CPU time over that of the dense product",
         "jprune",

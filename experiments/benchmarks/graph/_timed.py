@@ -1,9 +1,9 @@
-"""One process of `bench graph`: a network is traced, ranked and made smaller.
+"""A process of `bench graph`: traces, ranks and shrinks a network.
 
     python -m experiments.benchmarks.graph._timed ResNet-50 64 12 3 whole
 
-prints one JSON object. Each repetition has its own weights and its own function, so
-that JAX has neither traced nor compiled it before.
+prints one JSON object. Each repetition has its own weights and its own function, which
+JAX has neither traced nor compiled before.
 """
 
 import functools
@@ -36,7 +36,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Takes and returns `(batch, length, width)`."""
+        """Maps `(batch, length, width)` to the same shape."""
         attention: Any = nn.MultiHeadDotProductAttention(self.heads)
         x = x + attention(nn.LayerNorm()(x))
         hidden = nn.gelu(nn.Dense(self.hidden)(nn.LayerNorm()(x)))
@@ -53,7 +53,7 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Takes images, returns logits."""
+        """Returns the logits of images."""
         init = nn.initializers.normal(0.02)
         x = nn.Conv(self.width, (16, 16), (16, 16), padding="VALID")(x)
         x = x.reshape(x.shape[0], -1, self.width)
@@ -71,7 +71,7 @@ RESNET50 = residual.ResNet(
 
 
 class Network(NamedTuple):
-    """A module of some depth, and a function that replaces its `apply`."""
+    """A module as a function of its depth, and a replacement of its `apply`."""
 
     module: Callable[[int], nn.Module]
     function: Callable[..., Any] | None = None
@@ -91,14 +91,15 @@ NETWORKS = {
 def measure(
     name: str, side: int, depth: int, repetitions: int, whole: bool
 ) -> dict[str, Any]:
-    """Returns seconds of each part, once for each repetition.
+    """Returns the seconds of each part, for each repetition.
 
     Args:
-      name: of `NETWORKS`.
-      side: of the one image.
-      depth: layers of a transformer.
-      repetitions: how often; the first has JAX's first use in it.
-      whole: rank and shrink as well, on random weights, else shapes only.
+      name: name of the network, one of `NETWORKS`.
+      side: side of the image.
+      depth: number of layers of a transformer.
+      repetitions: number of repetitions; the first includes JAX's initialization.
+      whole: whether to rank and shrink as well, on random weights; otherwise only
+        shapes are used.
     """
     network = NETWORKS[name]
     module = network.module(depth)
@@ -116,7 +117,7 @@ def measure(
 
 
 def drawn(shapes: Any, seed: int) -> Any:
-    """Returns random arrays."""
+    """Returns random arrays of these shapes."""
     rng = np.random.default_rng(seed)
     return jax.block_until_ready(
         jax.tree.map(
@@ -155,9 +156,9 @@ def once(
 
 
 def clocked(fn: Callable[..., Any], taken: list[float]) -> Callable[..., Any]:
-    """Returns `jax.make_jaxpr` that notes how long it takes for one function.
+    """Returns a `jax.make_jaxpr` that records its time for one function.
 
-    So the analysis is the rest of `trace`, in the same call.
+    The rest of the time of `trace` is that of the analysis, in the same call.
     """
     make_jaxpr = jax.make_jaxpr
 

@@ -1,13 +1,13 @@
-"""Times Torch-Pruning. Run by `bench graph`, in an interpreter that has it installed.
+"""Times Torch-Pruning; `bench graph` runs it in an interpreter with that package.
 
     python experiments/benchmarks/graph/_torch_pruning.py ResNet-50 64 3
 
-prints one JSON object. It imports nothing of jprune, nor JAX. One thread, CPU time;
-each repetition takes a new network, whose making does not count.
+prints one JSON object. It imports neither jprune nor JAX. It uses one thread and
+measures CPU time; each repetition has a new network, whose construction is not timed.
 
-The networks are those of its own examples: torchvision's ResNet-50, and timm's ViT with
-an attention in place of timm's whose number of channels may change. torchvision's ViT
-has fused attention, which it prunes with the stream only.
+The networks are those of Torch-Pruning's examples: torchvision's ResNet-50, and timm's
+ViT with a replacement of its attention whose number of channels may change.
+torchvision's ViT has fused attention, which is only pruned together with the stream.
 """
 
 import importlib
@@ -22,7 +22,7 @@ RATIO = 0.5
 
 
 def resnet50(side: int) -> tuple[Any, Any, dict[Any, int]]:
-    """Returns the network, what stays whole, and which layers have heads."""
+    """Returns the network, the layers to ignore, and the heads of layers."""
     torchvision = importlib.import_module("torchvision")
 
     del side
@@ -77,7 +77,7 @@ NETWORKS = {"ResNet-50": resnet50, "ViT-B": vit, "ViT-B, fused attention": fused
 
 
 def measure(name: str, side: int, repetitions: int) -> dict[str, Any]:
-    """Returns seconds of the graph, of all groups, of a pruner, and of its step."""
+    """Returns the seconds of the graph, all groups, the pruner, and its step."""
     torch = importlib.import_module("torch")
     tp = importlib.import_module("torch_pruning")
 

@@ -1,8 +1,9 @@
-"""What it costs to find a network's groups, and to make it smaller by half of them.
+"""Time to find a network's groups, and to remove half of their entries.
 
-Against Torch-Pruning, on the same machine in turns, where an interpreter has it: this
-one, or the one that JPRUNE_TORCH_PRUNING names (`pip install torch-pruning torchvision
-timm` in an environment of its own). Without it there are no rows and no claims of it.
+Compared with Torch-Pruning, on the same machine and in turns, if it is installed: in
+this interpreter, or in the one that JPRUNE_TORCH_PRUNING names (`pip install
+torch-pruning torchvision timm` in a separate environment). Otherwise its rows and
+claims are omitted.
 """
 
 import functools
@@ -40,16 +41,17 @@ PEER_PARTS = {
 
 
 class Settings(NamedTuple):
-    """What is timed.
+    """Settings of the benchmark.
 
     Attributes:
-      seeds: Turns; in each every case runs in a process of its own.
-      steps: Repetitions in a process, with other weights. The first has compilation
-        and first uses in it and counts apart; the median of the others counts.
-      networks: That are made smaller by half.
-      side: Of the image that they are traced for.
-      growing: The network whose depth grows.
-      depths: Its layers.
+      seeds: turns, in each of which every case runs in its own process.
+      steps: repetitions in a process, with different weights. The first, which includes
+        compilation and initialization, is reported separately from the median of the
+        others.
+      networks: networks to shrink by half.
+      side: side of the image that they are traced for.
+      growing: network with growing depth.
+      depths: its numbers of layers.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -78,7 +80,7 @@ def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
             facts[name] = note(ours, name, measured(name, *numbers, "whole"))
             progress.advance(task)
             if peer:
-                network = name.split(",")[0]  # a module in any case
+                network = name.split(",")[0]  # always the module
                 found = measured_peer(peer, network, settings)
                 facts[f"Torch-Pruning, {name}"] = note(theirs, name, found)
                 progress.advance(task)
@@ -103,7 +105,7 @@ def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
 def note(
     rows: dict[str, dict[str, list[float]]], name: str, found: dict[str, Any]
 ) -> dict[str, Any]:
-    """Adds a process' times to those of a case, and returns what else it found."""
+    """Appends the times of a process to those of a case, and returns the rest."""
     times = {k: v for k, v in found.items() if isinstance(v, list) and k != "params"}
     if "step" in times:
         times["whole"] = [
@@ -118,17 +120,17 @@ def note(
 
 
 def measured(name: str, side: int, depth: int, steps: int, what: str) -> dict[str, Any]:
-    """Returns what `graph_timed` prints in a new process."""
+    """Returns the output of `_timed` in a new process."""
     module = "experiments.benchmarks.graph._timed"
     numbers = map(str, (side, depth, steps))
     return printed([sys.executable, "-m", module, name, *numbers, what])
 
 
 def measured_peer(python: str, name: str, settings: Settings) -> dict[str, Any]:
-    """Returns what `torch_pruning_peer` prints in a new process.
+    """Returns the output of `_torch_pruning` in a new process.
 
     Raises:
-      ExperimentError: if the interpreter cannot run it.
+      ExperimentError: the interpreter cannot run it.
     """
     script = Path(__file__).with_name("_torch_pruning.py")
     numbers = map(str, (settings.side, settings.steps))
@@ -143,20 +145,20 @@ def measured_peer(python: str, name: str, settings: Settings) -> dict[str, Any]:
 
 
 def printed(command: list[str]) -> dict[str, Any]:
-    """Returns the JSON in the last line that a process prints."""
+    """Returns the JSON in the last line that a command prints."""
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def peer_python() -> str | None:
-    """Returns the interpreter that has Torch-Pruning, or None."""
+    """Returns the interpreter with Torch-Pruning, or None."""
     given = os.environ.get(VARIABLE)
     here = importlib.util.find_spec("torch_pruning") is not None
     return given or (sys.executable if here else None)
 
 
 def table(figures: dict[str, Any], settings: Settings) -> Table:
-    """Returns the milliseconds of every part."""
+    """Returns the table of the milliseconds of every part."""
     ours, theirs = figures["milliseconds"], figures["peer_milliseconds"]
     facts = figures["facts"]
 
@@ -199,7 +201,7 @@ def table(figures: dict[str, Any], settings: Settings) -> Table:
 
 
 def growth_table(figures: dict[str, Any]) -> Table:
-    """Returns the milliseconds of growing depths."""
+    """Returns the table of the milliseconds for growing depths."""
     rows = [
         (
             depth,
@@ -236,7 +238,7 @@ def _over_peer(
 
 
 def claims(settings: Settings, peer: bool) -> tuple[Claim, ...]:
-    """Returns the claims, those against Torch-Pruning only where it is installed."""
+    """Returns the claims; those on Torch-Pruning only if it is installed."""
     found = [
         Claim(
             f"{name}: analysis of the traced function (ms of CPU time)",

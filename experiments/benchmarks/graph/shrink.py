@@ -1,7 +1,8 @@
-"""What half the multiply-adds are worth in time: inference of networks made smaller.
+"""Speed-up of inference with half of the multiply-adds removed.
 
-Every group gives up the same share, rounded to what kernels like, such that half of the
-multiply-adds are left; full and small functions are jitted and timed in turns.
+The same share of every group is removed, with sizes rounded to multiples that kernels
+prefer, such that half of the multiply-adds remain. The full and the small function are
+jitted and timed in turns.
 """
 
 import functools
@@ -24,17 +25,17 @@ from jprune import graph as jg
 
 
 class Settings(NamedTuple):
-    """What is timed.
+    """Settings of the benchmark.
 
     Attributes:
-      seeds: Of weights and inputs; one ratio for each.
-      steps: Turns, of which the median counts.
-      multiple_of: What the sizes of groups are rounded to.
-      batch: Images of 32x32 that ResNet-20 takes at once.
-      depth: Its layers with kernels.
-      length: Tokens that the block takes at once.
-      width: Of the block; its MLP is four times as wide.
-      heads: Of its attention.
+      seeds: seeds of weights and inputs; one ratio each.
+      steps: number of turns; their median is reported.
+      multiple_of: sizes of groups are rounded to a multiple of this.
+      batch: images of 32x32 per call of ResNet-20.
+      depth: its number of layers with kernels.
+      length: tokens per call of the block.
+      width: width of the block; its MLP is four times as wide.
+      heads: number of its heads.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -51,7 +52,7 @@ Network = tuple[Callable[..., Any], Any, tuple[Any, ...]]
 
 
 def resnet(settings: Settings, seed: int) -> Network:
-    """Returns ResNet-20 with the statistics of a batch as params, as it is served."""
+    """Returns ResNet-20 for inference; its params include normalization statistics."""
     first, second = jax.random.split(jax.random.key(seed))
     params = models.resnet.init(first, depth=settings.depth)
     images = jax.random.normal(second, (settings.batch, 32, 32, 3))
@@ -64,7 +65,7 @@ def resnet(settings: Settings, seed: int) -> Network:
 
 
 def resnet_by_lax_conv(settings: Settings, seed: int) -> Network:
-    """Returns the same with `lax.conv` in place of patches times a matrix."""
+    """Returns ResNet-20 with `lax.conv` instead of patches times a matrix."""
     fn, params, inputs = resnet(settings, seed)
 
     def other(variables: Any, images: jax.Array) -> jax.Array:
@@ -75,7 +76,7 @@ def resnet_by_lax_conv(settings: Settings, seed: int) -> Network:
 
 
 def lax_conv(layer: dict[str, jax.Array], x: jax.Array, stride: int = 1) -> jax.Array:
-    """Returns what `layers.conv` does for a layer without bias."""
+    """The same as `layers.conv` for a layer without bias."""
     kernel = layer["kernel"]
     return jax.lax.conv_general_dilated(
         x,
@@ -114,7 +115,7 @@ def gpt2_block(settings: Settings, seed: int) -> Network:
 
 
 def block(params: Any, x: jax.Array, heads: int) -> jax.Array:
-    """Returns the block's output for `(batch, length, width)`."""
+    """Returns the output of the block for `(batch, length, width)`."""
     batch, length, width = x.shape
     qkv = layers.dense(params["qkv"], layer_norm(params["norm1"], x))
     qkv = qkv.reshape(batch, length, 3, heads, width // heads)
@@ -129,20 +130,19 @@ def block(params: Any, x: jax.Array, heads: int) -> jax.Array:
 
 
 def layer_norm(params: Any, x: jax.Array) -> jax.Array:
-    """Returns the last axis with mean 0 and variance 1, scaled and shifted."""
+    """Layer normalization over the last axis."""
     centred = x - x.mean(-1, keepdims=True)
     variance = jnp.square(centred).mean(-1, keepdims=True)
     return centred * jax.lax.rsqrt(variance + 1e-5) * params["scale"] + params["bias"]
 
 
 class Form(NamedTuple):
-    """A network, and what of it goes.
+    """A network, and what to remove.
 
     Attributes:
-      build: The network.
-      blocks: How many residual blocks go before channels do.
-      widest: Channels go where there are at least so many; narrow kernels gain
-        little in time.
+      build: builds the network.
+      blocks: number of residual blocks to remove before channels.
+      widest: minimum size of groups that lose channels; narrow kernels gain little.
     """
 
     build: Callable[[Settings, int], Network]
@@ -179,7 +179,7 @@ def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
 def timed(
     form: Form, settings: Settings, seed: int
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Returns the seconds of the full and the small network, and what they cost."""
+    """Returns the seconds of the full and the small network, and their costs."""
     fn, params, inputs = form.build(settings, seed)
     graph = jg.trace(fn, params, *inputs)
     whole = jg.multiply_adds(graph)
@@ -187,7 +187,7 @@ def timed(
     if form.blocks:
         rest_fn, rest = jg.without(graph, params, weakest(graph, params, form.blocks))
         graph = jg.trace(rest_fn, rest, *inputs)
-    share = 1 - 0.5 * whole / jg.multiply_adds(graph)  # of what blocks have left
+    share = 1 - 0.5 * whole / jg.multiply_adds(graph)  # of the remaining multiply-adds
     keep = narrowed(graph, rest, share, settings.multiple_of, form.widest)
     small_fn, small = jg.shrink(graph, rest, jg.make_plan(graph, keep))
     small = jax.block_until_ready(jax.tree.map(jnp.asarray, small))
@@ -211,7 +211,7 @@ def timed(
 
 
 def weakest(graph: jg.Graph, params: Any, count: int) -> list[str]:
-    """Returns the residual branches whose weights have the least mean square."""
+    """Returns the residual branches with the smallest mean square of weights."""
     scores = jg.branch_scores(graph, jax.tree.map(jnp.square, params))
     return sorted(scores, key=lambda name: float(scores[name]))[:count]
 
@@ -219,9 +219,9 @@ def weakest(graph: jg.Graph, params: Any, count: int) -> list[str]:
 def narrowed(
     graph: jg.Graph, params: Any, share: float, multiple_of: int, widest: int
 ) -> dict[str, np.ndarray]:
-    """Returns the choice, alike for all groups, that saves at least a share.
+    """Prunes the same share of every group by norm, to save at least a share of cost.
 
-    Of the largest norms; sizes are multiples, so it may cost a good deal less.
+    Since sizes are multiples, the cost may be considerably lower.
     """
     return jg.select(
         graph,
@@ -235,7 +235,7 @@ def narrowed(
 
 
 def flops_left(full: Any, small: Any) -> float | None:
-    """Returns the share of FLOPs that is left as XLA counts them, or None."""
+    """Returns the remaining share of FLOPs as counted by XLA, or None."""
     counts = []
     for program in (full, small):
         costs = program.cost_analysis()
@@ -247,7 +247,7 @@ def flops_left(full: Any, small: Any) -> float | None:
 
 
 def table(figures: dict[str, Any], settings: Settings) -> Table:
-    """Returns the times and their ratios."""
+    """Returns the table of times and ratios."""
     rows = []
     for name, one in figures["networks"].items():
         whole, left = one["million_multiply_adds"]

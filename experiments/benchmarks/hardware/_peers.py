@@ -1,16 +1,16 @@
-"""Runs SCALE-Sim or ZigZag, in an interpreter that has it. No jprune here, no JAX.
+"""Runs SCALE-Sim or ZigZag in an interpreter with that package, without jprune or JAX.
 
-    python accelerator_peers.py scalesim '[[64, 64, 32, 16, 16, "ws"], ...]'
-    python accelerator_peers.py zigzag '[[512, 768, 768, 32, 32], ...]'
+    python _peers.py scalesim '[[64, 64, 32, 16, 16, "ws"], ...]'
+    python _peers.py zigzag '[[512, 768, 768, 32, 32], ...]'
 
-Each product is `m, n, k, rows, columns` and, for SCALE-Sim, the dataflow; one JSON
-object is printed: cycles and CPU seconds of each, and the tool's version.
+Each product is `m, n, k, rows, columns` and, for SCALE-Sim, the dataflow. It prints one
+JSON object with cycles and CPU seconds of each product, and the version of the tool.
 
 SCALE-Sim (`pip install scalesim 'numpy<2'`) runs as its own command does, with the
 bandwidth that it needs ("CALC"), so its cycles are those of the array. ZigZag
 (`pip install zigzag-dse six`) runs on its own TPU-like machine, with the array of the
-product, 8 bits for operands, 16 for partial sums, and a DRAM port of 512 bits a cycle;
-it searches for the loop order of the least latency.
+product, 8 bits for operands, 16 bits for partial sums, and a DRAM port of 512 bits per
+cycle; it searches for the loop order with the least latency.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-LIMIT = 4  # of loop factors whose orders ZigZag tries
+LIMIT = 4  # loop factors whose orders ZigZag tries, at most
 
 CONFIG = """
 [general]
@@ -89,7 +89,7 @@ def scalesim(products: list[list[Any]], folder: Path) -> dict[str, Any]:
 
 
 def zigzag(products: list[list[Any]], folder: Path) -> dict[str, Any]:
-    """Returns ZigZag's least cycles and energy in pJ for each product."""
+    """Returns ZigZag's minimum cycles and energy in pJ for each product."""
     api = importlib.import_module("zigzag.api")
     yaml = importlib.import_module("yaml")
     inputs = Path(str(api.__file__)).parent / "inputs" / "hardware" / "tpu_like.yaml"
@@ -115,7 +115,7 @@ def zigzag(products: list[list[Any]], folder: Path) -> dict[str, Any]:
         }
         given = {"machine": machine, "mapping": [mapping], "layer": [layer]}
         for name, value in given.items():
-            # Memories stand in order, the lowest first.
+            # Memories are ordered, the lowest first.
             (folder / f"{name}.yaml").write_text(yaml.safe_dump(value, sort_keys=False))
         begin = time.process_time()
         energy, latency, _ = api.get_hardware_performance_zigzag(

@@ -1,10 +1,9 @@
-"""Design points a second of the hardware model, and the same products by its peers.
+"""Design points per second of the hardware model, and a comparison with peers.
 
-A design point is a network of twelve products on an accelerator of its own. Two threads
-share the points, in chunks that fit the cache. The peers run where an interpreter has
-them: those that JPRUNE_SCALESIM (`pip install scalesim 'numpy<2'`) and JPRUNE_ZIGZAG
-(`pip install zigzag-dse six`) name. Without them there are no rows and no claims of
-them.
+A design point is a network of twelve products on its own accelerator. Two threads share
+the points, in chunks that fit the cache. The peers run in the interpreters that
+JPRUNE_SCALESIM (`pip install scalesim 'numpy<2'`) and JPRUNE_ZIGZAG (`pip install
+zigzag-dse six`) name; otherwise their rows and claims are omitted.
 """
 
 import functools
@@ -42,7 +41,7 @@ PRODUCTS = (
     *((3136, 64, 256), (784, 512, 128)),
 )
 SIDES = (32, 128)
-# Small enough for a simulator that plays each cycle: m, n, k, rows, columns, dataflow.
+# Small enough for a cycle-level simulator: m, n, k, rows, columns, dataflow.
 PLAYED = (
     *((64, 64, 32, 16, 16, "ws"), (50, 30, 20, 8, 16, "os"), (33, 70, 65, 16, 8, "is")),
     *((128, 128, 64, 32, 32, "ws"), (100, 40, 90, 32, 16, "os")),
@@ -56,15 +55,15 @@ PLAYED = (
 
 
 class Settings(NamedTuple):
-    """What is timed.
+    """Settings of the benchmark.
 
     Attributes:
-      seeds: Of the designs; one rate for each.
-      steps: Turns, of which the fastest counts: the others had company.
-      points: Designs.
-      chunk: How many are computed at once; a quarter of it with gradients.
-      threads: That share the points.
-      temperature: Of the smooth cost.
+      seeds: seeds of the designs; one rate each.
+      steps: number of turns; the fastest is reported, since others were disturbed.
+      points: number of designs.
+      chunk: designs that are computed at once; a quarter of this with gradients.
+      threads: threads that share the points.
+      temperature: temperature of the smooth cost.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -85,7 +84,7 @@ def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
     for seed in settings.seeds:
         for name, (wall, cpu) in timed(settings, runs, seed).items():
             clock[name].append(rounded(settings.points / wall))
-            # The cores have other work: what two of them do alone.
+            # By CPU time, since the cores also have other work.
             rates[name].append(rounded(settings.points * settings.threads / cpu))
         progress.advance(task)
     figures: dict[str, Any] = {"points_a_second": rates, "points_by_the_clock": clock}
@@ -100,14 +99,14 @@ def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
 
 
 def network() -> hw.Workload:
-    """Returns twelve products: two layers of a BERT without what lies between."""
+    """Returns twelve products: those of two layers of a BERT."""
     layer = [(512, 2304, 768), (512, 512, 64), (512, 64, 512), (512, 768, 768)]
     layer += [(512, 3072, 768), (512, 768, 3072)]
     return workload.chain([workload.product(*sizes) for sizes in 2 * layer])
 
 
 def designs(key: jax.Array, count: int) -> hw.Accelerator:
-    """Returns accelerators whose sizes, clocks and memories differ."""
+    """Returns random accelerators with different sizes, clocks and memories."""
     bounds = {
         "rows": (8, 256),
         "columns": (8, 256),
@@ -126,7 +125,7 @@ def designs(key: jax.Array, count: int) -> hw.Accelerator:
 
 
 def forms(settings: Settings) -> dict[str, Callable[[Any], Any]]:
-    """Returns what is computed for one machine."""
+    """Returns the functions of one machine to time."""
     net = network()
 
     def product_of(machine: hw.Accelerator) -> Any:
@@ -147,7 +146,7 @@ def forms(settings: Settings) -> dict[str, Callable[[Any], Any]]:
 
 
 def compiled(settings: Settings) -> dict[str, Callable[[Any], Any]]:
-    """Returns each form over many machines, jitted."""
+    """Returns each function over many machines, jitted."""
     chunks = dict.fromkeys(FORMS, settings.chunk)
     chunks["gradient"] //= 4
     return {name: chunked(f, chunks[name]) for name, f in forms(settings).items()}
@@ -156,7 +155,7 @@ def compiled(settings: Settings) -> dict[str, Callable[[Any], Any]]:
 def timed(
     settings: Settings, runs: dict[str, Callable[[Any], Any]], seed: int
 ) -> dict[str, tuple[float, float]]:
-    """Returns each form's least seconds by the clock, and of CPU time."""
+    """Returns the minimum wall-clock and CPU seconds of each function."""
     parts = [
         designs(key, settings.points // settings.threads)
         for key in jax.random.split(jax.random.key(seed), settings.threads)
@@ -178,7 +177,7 @@ def timed(
 
 
 def chunked(f: Callable[[Any], Any], chunk: int) -> Callable[[Any], Any]:
-    """Returns the function over many machines, jitted."""
+    """Returns the jitted function over many machines, mapped in chunks."""
 
     def whole(parts: Any) -> Any:
         return jax.lax.map(f, parts, batch_size=chunk)
@@ -187,7 +186,7 @@ def chunked(f: Callable[[Any], Any], chunk: int) -> Callable[[Any], Any]:
 
 
 def wrong_cycles(settings: Settings) -> dict[str, int]:
-    """Returns how many of a thousand counts past 2^24 are not those of integers."""
+    """Returns how many counts are wrong, and how many exceed 2^24."""
     rng = np.random.default_rng(settings.seeds[0])
     sizes = rng.integers(2**10, 2**17, (3, 1000))
     arrays = rng.integers(8, 257, (2, 1000))
@@ -203,7 +202,7 @@ def wrong_cycles(settings: Settings) -> dict[str, int]:
 
 
 def closed_form(m: int, n: int, k: int, rows: int, columns: int) -> list[int]:
-    """Returns SCALE-Sim's cycles in Python's integers."""
+    """Returns SCALE-Sim's cycles as Python integers."""
     over_k, over_n = -(-k // rows), -(-n // columns)
     over_m = -(-m // rows), -(-m // columns)
     return [
@@ -214,7 +213,7 @@ def closed_form(m: int, n: int, k: int, rows: int, columns: int) -> list[int]:
 
 
 def scale_sim(rates: dict[str, list[float]]) -> dict[str, Any]:
-    """Returns SCALE-Sim's cycles and ours, and how much faster ours are."""
+    """Compares the cycles and rates of SCALE-Sim with ours."""
     found = played("SCALE-Sim", "scalesim", PLAYED)
     flows = ("ws", "os", "is")
     ours = [
@@ -225,13 +224,13 @@ def scale_sim(rates: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def closed_cycles(m: int, n: int, k: int, rows: int, columns: int) -> list[int]:
-    """Returns the model's cycles with the fill counted."""
+    """Returns the cycles of the model, including the time to fill the array."""
     found = systolic.exact_cycles((m, n, k), rows, columns)
     return systolic.to_int(found).tolist()
 
 
 def zigzag(rates: dict[str, list[float]]) -> dict[str, Any]:
-    """Returns ZigZag's cycles and ours, and how much faster ours are."""
+    """Compares the cycles and rates of ZigZag with ours."""
     products = tuple((*sizes, side, side) for sizes in PRODUCTS for side in SIDES)
     found = played("ZigZag", "zigzag", products)
     ours = [
@@ -248,7 +247,7 @@ def zigzag(rates: dict[str, list[float]]) -> dict[str, Any]:
 def compared(
     found: dict[str, Any], products: Any, ours: Any, rates: dict[str, list[float]]
 ) -> dict[str, Any]:
-    """Returns both sides' cycles, the errors, and the ratio of rates for a product."""
+    """Returns the cycles of both, the errors, and the ratio of rates per product."""
     error = [100 * (a / b - 1) for a, b in zip(ours, found["cycles"], strict=True)]
     a_product = statistics.mean(found["seconds"])
     each = statistics.mean(rates["cost"]) * len(network().m)
@@ -264,10 +263,10 @@ def compared(
 
 
 def played(name: str, tool: str, products: Any) -> dict[str, Any]:
-    """Returns what a peer prints in a process of its own.
+    """Returns the output of a peer in its own process.
 
     Raises:
-      ExperimentError: if the interpreter cannot run it.
+      ExperimentError: the interpreter cannot run it.
     """
     python = peer_python(name) or ""
     script = Path(__file__).with_name("_peers.py")
@@ -284,12 +283,12 @@ def played(name: str, tool: str, products: Any) -> dict[str, Any]:
 
 
 def peer_python(name: str) -> str | None:
-    """Returns the interpreter of a peer, if there is one."""
+    """Returns the interpreter of a peer, or None."""
     return os.environ.get(VARIABLES[name])
 
 
 def table(figures: dict[str, Any], settings: Settings) -> Table:
-    """Returns the rates."""
+    """Returns the table of rates."""
     rows = []
     for name, label in FORMS.items():
         both = (figures[k][name] for k in ("points_a_second", "points_by_the_clock"))
@@ -309,7 +308,7 @@ def table(figures: dict[str, Any], settings: Settings) -> Table:
 
 
 def peers_table(figures: dict[str, Any]) -> Table:
-    """Returns each peer's products."""
+    """Returns the table of the products of the peers."""
     rows = [
         (
             f"{name} {peer['version']}",
@@ -356,7 +355,7 @@ def _faster(name: str, figures: dict[str, Any]) -> tuple[float, None]:
 
 
 def claims() -> tuple[Claim, ...]:
-    """Returns the claims, of peers where they can run."""
+    """Returns the claims; those on peers only if they can run."""
     rate = functools.partial
     found = [
         Claim(

@@ -1,8 +1,8 @@
-"""The same selection on meshes of 1 to 8 CPU devices; prints one line of JSON.
+"""Times the selection on meshes of 1 to 8 CPU devices; prints one line of JSON.
 
-`selection` runs it in a process of its own, because a process has to choose its
-number of devices before it computes. The devices share the machine's cores, so
-this shows what cutting the weights into shards costs, not what it gains.
+`selection` runs it in a separate process, since the number of devices must be set
+before JAX starts. The devices share the machine's cores, so this measures the overhead
+of sharding, not its gain.
 """
 
 import json
@@ -20,7 +20,7 @@ LEAVES, SIDE = 4, 2048
 
 
 def moved_bytes(program: str) -> int:
-    """Returns the bytes of all results of collectives in a compiled program."""
+    """Returns the total bytes of the results of collectives in a compiled program."""
     found = re.findall(
         r"= (.*?) (?:all-reduce|all-gather|all-to-all|collective-permute|"
         r"reduce-scatter)(?:-start)?\(",

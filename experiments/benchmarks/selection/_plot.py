@@ -1,4 +1,4 @@
-"""The picture of the selection benchmark."""
+"""Plot of the selection benchmark."""
 
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ def draw(path: Path, *, figures: dict[str, Any], shapes: dict[str, Any]) -> None
     """Writes a PNG: time against size, and against the number of devices.
 
     Args:
-      path: Where to write.
-      figures: The benchmark's.
-      shapes: `(leaves, side)` by the name of a size.
+      path: path of the PNG.
+      figures: figures of the benchmark.
+      shapes: `(leaves, side)` by name of the size.
     """
     figure = Figure(figsize=(9.6, 4.2), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)

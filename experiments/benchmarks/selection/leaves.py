@@ -1,6 +1,6 @@
-"""Trees of thousands of small leaves: how long until the first masks, and the next.
+"""Time of the first and of later refreshes for trees of thousands of small leaves.
 
-Each case runs in a process of its own, since compiling is what is measured.
+Each case runs in its own process, since the first time includes compilation.
 """
 
 import json
@@ -23,11 +23,11 @@ SHAPES = (
 
 
 class Settings(NamedTuple):
-    """What is refreshed.
+    """Settings of the benchmark.
 
     Attributes:
-      seeds: Seeds of the weights; one run for each.
-      steps: Later refreshes, of which the median counts.
+      seeds: seeds of the weights; one run each.
+      steps: number of later refreshes; their median is reported.
     """
 
     seeds: tuple[int, ...] = (0,)
@@ -61,7 +61,7 @@ def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
 def in_a_process(
     path: str, scope: str, n: int, seed: int, steps: int
 ) -> dict[str, Any]:
-    """Returns what `measure` prints in a new process."""
+    """Returns the result of `measure` in a new process."""
     done = subprocess.run(
         [sys.executable, "-m", "experiments.benchmarks.selection.leaves", path, scope]
         + [str(number) for number in (n, seed, steps)],
@@ -74,7 +74,7 @@ def in_a_process(
 
 
 def measure(path: str, scope: str, n: int, seed: int, steps: int) -> dict[str, float]:
-    """Returns seconds of the first refresh, compilation included, and of the next."""
+    """Returns seconds of the first refresh, with compilation, and of later ones."""
     import statistics
 
     import jax
@@ -106,7 +106,7 @@ def measure(path: str, scope: str, n: int, seed: int, steps: int) -> dict[str, f
 
 
 def table(figures: dict[str, Any], settings: Settings) -> Table:
-    """Returns the seconds of all cases."""
+    """Returns the table of the seconds of all cases."""
     rows = [
         (f"scope {scope}", n, plus_minus(row["first"]), plus_minus(row["later"]))
         for name, row in figures["refreshes"].items()

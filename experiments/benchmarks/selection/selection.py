@@ -1,8 +1,8 @@
-"""What an exact global mask costs, in reductions of the same weights.
+"""Cost of an exact global mask, in reduction passes over the same weights.
 
-A reduction pass reads each weight once and adds its magnitude up: less no method
-can do that looks at all weights. Peers sort. Their algorithms are written anew
-here from their descriptions; PyTorch's own is timed where it is installed.
+A reduction pass reads each weight once and sums the magnitudes, which is a lower bound
+for methods that read all weights. Peers sort. Their algorithms are reimplemented here
+from their descriptions; PyTorch's own is timed if it is installed.
 """
 
 import functools
@@ -34,13 +34,13 @@ N_OF_M, DOUBLE_SORT = "2:4", "2:4 by two argsorts"
 
 
 class Settings(NamedTuple):
-    """What is selected.
+    """Settings of the benchmark.
 
     Attributes:
-      seeds: Seeds of the weights; one ratio for each.
-      steps: Turns, of which the median counts.
-      density: The part of the weights that is kept.
-      peers_up_to: The most weights that peers get; they take minutes beyond.
+      seeds: seeds of the weights; one ratio each.
+      steps: number of turns; their median is reported.
+      density: share of weights that is kept.
+      peers_up_to: maximum number of weights for peers, which take minutes beyond it.
     """
 
     seeds: tuple[int, ...] = (0,)
@@ -98,7 +98,7 @@ def weights(seed: int, count: int, side: int, dtype: Any) -> list[jax.Array]:
 
 
 def at_one_size(leaves: list[jax.Array], settings: Settings) -> dict[str, float]:
-    """Returns the seconds of every form for some weights."""
+    """Returns the seconds of every form for the weights of one size."""
     n = sum(w.size for w in leaves)
     k = round(n * settings.density)
     each = [round(w.size * settings.density) for w in leaves]
@@ -122,7 +122,7 @@ def magnitudes(leaves: list[jax.Array]) -> list[jax.Array]:
 
 
 def peers(leaves: list[jax.Array], k: int) -> dict[str, float]:
-    """Returns the seconds of what sorts, each timed once after compilation."""
+    """Returns the seconds of methods that sort, timed once after compilation."""
 
     def compiled(f: Callable[..., Any]) -> Callable[[], Any]:
         program = jax.jit(f).lower(leaves).compile()
@@ -142,7 +142,7 @@ def peers(leaves: list[jax.Array], k: int) -> dict[str, float]:
 
 
 def sorted_globally(leaves: list[jax.Array], k: int) -> list[jax.Array]:
-    """Returns masks as JaxPruner's global magnitude pruning makes them.
+    """Returns the masks of JaxPruner's global magnitude pruning.
 
     Scores are divided by their leaf's norm, concatenated, and sorted by index;
     Lee et al., JaxPruner, 2023, arXiv:2304.14082.
@@ -199,7 +199,7 @@ def patterned(settings: Settings, seed: int) -> dict[str, float]:
 
 
 def on_devices() -> dict[str, Any]:
-    """Returns what `selection_devices` finds, in a process with eight devices."""
+    """Returns the output of `_devices`, in a process with eight devices."""
     done = subprocess.run(
         [sys.executable, "-m", "experiments.benchmarks.selection._devices"],
         env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"},
@@ -211,7 +211,7 @@ def on_devices() -> dict[str, Any]:
 
 
 def table(figures: dict[str, Any], settings: Settings) -> Table:
-    """Returns the passes of every form at every size."""
+    """Returns the table of the passes of every form at every size."""
     sizes = list(figures["pass_seconds"]["f32"])
     rows = []
     for dtype, forms in figures["passes"].items():

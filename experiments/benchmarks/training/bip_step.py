@@ -1,4 +1,4 @@
-"""What a step of bi-level pruning costs: two gradients, a selection, two updates."""
+"""Cost of a step of bi-level pruning: two gradients, a selection, two updates."""
 
 import functools
 import statistics
@@ -26,13 +26,14 @@ FORMS = {
 
 
 class Settings(NamedTuple):
-    """The networks that are timed.
+    """Settings of the benchmark.
 
     Attributes:
-      seeds: Seeds of weights and inputs; one ratio for each.
-      steps: Turns in which every form takes a step; the median counts.
-      batch: Images in a gradient.
-      sparsity: At which BiP trains.
+      seeds: seeds of weights and inputs; one ratio each.
+      steps: number of turns, in each of which every form takes a step; their median is
+        reported.
+      batch: images per gradient.
+      sparsity: sparsity of BiP.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -42,23 +43,23 @@ class Settings(NamedTuple):
 
 
 class Network(NamedTuple):
-    """A network, the images it takes, and the layers that 2:4 does not divide.
+    """A network, its image shape, and the layers that 2:4 cannot divide.
 
-    The batch may be several times that of the settings.
+    The batch is that of the settings, times `larger`.
     """
 
     init: Any
     apply: Any
     shape: tuple[int, int, int]
     dense: tuple[str, ...]
-    larger: int = 1  # times the settings' batch
+    larger: int = 1
 
 
 _MLP = Network(models.mlp.init, models.mlp.apply, (28, 28, 1), ())
 
 NETWORKS = {
     "MLP 300-100": _MLP,
-    # The batch of the study of BiP; a weight is used for more than 100 examples.
+    # The batch of the study of BiP, where a weight is used for over 100 examples.
     "MLP 300-100, 4 x batch": _MLP._replace(larger=4),
     "CNN": Network(models.cnn.init, models.cnn.apply, (28, 28, 1), ("conv1/.*",)),
     "ResNet-20": Network(
@@ -108,12 +109,12 @@ def loss(network: Network, params: Any, batch: tuple[jax.Array, jax.Array]):
 
 
 def sgd() -> optax.GradientTransformation:
-    """Returns the optimizer of all levels."""
+    """Returns the optimizer of both levels."""
     return optax.sgd(0.01, momentum=0.9)
 
 
 def steps(settings: Settings, network: Network) -> dict[str, jp.Algorithm]:
-    """Returns each form as an algorithm: two streams of batches, one or two used."""
+    """Returns each form as an algorithm with two batches, of which it may use one."""
     objective = functools.partial(loss, network)
     bip = functools.partial(bilevel.bip, objective, lower=sgd(), upper=sgd())
     where = jp.excluding(*network.dense) if network.dense else jp.is_kernel
@@ -122,13 +123,13 @@ def steps(settings: Settings, network: Network) -> dict[str, jp.Algorithm]:
         "global": bip(jp.keep_top(settings.sparsity, scope="global")),
         "leaf": bip(jp.keep_top(settings.sparsity)),
         "n_of_m": bip(jp.keep_n_of_m(2, 4), where=where),
-        # What is left without the search for a threshold: the least that a step costs.
+        # Without the search for a threshold: a lower bound of the cost of a step.
         "above": bip(jp.keep_above(0.01)),
     }
 
 
 def dense(objective: Any) -> jp.Algorithm:
-    """Returns ordinary training in the form of an algorithm."""
+    """Returns ordinary training as an algorithm."""
     tx = sgd()
 
     def init(params: Any) -> Any:
@@ -149,7 +150,7 @@ def dense(objective: Any) -> jp.Algorithm:
 def in_turns(
     settings: Settings, network: Network, forms: dict[str, jp.Algorithm], seed: int
 ) -> dict[str, float]:
-    """Returns each form's median seconds for a step."""
+    """Returns the median seconds of a step of each form."""
     first, second, third = jax.random.split(jax.random.key(seed), 3)
     params = network.init(first, network.shape, 10)
     upper = draw(settings, network, second)
@@ -171,7 +172,7 @@ def in_turns(
 
 
 def draw(settings: Settings, network: Network, key: jax.Array):
-    """Returns a batch of noise, which costs what images do."""
+    """Returns a batch of noise, which costs the same as images."""
     one, two = jax.random.split(key)
     batch = settings.batch * network.larger
     images = jax.random.normal(one, (batch, *network.shape))
@@ -179,7 +180,7 @@ def draw(settings: Settings, network: Network, key: jax.Array):
 
 
 def compilations(settings: Settings, network: Network) -> int:
-    """Returns how often the network is traced for five sparsities, per gradient."""
+    """Returns the number of traces of the network for five sparsities, per gradient."""
     traces = []
 
     def counted(params: Any, batch: Any) -> jax.Array:
@@ -202,7 +203,7 @@ def compilations(settings: Settings, network: Network) -> int:
 
 
 def table(figures: dict[str, Any], settings: Settings) -> Table:
-    """Returns the ratios."""
+    """Returns the table of ratios."""
     rows = [
         (label, *(plus_minus(figures["ratios"][name][form]) for name in NETWORKS))
         for form, label in FORMS.items()

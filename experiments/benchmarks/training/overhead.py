@@ -1,4 +1,4 @@
-"""What `sparsify` costs a training step: nearly nothing while no refresh is due."""
+"""Cost of `sparsify` per training step: nearly nothing while no refresh is due."""
 
 import functools
 import statistics
@@ -25,21 +25,22 @@ FORMS = {
     "amortised_outside": "amortised, jp.refresh every {every} steps",
     "amortised_inside": "amortised, in the step every {every} steps",
 }
-KINDS = ("train", "optimizer")  # with a network around the update, or without
+KINDS = ("train", "optimizer")  # with the gradient of a network, or without
 
 
 class Settings(NamedTuple):
-    """The networks that are timed.
+    """Settings of the benchmark.
 
     Attributes:
-      seeds: Seeds of weights and inputs; one ratio for each.
-      steps: Rounds of the largest network; the median counts.
-      refreshes: Rounds in which there is a refresh too.
-      networks: `(name, layers, width, times)` of square layers, with so many times
-        the rounds; in a round every form takes a step.
-      batch: Rows of the input.
-      every: Updates from one refresh to the next.
-      sparsity: At which they train.
+      seeds: seeds of weights and inputs; one ratio each.
+      steps: number of rounds of the largest network, in each of which every form takes
+        a step; their median is reported.
+      refreshes: number of rounds with a refresh.
+      networks: `(name, layers, width, times)` of networks of square layers; `times`
+        multiplies the number of rounds.
+      batch: rows of the input.
+      every: updates between refreshes.
+      sparsity: target sparsity.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -55,7 +56,7 @@ class Settings(NamedTuple):
 
 
 def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
-    """Times all forms in turns, with a network around the optimizer and without."""
+    """Times all forms in turns, with the gradient of a network and without."""
     del data_dir
     cases = [(n, kind) for n in settings.networks for kind in KINDS]
     task = progress.add_task("time", total=len(cases) * len(settings.seeds))
@@ -89,7 +90,7 @@ def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
 
 
 def network(layers: int, width: int, seed: int) -> dict[str, Any]:
-    """Returns square layers."""
+    """Returns the parameters of square layers."""
     keys = jax.random.split(jax.random.key(seed), layers)
     draw = functools.partial(jax.random.normal, shape=(width, width))
     return {
@@ -99,7 +100,7 @@ def network(layers: int, width: int, seed: int) -> dict[str, Any]:
 
 
 def loss(params: dict[str, Any], x: jax.Array) -> jax.Array:
-    """Returns a loss of them with a gradient everywhere."""
+    """Returns a loss with a nonzero gradient for all weights."""
     for layer in params.values():
         x = jnp.tanh(x @ layer["kernel"])
     return jnp.mean(jnp.square(x - 1))
@@ -108,14 +109,14 @@ def loss(params: dict[str, Any], x: jax.Array) -> jax.Array:
 def compiled(
     settings: Settings, layers: int, width: int, kind: str
 ) -> dict[str, tuple[Callable[..., Any], Any]]:
-    """Returns each form as a function, and what it holds beside AdamW's state.
+    """Returns each form as a function, and its state without that of AdamW.
 
-    The function is `(params, inner, rest, count, x) -> (params, inner, rest)`, with
-    AdamW's state for `inner`, and takes over the first three. So one set of params
-    and moments serves all the forms in turn.
+    The function is `(params, inner, rest, count, x) -> (params, inner, rest)`, where
+    `inner` is the state of AdamW; it donates the first three. So all forms share one
+    set of params and moments.
     """
     adamw = optax.adamw(1e-3)
-    end = settings.every  # all that is timed comes at the end of the schedule
+    end = settings.every  # all timed steps are at the end of the schedule
     pruner = jp.recipes.gradual_magnitude(settings.sparsity, begin=0, steps=end)
     inside = functools.partial(jp.sparsify, adamw, pruner, every=settings.every)
     optimizers = {
@@ -163,14 +164,14 @@ def compiled(
 
 
 def apart(state: Any) -> tuple[Any, Any]:
-    """Returns AdamW's state and what is around it."""
+    """Splits a state into that of AdamW and the rest."""
     if not hasattr(state, "inner"):
         return state, ()
     return state.inner, state._replace(inner=None, count=None)
 
 
 def inputs(settings: Settings, params: Any, kind: str) -> Any:
-    """Returns the shapes of a batch, or of gradients where there is no network."""
+    """Returns the shapes of a batch, or of gradients if there is no network."""
     if kind == "optimizer":
         return params
     width = params["layer_0"]["kernel"].shape[0]
@@ -178,7 +179,7 @@ def inputs(settings: Settings, params: Any, kind: str) -> Any:
 
 
 def drawn(shapes: Any, seed: int) -> Any:
-    """Returns normal random numbers in some shapes."""
+    """Returns normal random arrays of these shapes."""
     key = jax.random.fold_in(jax.random.key(seed), 1)
     return jax.tree.map(lambda s: jax.random.normal(key, s.shape), shapes)
 
@@ -190,7 +191,7 @@ def in_turns(
     params: Any,
     x: Any,
 ) -> dict[str, float]:
-    """Returns each form's median CPU-seconds; they alternate, so load hits them all."""
+    """Returns the median CPU seconds of each form, measured in turns."""
     inner = optax.adamw(1e-3).init(params)
     held = {
         name: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), rest)
@@ -198,7 +199,7 @@ def in_turns(
     }
     taken: dict[str, list[float]] = {"due": [], **{name: [] for name in forms}}
     due, steady = jnp.int32(settings.every), jnp.int32(settings.every + 1)
-    # At first each form takes its masks in a step that does not count.
+    # Each form first computes its masks, in a step that is not timed.
     turns = [[(name, name, due) for name in ("refresh", *forms)]]
     for i in range(rounds):
         turn = [(name, name, steady) for name in forms if name != "refresh"]
@@ -218,7 +219,7 @@ def in_turns(
 
 
 def amortised(seconds: dict[str, float], every: int) -> dict[str, float]:
-    """Returns the forms' times, with a refresh spread over the steps that it serves."""
+    """Returns the times of all forms, with the refresh amortised over its steps."""
     once, refresh = seconds.pop("due"), seconds.pop("refresh")
     outside = seconds["outside"] + refresh / every
     inside = ((every - 1) * seconds["inside"] + once) / every
@@ -226,7 +227,7 @@ def amortised(seconds: dict[str, float], every: int) -> dict[str, float]:
 
 
 def table(figures: dict[str, Any], settings: Settings) -> Table:
-    """Returns the ratios to AdamW alone, and AdamW's own time."""
+    """Returns the table of ratios to AdamW alone."""
     cases = list(figures["ratios"])
     own = {case: figures["milliseconds"][case]["adamw"] for case in cases}
     heads = (f"{case} ({mean_and_spread(own[case])[0]:.0f} ms)" for case in cases)

@@ -1,4 +1,4 @@
-"""How a convolution runs under `vmap` over its kernels, as when seeds are batched."""
+"""Speed of a convolution under `vmap` over its kernels, as for batched seeds."""
 
 import statistics
 import time
@@ -14,16 +14,16 @@ from experiments.harness.catalogue import Claim, Outcome, Study, Table
 from experiments.harness.stats import mean_and_spread, plus_minus, rounded
 from experiments.models import layers
 
-STEPS = 5  # in each call that is timed
+STEPS = 5  # gradient steps per timed call
 
 
 class Settings(NamedTuple):
-    """The layer that is timed.
+    """Settings of the benchmark.
 
     Attributes:
-      seeds: Seeds of images and kernels; one ratio for each.
-      steps: Repetitions, of which the median counts.
-      kernels: How many are batched.
+      seeds: seeds of images and kernels; one ratio each.
+      steps: number of repetitions; their median is reported.
+      kernels: number of batched kernels.
       images: `(n, height, width, channels)`.
     """
 
@@ -34,7 +34,7 @@ class Settings(NamedTuple):
 
 
 def lax_conv(layer: dict[str, jax.Array], x: jax.Array) -> jax.Array:
-    """Returns what `layers.conv` does, from `lax.conv_general_dilated`."""
+    """The same as `layers.conv`, by `lax.conv_general_dilated`."""
     out = jax.lax.conv_general_dilated(
         x, layer["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
@@ -42,7 +42,7 @@ def lax_conv(layer: dict[str, jax.Array], x: jax.Array) -> jax.Array:
 
 
 def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
-    """Times gradient steps of both, in turns."""
+    """Times gradient steps of both forms, in turns."""
     del data_dir
     task = progress.add_task("time", total=len(settings.seeds))
     forms = {"lax_conv": compiled(lax_conv), "patches": compiled(layers.conv)}
@@ -63,10 +63,10 @@ def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
 
 
 def compiled(conv: Callable[..., jax.Array]) -> Callable[..., Any]:
-    """Returns some jitted gradient steps, batched over layers, as a train loop runs."""
+    """Returns jitted gradient steps in a scan, batched over layers."""
 
     def loss(layer: dict[str, jax.Array], images: jax.Array) -> jax.Array:
-        # Two layers deep, so that there is a gradient of the input as well.
+        # Two layers, so that the gradient of the input is also computed.
         hidden = conv(layer, images)
         return jnp.square(conv(layer, hidden)).mean()
 
@@ -97,7 +97,7 @@ def inputs(settings: Settings, seed: int) -> tuple[dict[str, jax.Array], jax.Arr
 def in_turns(
     forms: dict[str, Callable[..., Any]], args: tuple[Any, ...], repetitions: int
 ) -> list[tuple[str, float]]:
-    """Returns each form's median seconds; they alternate, so that load hits both."""
+    """Returns the median seconds of each form, measured in turns."""
     taken: dict[str, list[float]] = {name: [] for name in forms}
     for form in forms.values():
         jax.block_until_ready(form(*args))
@@ -110,7 +110,7 @@ def in_turns(
 
 
 def table(figures: dict[str, Any], settings: Settings) -> Table:
-    """Returns the times and their ratio."""
+    """Returns the table of times and their ratio."""
     milliseconds = figures["milliseconds"]
     n, height, width, channels = settings.images
     return Table(

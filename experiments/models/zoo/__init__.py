@@ -1,8 +1,8 @@
 """Architectures at toy size, for studies of structure.
 
-`ARCHITECTURES[name](key)` builds one: a pure function, its parameters and inputs
-for it. Everything follows from the key, no bias is 0 and no scale 1, and nothing
-drops out. Sizes that could be pruned are even, and differ where they may.
+`ARCHITECTURES[name](key)` builds one: a pure function with its parameters and inputs.
+Everything is a function of the key, no bias is 0, no scale is 1, and there is no
+dropout. Sizes that could be pruned are even, and different where possible.
 """
 
 from experiments.models.zoo import (

@@ -1,4 +1,4 @@
-"""What an architecture is, and generic values for what it is made of."""
+"""The type of an architecture, and random values for its parameters."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-NOISE = 0.2  # standard deviation of biases, and of what scales differ from 1 by
+NOISE = 0.2  # standard deviation of biases, and of scales about 1
 
 
 class Architecture(NamedTuple):
@@ -16,8 +16,8 @@ class Architecture(NamedTuple):
 
     Attributes:
       fn: `fn(params, *inputs) -> outputs`.
-      params: Any pytree of arrays.
-      inputs: Example arrays.
+      params: pytree of arrays.
+      inputs: example arrays.
     """
 
     fn: Callable[..., Any]
@@ -29,7 +29,7 @@ Builder = Callable[[jax.Array], Architecture]
 
 
 def normal(key: jax.Array, *shape: int) -> jax.Array:
-    """Returns standard normal float32 values of this shape."""
+    """Returns standard normal float32 values of the given shape."""
     return jax.random.normal(key, shape, jnp.float32)
 
 
@@ -39,21 +39,20 @@ def tokens(key: jax.Array, vocabulary: int, *shape: int) -> jax.Array:
 
 
 def draw(key: jax.Array, abstract: Any, outputs: int = -1) -> Any:
-    """Returns generic values for every leaf, whatever its usual initial one.
+    """Returns generic random values for every leaf, whatever its usual initial value.
 
-    Biases, means and vectors have deviation `NOISE` about 0; vectors that scale have
-    it about 1; variances are log-normal; other leaves have variance 1 / fan-in. So
-    nothing is 0 or 1 by default: zero-initialized gates and adapters take part.
+    Biases, means and vectors have standard deviation `NOISE` about 0, and scales about
+    1; variances are log-normal; other leaves have variance 1 / fan-in. So nothing is 0
+    or 1 by default: zero-initialized gates and adapters have an effect.
 
-    One draw for all leaves, cut by NumPy: XLA would compile each leaf's own for
-    longer than most of these networks take to compile.
+    There is one draw for all leaves, which NumPy splits: compiling a draw for each leaf
+    would take XLA longer than compiling most of these networks.
 
     Args:
       key: PRNG key.
-      abstract: A tree of `jax.ShapeDtypeStruct`, all floating. The last name of a
-        leaf's path says what it is: `bias`, `mean`, `var`, `scale`, or for a vector
-        `weight`.
-      outputs: The axis of larger leaves that is not in their fan-in.
+      abstract: tree of `jax.ShapeDtypeStruct`, all floating. The last name of a leaf's
+        path says what it is: `bias`, `mean`, `var`, `scale`, or `weight` for a vector.
+      outputs: the axis of larger leaves that is not in their fan-in.
     """
     leaves, treedef = jax.tree_util.tree_flatten_with_path(abstract)
     ends = np.cumsum([math.prod(leaf.shape) for _, leaf in leaves])

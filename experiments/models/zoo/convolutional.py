@@ -1,7 +1,7 @@
 """Convolutional classifiers without residual sums (Flax Linen)."""
 
 # ruff: noqa: D102
-# (A module's docstring says what its `__call__` does.)
+# (The docstring of a module documents its `__call__`.)
 
 from collections.abc import Sequence
 
@@ -45,7 +45,7 @@ class VGG(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """Every layer reads the concatenation of all before it (arXiv:1608.06993)."""
+    """DenseNet: each layer reads all previous outputs (arXiv:1608.06993)."""
 
     blocks: Sequence[int] = (3, 3)
     growth: int = 6
@@ -125,7 +125,7 @@ class SqueezeExcite(nn.Module):
 
 
 class Bilinear(nn.Module):
-    """Outer products of two streams' channels, pooled (arXiv:1504.07889)."""
+    """Bilinear pooling of the channels of two streams (arXiv:1504.07889)."""
 
     widths: tuple[int, int] = (12, 16)
 

@@ -1,4 +1,4 @@
-"""Decoders: a token at a time with a cache, and with an encoder (plain functions)."""
+"""Decoding token by token with a cache, and an encoder-decoder (plain functions)."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def _empty_cache(batch: int, depth: int) -> list[tuple[jax.Array, jax.Array]]:
 
 
 def _step(params: Params, cache: Any, now: jax.Array, words: jax.Array) -> Any:
-    """Returns the logits `(batch, vocabulary)` after these words, and the cache."""
+    """Returns the logits `(batch, vocabulary)` after these tokens, and the cache."""
     x = params["embed"][words][:, None]
     position = now[None]
     seen = jnp.arange(STEPS) <= now
@@ -48,7 +48,7 @@ def _step(params: Params, cache: Any, now: jax.Array, words: jax.Array) -> Any:
 
 
 def cached(key: jax.Array) -> Architecture:
-    """Llama's logits of a given sequence, token by token in a `fori_loop`."""
+    """Llama's logits for a given sequence, token by token in a `fori_loop`."""
     param_key, input_key = jax.random.split(key)
 
     def fn(params: Params, words: jax.Array) -> jax.Array:
@@ -71,7 +71,7 @@ def cached(key: jax.Array) -> Architecture:
 
 
 def greedy(key: jax.Array) -> Architecture:
-    """Llama's most likely continuation in a `while_loop`, and its last logits."""
+    """Llama's greedy continuation in a `while_loop`, and its last logits."""
     param_key, input_key = jax.random.split(key)
 
     def fn(params: Params, first: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -114,7 +114,7 @@ def _mlp_shapes(width: int) -> Shapes:
 
 
 def encoder_decoder(key: jax.Array) -> Architecture:
-    """The first transformer, narrower in its encoder; pre-normalized.
+    """The original transformer with a narrower encoder; pre-normalized.
 
     References:
       Attention Is All You Need, 2017, arXiv:1706.03762, figure 1.

@@ -1,7 +1,7 @@
 """Text encoders: BERT (Flax Linen), T5's and a fused one (plain functions)."""
 
 # ruff: noqa: D102
-# (A module's docstring says what its `__call__` does.)
+# (The docstring of a module documents its `__call__`.)
 
 import math
 from typing import Any
@@ -29,7 +29,7 @@ from experiments.models.zoo.plain import (
 
 
 class BERT(nn.Module):
-    """Three embeddings, layers normalized after their sums, two outputs.
+    """BERT: three embeddings, post-normalized layers, two outputs.
 
     Returns the logits of every token, by the tied embedding, and of the pair.
 
@@ -62,7 +62,7 @@ class BERT(nn.Module):
 
 
 def bert(key: jax.Array) -> Architecture:
-    """A batch of three sentences, of which two are padded."""
+    """A batch of three sentences, two of them padded."""
     keys = jax.random.split(key, 3)
     words, types = tokens(keys[1], 30, 3, 12), tokens(keys[2], 2, 3, 12)
     valid = jnp.arange(12) < jnp.asarray([12, 9, 7])[:, None]
@@ -88,7 +88,7 @@ def _t5_shapes() -> Shapes:
 
 
 def t5(key: jax.Array) -> Architecture:
-    """Two encoder blocks that share a table of biases for bucketed distances.
+    """Two encoder blocks of T5 that share a table of relative position biases.
 
     References:
       Exploring the Limits of Transfer Learning, 2019, arXiv:1910.10683, section 2.1,
@@ -119,7 +119,7 @@ def t5(key: jax.Array) -> Architecture:
 
 
 def buckets(offsets: np.ndarray, furthest: int = 16) -> np.ndarray:
-    """Returns buckets: half per direction, exact when near and logarithmic when far."""
+    """Returns buckets: half per direction, exact if near, and logarithmic if far."""
     half = BUCKETS // 2
     near = half // 2
     distance = np.abs(offsets)
@@ -132,7 +132,7 @@ FUSED_HEADS, FUSED_DIM = 4, 6
 
 
 def fused_qkv(key: jax.Array) -> Architecture:
-    """A block whose one projection is reshaped to `(3, heads, dim)`, as in ViTs."""
+    """A block whose fused projection is reshaped to `(3, heads, dim)`, as in ViTs."""
     param_key, input_key = jax.random.split(key)
     inner = FUSED_HEADS * FUSED_DIM
     shapes = {

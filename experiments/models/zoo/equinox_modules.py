@@ -1,7 +1,7 @@
-"""Networks of one example, which `vmap` batches (Equinox; images are CHW)."""
+"""Networks for single examples, batched by `vmap` (Equinox; images are CHW)."""
 
 # ruff: noqa: D102
-# (A module's docstring says what its `__call__` does.)
+# (The docstring of a module documents its `__call__`.)
 
 from collections.abc import Callable
 
@@ -41,7 +41,7 @@ class InceptionBlock(eqx.Module):
 
 
 class Inception(eqx.Module):
-    """A stem, two such blocks with average pooling between, and a head."""
+    """A stem, two Inception blocks with average pooling between, and a head."""
 
     stem: nn.Conv2d
     first: InceptionBlock
@@ -62,7 +62,7 @@ class Inception(eqx.Module):
 
 
 def conv_autoencoder(key: jax.Array) -> nn.Sequential:
-    """Returns strided convolutions to a code, and transposed ones back."""
+    """Strided convolutions to a code, and transposed ones back."""
     keys = jax.random.split(key, 6)
     relu = nn.Lambda(jax.nn.relu)
     return nn.Sequential(
@@ -83,7 +83,7 @@ def conv_autoencoder(key: jax.Array) -> nn.Sequential:
 
 
 class GRU(eqx.Module):
-    """A gated recurrent unit along a sequence, and its last state's logits."""
+    """A GRU over a sequence, with the logits of its last state."""
 
     cell: nn.GRUCell
     head: nn.Linear
@@ -102,7 +102,7 @@ class GRU(eqx.Module):
 
 
 class AttentionBlock(eqx.Module):
-    """Self-attention and an MLP, each added to its normalized input."""
+    """Self-attention and an MLP, each pre-normalized with a residual connection."""
 
     attention: nn.MultiheadAttention
     mlp: nn.MLP

@@ -1,4 +1,4 @@
-"""Mixtures of experts: every expert is a slice of a stacked kernel; plain functions."""
+"""Mixtures of experts; each expert is a slice of a stacked kernel (plain functions)."""
 
 from collections.abc import Callable
 
@@ -23,7 +23,7 @@ _SHAPES = {
 
 
 def soft(key: jax.Array) -> Architecture:
-    """Every expert for every example, mixed by the softmax of the router."""
+    """All experts for every example, mixed by the softmax of the router."""
 
     def fn(params: Params, x: jax.Array) -> jax.Array:
         x = dense(params["in"], x)

@@ -1,4 +1,4 @@
-"""Multilayer perceptrons, and what has been done to their layers; plain functions."""
+"""Multilayer perceptrons and variants of their layers (plain functions)."""
 
 import itertools
 from functools import partial
@@ -43,7 +43,7 @@ def lora(key: jax.Array) -> Architecture:
 
 
 def ensemble(key: jax.Array) -> Architecture:
-    """The mean of four members that `vmap` runs over stacked parameters."""
+    """The mean of an ensemble of four, by `vmap` over stacked parameters."""
     param_key, input_key = jax.random.split(key)
     params = stack(param_key, _mlp_shapes(14, 20, 24, 10), 4)
 
@@ -68,7 +68,7 @@ def tied_autoencoder(key: jax.Array) -> Architecture:
 
 
 def weight_normalized(key: jax.Array) -> Architecture:
-    """Kernels as directions and lengths, `g v / |v|` (arXiv:1602.07868)."""
+    """Weight normalization, `g v / |v|` (arXiv:1602.07868)."""
     param_key, input_key = jax.random.split(key)
     shapes = [
         {"direction": (n, m), "scale": (m,), "bias": (m,)}
@@ -87,7 +87,7 @@ def weight_normalized(key: jax.Array) -> Architecture:
 
 
 def maxout(key: jax.Array) -> Architecture:
-    """Units that are the largest of four affine pieces (arXiv:1302.4389)."""
+    """Maxout units of four affine pieces (arXiv:1302.4389)."""
     param_key, input_key = jax.random.split(key)
     shapes = {
         "hidden": [
@@ -105,7 +105,7 @@ def maxout(key: jax.Array) -> Architecture:
 
 
 def highway(key: jax.Array) -> Architecture:
-    """Gates between a transformed and a carried input (arXiv:1505.00387)."""
+    """Highway layers: gates between transform and carry (arXiv:1505.00387)."""
     param_key, input_key = jax.random.split(key)
     shapes = {
         "in": dense_shapes(14, 20),
@@ -152,7 +152,7 @@ _ACTIVATIONS = [
 
 
 def activations(key: jax.Array) -> Architecture:
-    """A layer for each of eight activations, one of them our own `custom_jvp`."""
+    """A layer for each of eight activations, one of them a `custom_jvp`."""
     param_key, input_key = jax.random.split(key)
     widths = [14, *range(16, 32, 2), 10]
 
@@ -175,7 +175,7 @@ _straight_through.defvjp(lambda x: (jnp.round(x), None), lambda _, g: (g,))
 
 
 def quantized(key: jax.Array) -> Architecture:
-    """Weights and activations rounded to learned steps, with gradients as if not.
+    """Weights and activations rounded to learned steps, straight-through gradients.
 
     References:
       Learned Step Size Quantization, 2019, arXiv:1902.08153, equations 1 to 3,

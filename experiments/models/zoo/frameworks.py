@@ -1,6 +1,6 @@
-"""From a module of Flax Linen, Flax NNX or Equinox to an `Architecture`.
+"""Converts modules of Flax Linen, Flax NNX and Equinox to an `Architecture`.
 
-Modules are initialized abstractly; `base.draw` fills in the values.
+Modules are initialized abstractly; `base.draw` draws the values.
 """
 
 from collections.abc import Callable
@@ -17,13 +17,13 @@ from experiments.models.zoo.base import Architecture, draw
 def from_linen(
     key: jax.Array, module: nn.Module, *inputs: Any, mutable: Any = False
 ) -> Architecture:
-    """Returns a Linen module; its params are all of its collections.
+    """Converts a Linen module; its params are all of its collections.
 
     Args:
       key: PRNG key.
-      module: The module; its `__call__` takes the inputs.
-      *inputs: Example arrays.
-      mutable: Collections that `fn` returns beside the outputs.
+      module: the module; its `__call__` takes the inputs.
+      *inputs: example arrays.
+      mutable: collections that `fn` returns with the outputs.
     """
     variables = jax.eval_shape(module.init, key, *inputs)
 
@@ -36,12 +36,12 @@ def from_linen(
 def from_nnx(
     key: jax.Array, make: Callable[[nnx.Rngs], nnx.Module], *inputs: Any
 ) -> Architecture:
-    """Returns an NNX module; its params are its state as a nested dict.
+    """Converts an NNX module; its params are its state as a nested dict.
 
     Args:
       key: PRNG key.
-      make: The module's class, or another function of `nnx.Rngs`.
-      *inputs: Example arrays.
+      make: the module's class, or another function of `nnx.Rngs`.
+      *inputs: example arrays.
     """
     graph, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(key))))
 
@@ -58,13 +58,14 @@ def from_equinox(
     *inputs: Any,
     batched: bool = True,
 ) -> Architecture:
-    """Returns an Equinox module; its params are its arrays, None for all else.
+    """Converts an Equinox module; its params are its arrays, and None for all else.
 
     Args:
       key: PRNG key.
-      make: The module's class, or another function of a key.
-      *inputs: Example arrays.
-      batched: The module takes one example: `fn` maps it over the leading axes.
+      make: the module's class, or another function of a key.
+      *inputs: example arrays.
+      batched: whether the module takes one example, so that `fn` maps it over the
+        leading axes.
     """
     abstract, static = eqx.partition(
         eqx.filter_eval_shape(make, key),

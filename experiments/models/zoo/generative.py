@@ -1,7 +1,7 @@
 """Image to image: UNet (Flax Linen), a diffusion UNet (NNX) and DiT (plain)."""
 
 # ruff: noqa: D102
-# (A module's docstring says what its `__call__` does.)
+# (The docstring of a module documents its `__call__`.)
 
 from functools import partial
 
@@ -38,7 +38,7 @@ class DoubleConv(nn.Module):
 
 
 class UNet(nn.Module):
-    """Down by pooling, up by transposed convolution, skips by concatenation.
+    """UNet: pooling down, transposed convolutions up, concatenated skips.
 
     References:
       U-Net, 2015, arXiv:1505.04597, figure 1.
@@ -62,7 +62,7 @@ class UNet(nn.Module):
 
 
 def unet(key: jax.Array) -> Architecture:
-    """A map of four logits for each pixel."""
+    """Four logits for each pixel."""
     param_key, input_key = jax.random.split(key)
     return from_linen(param_key, UNet(), normal(input_key, 2, 16, 16, 3))
 
@@ -89,7 +89,7 @@ class TimedBlock(nnx.Module):
 
 
 class PixelAttention(nnx.Module):
-    """Self-attention of one head between pixels, added to its input."""
+    """Single-head self-attention between pixels, with a residual connection."""
 
     def __init__(self, width: int, rngs: nnx.Rngs):
         self.norm = nnx.GroupNorm(width, num_groups=4, rngs=rngs)
@@ -104,7 +104,7 @@ class PixelAttention(nnx.Module):
 
 
 class DiffusionUNet(nnx.Module):
-    """Predicts the noise of an image at a time (arXiv:2006.11239, appendix B)."""
+    """Predicts the noise of an image at a time step (arXiv:2006.11239, appendix B)."""
 
     def __init__(self, rngs: nnx.Rngs):
         block = partial(TimedBlock, times=28, rngs=rngs)
@@ -134,7 +134,7 @@ class DiffusionUNet(nnx.Module):
 
 
 def diffusion_unet(key: jax.Array) -> Architecture:
-    """Two images at two times."""
+    """Two images at two time steps."""
     param_key, input_key = jax.random.split(key)
     inputs = normal(input_key, 2, 8, 8, 3), jnp.asarray([3.0, 40.0])
     return from_nnx(param_key, DiffusionUNet, *inputs)
@@ -144,7 +144,7 @@ SIDE, PATCH, WIDTH, HEADS, CLASSES = 8, 2, 24, 4, 10
 
 
 def dit(key: jax.Array) -> Architecture:
-    """Blocks whose norms and gates come from the time and the class.
+    """DiT: blocks whose norms and gates are conditioned on time step and class.
 
     References:
       Scalable Diffusion Models with Transformers, 2022, arXiv:2212.09748, figure 3

@@ -1,7 +1,7 @@
-"""Networks on graphs: along edges (Equinox), and by an adjacency matrix (plain)."""
+"""Graph networks: message passing (Equinox), and adjacency matrices (plain)."""
 
 # ruff: noqa: D102
-# (A module's docstring says what its `__call__` does.)
+# (The docstring of a module documents its `__call__`.)
 
 import equinox as eqx
 import jax
@@ -16,7 +16,7 @@ NODES, EDGES = 11, 26
 
 
 class MessagePassing(eqx.Module):
-    """Messages of edges, summed at their receivers, update the nodes, twice.
+    """Two rounds of message passing: messages are summed at their receivers.
 
     References:
       Relational inductive biases, 2018, arXiv:1806.01261, algorithm 1, without its

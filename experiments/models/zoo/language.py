@@ -1,7 +1,7 @@
-"""Language models that are trained: GPT-2 (Flax NNX), Llama and others (plain)."""
+"""Language models for training: GPT-2 (Flax NNX), Llama and others (plain)."""
 
 # ruff: noqa: D102
-# (A module's docstring says what its `__call__` does.)
+# (The docstring of a module documents its `__call__`.)
 
 from typing import Any
 
@@ -31,7 +31,7 @@ VOCABULARY, LENGTH = 30, 7
 
 
 class GPT2Block(nnx.Module):
-    """Causal attention by one fused projection, and an MLP, both pre-normalized."""
+    """Causal attention with a fused projection, and an MLP, both pre-normalized."""
 
     def __init__(self, width: int, count: int, rngs: nnx.Rngs):
         self.count = count
@@ -50,7 +50,7 @@ class GPT2Block(nnx.Module):
 
 
 class GPT2(nnx.Module):
-    """Learned positions, two blocks, and the embedding as the output layer."""
+    """Learned positions, two blocks, and an output layer tied to the embedding."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.embed = nnx.Embed(VOCABULARY, 24, rngs=rngs)
@@ -94,7 +94,7 @@ def llama_shapes(width: int = 24, hidden: int = 40, depth: int = 2) -> Shapes:
 
 
 def rotate(x: jax.Array, positions: jax.Array) -> jax.Array:
-    """Returns heads turned by their positions; the two halves are the pairs.
+    """Applies rotary positions to heads; the two halves are the pairs.
 
     Args:
       x: `(batch, length, heads, dim)`.
@@ -114,26 +114,26 @@ def rotate(x: jax.Array, positions: jax.Array) -> jax.Array:
 def qkv_of(
     p: Params, x: jax.Array, positions: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns rotated queries, rotated keys, and values, of a block's input."""
+    """Returns the rotated queries, rotated keys, and values of a block."""
     y = rms_norm(p["norm1"]["scale"], x)
     q, k = heads(y @ p["q"], HEADS), heads(y @ p["k"], KV_HEADS)
     return rotate(q, positions), rotate(k, positions), heads(y @ p["v"], KV_HEADS)
 
 
 def gated_mlp(p: Params, x: jax.Array) -> jax.Array:
-    """Returns the block's second half, added to its input."""
+    """Gated MLP of a block, with its residual connection."""
     y = rms_norm(p["norm2"]["scale"], x)
     return x + (jax.nn.silu(y @ p["gate"]) * (y @ p["up"])) @ p["down"]
 
 
 def grouped_attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: Any) -> jax.Array:
-    """Returns attention in which each key head serves neighbouring query heads."""
+    """Grouped-query attention; each key head serves neighbouring query heads."""
     group = q.shape[2] // k.shape[2]
     return attend(q, jnp.repeat(k, group, axis=2), jnp.repeat(v, group, axis=2), mask)
 
 
 def llama(key: jax.Array) -> Architecture:
-    """Two blocks; keys and values are repeated for their queries.
+    """Two blocks; keys and values are repeated for their query heads.
 
     References:
       LLaMA, 2023, arXiv:2302.13971, section 2.2; grouped queries: GQA, 2023,
@@ -143,7 +143,7 @@ def llama(key: jax.Array) -> Architecture:
 
 
 def llama_library(key: jax.Array) -> Architecture:
-    """The same with `jax.nn.dot_product_attention`, which groups by itself."""
+    """Llama with `jax.nn.dot_product_attention`, which handles grouped queries."""
     return _llama(
         key, lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=True)
     )

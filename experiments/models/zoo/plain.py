@@ -1,7 +1,7 @@
 """Layers as functions over plain dicts, and their random parameters.
 
 Shapes are tuples in a tree of dicts and lists, such as `dense_shapes(4, 8)`; `draw`
-turns each into an array.
+converts each to an array.
 """
 
 import math
@@ -18,11 +18,11 @@ Shapes = dict[str, Any]
 
 
 def draw(key: jax.Array, shapes: Any) -> Any:
-    """Returns generic float32 parameters of these shapes, as `base.draw` does.
+    """Returns random float32 parameters of these shapes, as `base.draw` does.
 
     Args:
       key: PRNG key.
-      shapes: A tree of dicts and lists with tuples, the shapes.
+      shapes: tree of dicts and lists whose leaves are shapes (tuples).
     """
     abstract = jax.tree.map(
         lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32),
@@ -61,7 +61,7 @@ def layer_norm(layer: Params, x: jax.Array) -> jax.Array:
 
 
 def rms_norm(scale: jax.Array, x: jax.Array) -> jax.Array:
-    """Returns `x` over its root mean square along the last axis, scaled."""
+    """Divides `x` by its root mean square along the last axis, and scales."""
     return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-6) * scale
 
 
@@ -92,7 +92,7 @@ def attend(
 
 
 def causal(length: int) -> jax.Array:
-    """Returns the mask `(length, length)` of a query's own and earlier keys."""
+    """Returns the causal mask `(length, length)`."""
     return jnp.tril(jnp.ones((length, length), bool))
 
 
@@ -102,7 +102,7 @@ def heads(x: jax.Array, count: int) -> jax.Array:
 
 
 def merge(x: jax.Array) -> jax.Array:
-    """Returns `(batch, length, heads, dim)` with the last two axes as one."""
+    """Merges the last two axes of `(batch, length, heads, dim)`."""
     return x.reshape(*x.shape[:-2], -1)
 
 

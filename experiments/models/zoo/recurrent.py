@@ -1,7 +1,7 @@
-"""Networks along time: recurrent cells (Linen), state spaces and an ODE (plain)."""
+"""Sequence models: recurrent cells (Linen), state spaces and an ODE (plain)."""
 
 # ruff: noqa: D102
-# (A module's docstring says what its `__call__` does.)
+# (The docstring of a module documents its `__call__`.)
 
 from typing import Any
 
@@ -27,7 +27,7 @@ class LSTM(nn.Module):
 
 
 class Bidirectional(nn.Module):
-    """A GRU forwards and an LSTM backwards, side by side, of different widths."""
+    """A forward GRU and a backward LSTM of different widths, concatenated."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
 """Residual networks for images (Flax Linen)."""
 
 # ruff: noqa: D102
-# (A module's docstring says what its `__call__` does.)
+# (The docstring of a module documents its `__call__`.)
 
 from collections.abc import Sequence
 from functools import partial
@@ -56,7 +56,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A stem, stages of blocks of which the later ones start with stride 2, a head.
+    """A stem, stages of blocks (the later ones start with stride 2), and a head.
 
     Attributes:
       block: Takes `width`, `stride` and `train`.
@@ -87,7 +87,7 @@ class ResNet(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """A wide depthwise convolution between narrow ends (arXiv:1801.04381, table 1)."""
+    """An inverted residual (arXiv:1801.04381, table 1)."""
 
     width: int
     stride: int

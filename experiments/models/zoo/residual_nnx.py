@@ -1,7 +1,7 @@
-"""Residual networks of later years (Flax NNX)."""
+"""Later residual networks (Flax NNX)."""
 
 # ruff: noqa: D102
-# (A module's docstring says what its `__call__` does.)
+# (The docstring of a module documents its `__call__`.)
 
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +17,7 @@ _BatchNorm = partial(nnx.BatchNorm, use_running_average=True)
 
 
 class PreActivationBlock(nnx.Module):
-    """Normalize and rectify before each convolution (arXiv:1603.05027, figure 4 e)."""
+    """Pre-activation block (arXiv:1603.05027, figure 4 e)."""
 
     def __init__(self, inputs: int, width: int, stride: int, rngs: nnx.Rngs):
         conv = partial(nnx.Conv, use_bias=False, rngs=rngs)
@@ -84,7 +84,7 @@ class MBConv(nnx.Module):
 
 
 class EfficientNet(nnx.Module):
-    """A stem, four such blocks, and a head."""
+    """A stem, four inverted residuals with channel gates, and a head."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.stem = nnx.Conv(3, 8, (3, 3), 2, use_bias=False, rngs=rngs)

@@ -59,7 +59,7 @@ def _apply(params: Params, images: jax.Array) -> jax.Array:
     x = dense(params["patches"], _gather(images, PATCH))
     for i, block in enumerate(params["stage1"]):
         x = _block(block, x, shift=i * WINDOW // 2)
-    # What one window covers entirely is not shifted.
+    # A window that covers everything is not shifted.
     merging = params["merging"]
     x = layer_norm(merging["norm"], _gather(x, 2)) @ merging["kernel"]
     for block in params["stage2"]:
@@ -68,7 +68,7 @@ def _apply(params: Params, images: jax.Array) -> jax.Array:
 
 
 def _gather(x: jax.Array, side: int) -> jax.Array:
-    """Returns `(n, h / side, w / side, side * side * c)`: a patch's values together."""
+    """Returns patches, `(n, h / side, w / side, side * side * c)`."""
     n, height, width, channels = x.shape
     x = x.reshape(n, height // side, side, width // side, side, channels)
     x = x.transpose(0, 1, 3, 2, 4, 5)
@@ -106,7 +106,7 @@ def _relative_positions() -> np.ndarray:
 
 
 def _window_mask(height: int, width: int, shift: int) -> np.ndarray:
-    """Returns which pairs `(windows, tokens, tokens)` were close before the shift."""
+    """Returns the mask `(windows, tokens, tokens)` of pairs close before the shift."""
     region = np.zeros((height, width), int)
     if shift:
         region[-WINDOW:-shift] += 1

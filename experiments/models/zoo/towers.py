@@ -1,7 +1,7 @@
-"""More than one input or output: CLIP and a detector (Flax NNX)."""
+"""Several inputs or outputs: CLIP and a detector (Flax NNX)."""
 
 # ruff: noqa: D102
-# (A module's docstring says what its `__call__` does.)
+# (The docstring of a module documents its `__call__`.)
 
 from functools import partial
 
@@ -48,7 +48,7 @@ class TextTower(nnx.Module):
 
 
 class CLIP(nnx.Module):
-    """Cosines of every image with every text, scaled (arXiv:2103.00020, figure 3)."""
+    """Scaled cosine similarities of all images and texts (arXiv:2103.00020, fig. 3)."""
 
     def __init__(self, rngs: nnx.Rngs):
         self.image = ImageTower(20, rngs)
@@ -86,7 +86,7 @@ class ConvNorm(nnx.Module):
 
 
 class CrossStage(nnx.Module):
-    """Half of the channels go past a residual block, and join it again (CSP).
+    """CSP: half of the channels bypass a residual block and are concatenated again.
 
     References:
       CSPNet, 2019, arXiv:1911.11929, figure 2 (b).
@@ -148,7 +148,7 @@ class Detector(nnx.Module):
 
 
 def detector(key: jax.Array) -> Architecture:
-    """Three anchors of six values, at 8x8 and at 4x4 places."""
+    """Three anchors of six values, on 8x8 and 4x4 grids."""
     param_key, input_key = jax.random.split(key)
     return from_nnx(param_key, Detector, normal(input_key, 2, 16, 16, 3))
 

@@ -1,7 +1,7 @@
 """Images as patches: ViT and MLP-Mixer (Flax Linen)."""
 
 # ruff: noqa: D102
-# (A module's docstring says what its `__call__` does.)
+# (The docstring of a module documents its `__call__`.)
 
 from typing import Any
 
@@ -46,7 +46,7 @@ class ViT(nn.Module):
 
 
 class Mixer(nn.Module):
-    """MLPs across patches and across channels by turns (arXiv:2105.01601, figure 1)."""
+    """MLP-Mixer: MLPs over patches and over channels (arXiv:2105.01601, figure 1)."""
 
     width: int = 24
     depth: int = 2

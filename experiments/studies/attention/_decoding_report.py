@@ -1,4 +1,4 @@
-"""What the decoding study shows: its table and its claims."""
+"""Table and claims of the decoding study."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from experiments.studies.attention._levels import PAPER, ROWS
 
 
 def table(figures: dict[str, Any], batch_size: int) -> Table:
-    """Returns a row for each model, text and technique."""
+    """Returns the table with a row per model, text and technique."""
     rows = []
     for name, model in figures.items():
         for text, each in model["texts"].items():
@@ -43,7 +43,7 @@ COLUMNS = (
 
 
 def caption(figures: dict[str, Any], batch_size: int) -> str:
-    """Returns what the table's reader has to know."""
+    """Returns the caption of the table."""
     chosen = "; ".join(
         f"{name} {_said(model['chosen'])}, {model['seconds']['dense']:.2f} and "
         f"{model['seconds']['tokens']:.2f} ms"
@@ -69,7 +69,7 @@ def _said(way: dict[str, Any]) -> str:
 
 
 def worst_rise(figures: dict[str, Any]) -> tuple[float, float | None]:
-    """Measures how much perplexity rises with all techniques on, percent, at worst."""
+    """Measures the largest rise of perplexity with all techniques, in percent."""
     rises = [
         100 * (each[ROWS[-1]]["perplexity"] / each["dense"]["perplexity"] - 1)
         for model in figures.values()
@@ -79,7 +79,7 @@ def worst_rise(figures: dict[str, Any]) -> tuple[float, float | None]:
 
 
 def least_saved(figures: dict[str, Any]) -> tuple[float, float | None]:
-    """Measures how many times less is read with all techniques on, at least."""
+    """Measures the smallest traffic reduction with all techniques."""
     saved = [
         each["dense"]["bytes"] / each[ROWS[-1]]["bytes"]
         for model in figures.values()
@@ -89,7 +89,7 @@ def least_saved(figures: dict[str, Any]) -> tuple[float, float | None]:
 
 
 def claims(what: str) -> tuple[Claim, ...]:
-    """Returns what is claimed of some models."""
+    """Returns the claims for some models."""
     return (
         Claim(
             f"{what}, pruned cache with all of SpAtten's techniques: rise of "

@@ -1,13 +1,13 @@
-"""SpAtten's techniques one after the other, and what each saves.
+"""Pruning levels with SpAtten's techniques, and the savings of each technique.
 
-What is counted, as in the paper:
+Counted as in the paper:
 
-- DRAM: what attention reads, the rows of Q, K and V of the tokens and heads that are
-  left, each once a layer (K and V of a head stay on the chip for all queries). Not the
-  weights of the layers around, which the paper's accelerator does not read either, nor
-  what attention writes. The reference is dense attention in float32.
-- Computation: multiply-adds of Q.K and of probabilities with V; those of whole layers,
-  projections and feed-forward halves included, stand beside.
+- DRAM: the traffic of attention: rows of Q, K and V of the remaining tokens and heads,
+  read once per layer (K and V of a head stay on chip for all queries). Weights of the
+  surrounding layers, which the paper's accelerator does not read either, and writes of
+  attention are not counted. The reference is dense attention in float32.
+- Computation: multiply-adds of Q.K and of probabilities with V. Those of whole layers,
+  with projections and feed-forward layers, are reported separately.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,22 +20,22 @@ from experiments.models import encoder
 from jprune import attention as ja
 
 PAPER = "SpAtten, 2021, arXiv:2012.09852"
-WHOLE = ja.Bits(query=32, msb=32, lsb=0, value=32)  # float32, for counting
+WHOLE = ja.Bits(query=32, msb=32, lsb=0, value=32)  # float32
 ROWS = ("dense", "tokens", "+ heads", "+ local values", "+ quantization")
 
 
 class Level(NamedTuple):
-    """How much is pruned, as few numbers; see `jprune.attention.ramp`.
+    """How much is pruned, in a few numbers; see `jprune.attention.ramp`.
 
     Attributes:
-      tokens: The mean share of tokens over the layers that prune.
-      start: The share of the first of them.
-      heads: The mean share of heads over the layers that prune.
-      values: The share of a row's keys whose values are fetched.
-      bits: Of queries, keys in two planes, and values.
-      threshold: Below it a row's largest probability asks for the lower plane.
-      last: The share of values in the last layer, or None for that of the others.
-      front: The share of layers in front that keep all tokens.
+      tokens: mean share of tokens over the layers that prune.
+      start: share of tokens in the first layer that prunes.
+      heads: mean share of heads over the layers that prune.
+      values: share of a row's keys whose values are fetched.
+      bits: bits of queries, of keys in two planes, and of values.
+      threshold: rows whose largest probability is below it fetch the lower plane.
+      last: share of values in the last layer, or None for that of the others.
+      front: share of layers at the front that keep all tokens.
     """
 
     tokens: float = 1.0
@@ -48,7 +48,7 @@ class Level(NamedTuple):
     front: float = 0.15
 
     def only_tokens(self) -> "Level":
-        """Returns the level with no other technique."""
+        """Returns the level with token pruning only."""
         return Level(self.tokens, self.start, front=self.front)
 
 
@@ -58,12 +58,12 @@ def level_of(fields: dict[str, Any]) -> Level:
 
 
 def pruning(level: Level, depth: int, heads: int) -> encoder.Pruning:
-    """Returns what each layer keeps, on the host.
+    """Returns how much each layer keeps, on the host.
 
-    The first 30 % of layers keep all heads, as in the paper, and the first 15 % all
-    tokens, if the level does not say otherwise.
+    The first 30 % of the layers keep all heads, as in the paper, and the first
+    `level.front` (by default 15 %) keep all tokens.
     """
-    fine = 10_000  # shares by way of counts
+    fine = 10_000  # resolution of shares, since `ramp` returns counts
     tokens = ja.ramp(
         depth, fine, level.tokens, start=level.start, front=level.front, multiple=1
     )
@@ -80,7 +80,7 @@ def pruning(level: Level, depth: int, heads: int) -> encoder.Pruning:
 
 
 def steps(level: Level) -> dict[str, Level | None]:
-    """Returns the rows of the breakdown: each has one technique more."""
+    """Returns the rows of the breakdown; each adds one technique."""
     tokens = level.only_tokens()
     heads = tokens._replace(heads=level.heads)
     values = heads._replace(values=level.values, last=level.last)
@@ -89,12 +89,12 @@ def steps(level: Level) -> dict[str, Level | None]:
 
 
 class Cost(NamedTuple):
-    """Of some sentences, all layers.
+    """Cost of some sentences, summed over layers.
 
     Attributes:
-      dram: Bytes that attention reads.
-      attention: Multiply-adds of Q.K and of probabilities with V.
-      layers: Multiply-adds of everything.
+      dram: bytes that attention reads.
+      attention: multiply-adds of Q.K and of probabilities with V.
+      layers: multiply-adds of whole layers.
     """
 
     dram: float
@@ -103,14 +103,14 @@ class Cost(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Of a network.
+    """Sizes of a network.
 
     Attributes:
-      depth: Layers.
-      heads: In each.
-      dim: Of a head.
-      width: Of the stream.
-      hidden: Of the feed-forward halves.
+      depth: number of layers.
+      heads: heads per layer.
+      dim: dimension of a head.
+      width: width of the residual stream.
+      hidden: width of the feed-forward layers.
     """
 
     depth: int
@@ -131,7 +131,7 @@ def sizes_of(params: Any, heads: int) -> Sizes:
 def kept_of(
     level: Level | None, sizes: Sizes, *, quantized: bool, shrink: bool = False
 ) -> ft.Kept:
-    """Returns what a level keeps of an encoder."""
+    """Returns the pruning of an encoder at a level; None is dense."""
     if level is None:
         return ft.DENSE
     what = pruning(level, sizes.depth, sizes.heads)
@@ -141,12 +141,12 @@ def kept_of(
 
 
 def cost(counts: encoder.Counts, sizes: Sizes, bits: ja.Bits | None = None) -> Cost:
-    """Returns what was read and multiplied.
+    """Returns the bytes read and the multiply-adds.
 
     Args:
-      counts: Of each layer, summed over sentences, on the host.
-      sizes: Of the network.
-      bits: Of the operands; None for float32.
+      counts: operation counts of each layer, summed over sentences, on the host.
+      sizes: sizes of the network.
+      bits: bits of the operands; None for float32.
     """
     read = ja.fetched_bits(counts.fetched, sizes.dim, WHOLE if bits is None else bits)
     total = {name: float(np.sum(getattr(counts, name))) for name in _SUMMED}
@@ -161,7 +161,7 @@ _SUMMED = ("pairs", "products", "spoken", "after")
 
 
 def savings(full: Cost, ours: Cost) -> dict[str, float]:
-    """Returns how many times less is read and multiplied; `dram16` from 16 bits."""
+    """Returns the factors saved; `dram16` is relative to 16 bits."""
     return {
         "dram": full.dram / ours.dram,
         "dram16": full.dram / 2 / ours.dram,
@@ -171,7 +171,7 @@ def savings(full: Cost, ours: Cost) -> dict[str, float]:
 
 
 def refetched(counts: encoder.Counts) -> dict[str, float]:
-    """Returns the percentages of rows and of keys that fetched the lower plane."""
+    """Returns the percentages of rows and of keys that fetch the lower plane."""
     rows = float(np.sum(counts.fetched.queries))
     keys = float(np.sum(counts.fetched.keys))
     return {
@@ -183,13 +183,12 @@ def refetched(counts: encoder.Counts) -> dict[str, float]:
 def breakdown(
     level: Level, sizes: Sizes, judge: Callable[[bool, ft.Kept], Any]
 ) -> dict[str, dict[str, float]]:
-    """Returns score and savings, a technique more in each row.
+    """Returns score and savings, with one more technique in each row.
 
     Args:
-      level: With all techniques.
-      sizes: Of the network.
-      judge: `(pruned, kept) -> (score, counts)`, of the dense network or the pruned
-        one.
+      level: the level, with all techniques.
+      sizes: sizes of the network.
+      judge: `(pruned, kept) -> (score, counts)`, for the dense or the pruned network.
     """
     rows, full = {}, None
     for name, part in steps(level).items():
@@ -204,11 +203,11 @@ def breakdown(
 def try_out(
     candidates: Sequence[Level], sizes: Sizes, judge: Callable[[ft.Kept], Any]
 ) -> list[dict[str, float]]:
-    """Returns what each candidate loses and saves, all techniques on.
+    """Returns score, loss and savings of each candidate, with all techniques.
 
     Args:
-      candidates: To be tried.
-      sizes: Of the network.
+      candidates: candidate levels.
+      sizes: sizes of the network.
       judge: `kept -> (score, loss, counts)`.
     """
     *_, counts = judge(ft.DENSE)
@@ -221,14 +220,14 @@ def try_out(
 
 
 def enough(tried: list[dict[str, float]], dram: float, attention: float) -> list[int]:
-    """Returns which candidates save enough, in their order.
+    """Returns the indices of the candidates that save enough, in order.
 
-    Where none does it is the one that reads least.
+    If no candidate does, the one that reads least is returned.
 
     Args:
-      tried: Of `try_out`.
-      dram: How many times less has to be read.
-      attention: How many times less has to be multiplied.
+      tried: result of `try_out`.
+      dram: required reduction of the traffic.
+      attention: required reduction of the multiply-adds.
     """
     found = [
         i
@@ -239,11 +238,11 @@ def enough(tried: list[dict[str, float]], dram: float, attention: float) -> list
 
 
 def pick(tried: list[dict[str, float]], dram: float, attention: float) -> int:
-    """Returns which candidate to take: of those that save enough, that of least loss.
+    """Returns the index of the candidate with the least loss that saves enough.
 
     Args:
-      tried: Of `try_out`.
-      dram: How many times less has to be read.
-      attention: How many times less has to be multiplied.
+      tried: result of `try_out`.
+      dram: required reduction of the traffic.
+      attention: required reduction of the multiply-adds.
     """
     return min(enough(tried, dram, attention), key=lambda i: tried[i]["loss"])

@@ -1,4 +1,4 @@
-"""Pictures of attention that prunes: what is left of a sentence and of an image."""
+"""Plots of pruned attention: remaining words, remaining patches, and scores."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from experiments.harness.plots import COLOURS, MARKERS
 
-TASKS = (*COLOURS, "#E69F00", "#56B4E9")  # their colours
+TASKS = (*COLOURS, "#E69F00", "#56B4E9")  # colours of tasks
 
 KEPT, GONE = "#0072B2", "0.92"
 
@@ -26,11 +26,11 @@ def sentences(
     """Writes a PNG: points lost by traffic, score by keep ratio, words by layer.
 
     Args:
-      path: Where to write.
-      points: Task -> for each technique times less read, and points lost.
-      rows: Names of the techniques.
-      curves: Task -> `shares` and `scores`, before and after fine-tuning.
-      shown: Task -> `words` and `alive`, `[layers][words]`; three are drawn.
+      path: path of the PNG.
+      points: task -> traffic reduction and points lost, for each technique.
+      rows: names of the techniques.
+      curves: task -> `shares` and `scores`, before and after fine-tuning.
+      shown: task -> `words` and `alive`, `[layers][words]`; three are drawn.
     """
     some = dict(list(shown.items())[:3])
     figure = Figure(figsize=(11, 4.4 + 2.6 * len(some)), dpi=150, layout="constrained")
@@ -125,14 +125,14 @@ def images(
     *,
     title: str,
 ) -> None:
-    """Writes a PNG: images with the patches that are left, and score by keep ratio.
+    """Writes a PNG: images with the remaining patches, and score by keep ratio.
 
     Args:
-      path: Where to write.
-      shown: For each image `pixels` `[height][width]` and `alive`
+      path: path of the PNG.
+      shown: for each image `pixels` `[height][width]` and `alive`
         `[layers][rows][columns]`.
       curve: `shares` and `scores`, before and after training with pruning.
-      title: Above all.
+      title: title of the plot.
     """
     layers = len(shown[0]["alive"])
     size = (1.5 * (layers + 1) + 4.4, max(1.6 * len(shown), 3.6))
@@ -174,8 +174,8 @@ def decoding(
     """Writes a PNG of perplexity by bytes that a token reads from the cache.
 
     Args:
-      path: Where to write.
-      panels: Model -> technique -> `bytes` and `perplexity`, a value for each budget.
+      path: path of the PNG.
+      panels: model -> technique -> `bytes` and `perplexity`, for each budget.
     """
     figure = Figure(figsize=(4.6 * len(panels), 3.9), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)

@@ -29,10 +29,10 @@ def levels(
     return tuple(sl.Level(*some, *rest) for some in shares)
 
 
-# `spatten_students` compares schedules for a student: tokens are what it misses most,
-# so fewer leave. Queries of four bits in place of five pay for that, and values, of
-# which a quarter is fetched. The last layer, where dense networks that are not trained
-# for it miss values most, fetches all; for a student that made no difference.
+# `spatten_students` compares schedules for a student. Pruned tokens cost it most, so
+# fewer are pruned; instead, queries have four bits instead of five, and a quarter of
+# the values is fetched. The last layer fetches all values: dense networks that are not
+# trained for it need them most there. For a student that made no difference.
 TAUGHT = levels(
     (0.71, 0.95, 1.0, 0.25),
     (0.68, 0.92, 1.0, 0.25),
@@ -41,10 +41,10 @@ TAUGHT = levels(
     last=1.0,
     front=0.3,
 )
-# With another seed the squared distance to the teacher's outputs was a sixth less with
-# 0.9 and 0.3 than with 0.5 and 0.1; tokens that count 1.0 were as good, and a little
-# better on sentences of RTE. Without exchanged words two students that began earlier,
-# from the network of the first steps, lost a third of a point more.
+# With another seed, the squared distance to the teacher's outputs was a sixth less with
+# outputs 0.9 and exchanged 0.3 than with 0.5 and 0.1. A token weight of 1.0 was as
+# good, and a little better on sentences of RTE. Without exchanged words, two students
+# that started from the network of the first steps lost a third of a point more.
 LESSON = Lesson(outputs=0.9, tokens=1.0, exchanged=0.3)
 
 COURSE = st.Course((320, 1280), 16, 1e-4, LESSON)

@@ -1,4 +1,4 @@
-"""What the accuracy study shows: its table, claims and pictures."""
+"""Table, claims and pictures of the accuracy study."""
 
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ from experiments.studies.attention import _plots as plots
 from experiments.studies.attention._tasks import Problem
 
 FINAL = sl.ROWS[-1]
-READABLE = 28  # words of a sentence in the picture
-SHARES = (1.0, 0.85, 0.7, 0.55, 0.4, 0.3, 0.2)  # of the curve of keep ratios
+READABLE = 28  # maximum number of words of a sentence in the picture
+SHARES = (1.0, 0.85, 0.7, 0.55, 0.4, 0.3, 0.2)  # keep ratios of the curve
 
 
 def gathered(each: list[dict[str, Any]], settings: Any) -> dict[str, Any]:
-    """Returns the figures of a task: lists over seeds, and what one seed shows."""
+    """Returns the figures of a task: lists over seeds, and the pictures of one seed."""
     rows = {
         name: {
             key: [rounded(found["rows"][name][key]) for found in each]
@@ -40,8 +40,8 @@ def gathered(each: list[dict[str, Any]], settings: Any) -> dict[str, Any]:
     drawn = [found for found in each if "curve" in found]
     if not drawn:
         raise ExperimentError(
-            "what JPRUNE_RESUME_DIR keeps of these seeds has no picture, which the "
-            "first seed of a run makes: take that seed too, or another folder"
+            "JPRUNE_RESUME_DIR has no picture for these seeds, since only the first "
+            "seed of a run draws one: include that seed, or use another folder"
         )
     shown = {k: drawn[0][k] for k in ("curve", "picture", "unit")}
     return {
@@ -56,7 +56,7 @@ def gathered(each: list[dict[str, Any]], settings: Any) -> dict[str, Any]:
 
 
 def table(figures: dict[str, Any], settings: Any) -> Table:
-    """Returns a row for each task and technique."""
+    """Returns the table with a row per task and technique."""
     rows = []
     for name, task in figures["tasks"].items():
         for i, (technique, row) in enumerate(task["rows"].items()):
@@ -89,7 +89,7 @@ COLUMNS = (
     "rows refetched (%)",
     "keys refetched (%)",
 )
-DISTILLED = ", distilled"  # the end of a name
+DISTILLED = ", distilled"  # suffix of a name
 TAUGHT = (
     " Distilled: the pruned network goes on from the dense one for as many steps again "
     "and learns its outputs and tokens, on sentences with exchanged words, too "
@@ -98,12 +98,12 @@ TAUGHT = (
 
 
 def named(task: str, distilled: bool) -> str:
-    """Returns the name of a block of rows."""
+    """Returns the name of the rows of a task."""
     return f"{task}{DISTILLED}" if distilled else task
 
 
 def caption(figures: dict[str, Any], settings: Any) -> str:
-    """Returns what the table's reader has to know."""
+    """Returns the caption of the table."""
     times = ", ".join(
         f"{name} {task['seconds']['dense']:.1f} and {task['seconds']['tokens']:.1f}"
         for name, task in figures["tasks"].items()
@@ -124,7 +124,7 @@ def caption(figures: dict[str, Any], settings: Any) -> str:
 
 
 def final(key: str) -> Any:
-    """Returns a measure: the mean of a figure over tasks, all techniques on."""
+    """Returns a measure: the mean of a figure over tasks, with all techniques."""
 
     def measure(figures: dict[str, Any]) -> tuple[float, float | None]:
         tasks = figures["tasks"].values()
@@ -134,7 +134,7 @@ def final(key: str) -> Any:
 
 
 def met(figures: dict[str, Any]) -> tuple[float, float | None]:
-    """Measures on how many tasks all three targets are met, distilled or not."""
+    """Measures the number of tasks that meet all three targets, distilled or not."""
     return float(len({t["task"] for t in figures["tasks"].values() if t["met"]})), None
 
 
@@ -164,7 +164,7 @@ CLAIMS = (
 
 
 def claims(what: str) -> tuple[Claim, ...]:
-    """Returns what is claimed of one task."""
+    """Returns the claims for one task."""
     return (
         Claim(
             f"{what}, all of SpAtten's techniques: points lost",
@@ -189,7 +189,7 @@ def drawings(
     kept: ft.Kept,
     sizes: sl.Sizes,
 ) -> dict[str, Any]:
-    """Returns what the picture shows of a task: the curve, and a sentence."""
+    """Returns the data of a task's plots: the curve, and a sentence."""
     return {
         "curve": curve(problem, judge, networks, sizes),
         "picture": picture(problem, judge, networks[1], kept),
@@ -199,13 +199,13 @@ def drawings(
 def curve(
     problem: Problem, judge: Any, networks: tuple[Any, Any], sizes: sl.Sizes
 ) -> dict[str, Any]:
-    """Returns the held-out score by the mean share of tokens, nothing else pruned.
+    """Returns the held-out score by the mean share of tokens, with token pruning only.
 
     Args:
-      problem: The task.
-      judge: Of `finetune.make_judge`.
-      networks: Trained dense, and fine-tuned with pruning.
-      sizes: Of both.
+      problem: the task.
+      judge: evaluation, from `finetune.make_judge`.
+      networks: parameters of the dense network, and of the pruned one.
+      sizes: sizes of both.
     """
     held, scores = problem.choose, []
     for share in SHARES:
@@ -217,9 +217,9 @@ def curve(
 
 
 def picture(problem: Problem, judge: Any, params: Any, kept: ft.Kept) -> dict[str, Any]:
-    """Returns the words of a sentence of dev and which are left after each layer.
+    """Returns the words of a dev sentence, and the mask after each layer.
 
-    It is the first one of 12 to 24 tokens, where there is one.
+    It is the first sentence of 12 to 24 tokens, if there is one.
     """
     tokens = problem.dev.tokens
     row = int(np.argmax((tokens.lengths >= 12) & (tokens.lengths <= 24)))
@@ -231,7 +231,7 @@ def picture(problem: Problem, judge: Any, params: Any, kept: ft.Kept) -> dict[st
 
 
 def draw(path: Path, figures: dict[str, Any]) -> None:
-    """Writes the picture: savings, keep ratios, and which words are left."""
+    """Plots savings, keep ratios, and the remaining words of sentences."""
     points, curves, sentences = {}, {}, {}
     for name, task in figures["tasks"].items():
         rows = task["rows"]

@@ -1,4 +1,4 @@
-"""The sentences of the accuracy study: GLUE with MiniLM, or words without meaning."""
+"""Tasks of the studies of sentences: GLUE with MiniLM, or synthetic sentences."""
 
 import functools
 from collections.abc import Callable
@@ -14,24 +14,24 @@ from experiments.tasks import glue, toys, wordpiece
 from experiments.tasks.wordpiece import Examples
 
 TOY = "toy"
-HELD = 384  # sentences that schedules are chosen with, at most
+HELD = 384  # maximum number of held-out sentences
 
 
 class Problem(NamedTuple):
-    """A task, ready to be trained on.
+    """A task, with data, encoder and metric.
 
     Attributes:
-      name: Of the task.
-      fit: Examples to fit.
-      choose: Examples of the train split that schedules are chosen with.
-      dev: Examples to report.
+      name: name of the task.
+      fit: training examples.
+      choose: examples held out of the train split, to choose schedules.
+      dev: examples to report.
       init: `key -> params` with a new head.
-      heads: Of the encoder.
-      fixed: Whether its embeddings stay as they are.
-      score: `(logits, labels) -> figure`, in percent.
-      unit: What the figure is called.
+      heads: number of heads of the encoder.
+      fixed: whether its embeddings are frozen.
+      score: `(logits, labels) -> score`, in percent.
+      unit: name of the score.
       show: `ids -> words`.
-      first_word: The least token that is a word, not padding or a mark.
+      first_word: smallest token that is a word, not padding or a mark.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Problem(NamedTuple):
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """What sentences are padded to."""
+        """Widths that sentences are padded to."""
         return widths_of(self.fit.tokens.lengths)
 
 
@@ -56,15 +56,15 @@ def problem(name: str, data_dir: Path | None, limit: int) -> Problem:
     """Returns a task of GLUE, or the toy.
 
     Args:
-      name: One of `glue.TASKS`, or `TOY`.
-      data_dir: Where GLUE lies; not needed for the toy.
-      limit: The largest number of examples to fit.
+      name: name of the task, one of `glue.TASKS` or `TOY`.
+      data_dir: data directory; not needed for the toy.
+      limit: maximum number of training examples.
     """
     return toy(limit) if name == TOY else glue_task(name, data_dir, limit)
 
 
 def toy(limit: int) -> Problem:
-    """Returns the toy: a small encoder without pretraining on `toys.sentiment`."""
+    """Returns the toy: `toys.sentiment` with a small encoder, not pretrained."""
     init = functools.partial(
         bert.init, vocabulary=toys.VOCABULARY, length=32, width=48, depth=4
     )
@@ -86,7 +86,7 @@ def toy(limit: int) -> Problem:
 def glue_task(name: str, data_dir: Path | None, limit: int) -> Problem:
     """Returns a task of GLUE with the pretrained MiniLM.
 
-    A tenth of the train split is held out, of which `HELD` sentences are used.
+    A tenth of the train split is held out; at most `HELD` of these are used.
     """
     task = glue.TASKS[name]
     train, dev = glue.load(name, data_dir)
@@ -117,10 +117,10 @@ def glue_task(name: str, data_dir: Path | None, limit: int) -> Problem:
 
 
 def classes(metric: Callable[..., float]) -> Callable[..., float]:
-    """Returns a metric of logits: that of the most likely classes."""
+    """Returns a metric of logits, from a metric of predicted classes."""
     return lambda logits, labels: metric(logits.argmax(-1), labels)
 
 
 def numbers(metric: Callable[..., float]) -> Callable[..., float]:
-    """Returns a metric of the one output of a regression."""
+    """Returns a metric of logits, from a metric of the output of a regression."""
     return lambda logits, labels: metric(logits[:, 0], labels)

@@ -1,8 +1,9 @@
-"""How the networks of SpAtten's studies of sentences are trained.
+"""Training of the networks of SpAtten's studies of sentences.
 
-Dense: for some steps, after which schedules are chosen, and then for the others.
-Pruned: for these others too, on the same batches; or, where the dense network teaches,
-from its last weights on (`experiments.loops.distillation`).
+Dense networks are trained for the first steps, after which schedules are chosen, and
+then for the remaining ones. Pruned networks start after the first steps and have the
+same remaining steps and batches; if they are distilled, they start from the final
+weights of the dense network (`experiments.loops.distillation`).
 """
 
 import functools
@@ -18,18 +19,18 @@ from experiments.loops import finetune as ft
 from experiments.loops.distillation import Lesson
 from experiments.studies.attention._tasks import Problem
 
-# Streams of random numbers, of a seed. A student has the batches that its teacher had.
+# Random streams of a seed. A student has the same batches as its teacher.
 FIRST, REST, TRIAL, WORDS = range(4)
 
 
 class Course(NamedTuple):
-    """How a network is trained.
+    """Training settings of a network.
 
     Attributes:
-      steps: Before a schedule is chosen, and after it.
-      batch_size: Sentences in a step.
-      rate: The largest learning rate.
-      lesson: How much the dense network counts where it teaches.
+      steps: numbers of steps before and after a schedule is chosen.
+      batch_size: sentences per step.
+      rate: peak learning rate.
+      lesson: weights of the distillation.
     """
 
     steps: tuple[int, int]
@@ -39,7 +40,7 @@ class Course(NamedTuple):
 
 
 def whole(state: ft.State) -> dict[str, Any]:
-    """Returns all parameters, those that are not trained included."""
+    """Returns all parameters, including frozen ones."""
     return {**state.params, **state.fixed}
 
 
@@ -47,10 +48,10 @@ def begun(problem: Problem, course: Course, seed: int, at: Path | None) -> ft.St
     """Returns the dense network after the first steps.
 
     Args:
-      problem: The task.
-      course: How to train.
-      seed: Of the output layer and the batches.
-      at: The file without its suffix that holds how far training is, or None.
+      problem: the task.
+      course: training settings.
+      seed: seed of the output layer and the batches.
+      at: path of the checkpoint without its suffix, or None.
     """
     tx, step = _stepper(problem, course)
     start = ft.start(problem.init(jax.random.key(seed)), tx, fixed=problem.fixed)
@@ -68,21 +69,22 @@ def went_on(
     trial: int | None = None,
     at: Path | None = None,
 ) -> ft.State:
-    """Returns the network of `begun` after the other steps, dense or pruned.
+    """Trains the network of `begun` for the remaining steps, dense or pruned.
 
     Args:
-      problem: The task.
-      course: How to train.
-      seed: Of the batches.
-      state: Of `begun`; it is left as it is.
-      kept: What attention keeps.
-      trial: A number of steps, of batches of their own, in place of the other steps.
-      at: The file without its suffix that holds how far training is, or None.
+      problem: the task.
+      course: training settings.
+      seed: seed of the batches.
+      state: state of `begun`; it is not donated.
+      kept: how attention is pruned.
+      trial: number of steps of a trial, which has its own batches; None for the
+        remaining steps.
+      at: path of the checkpoint without its suffix, or None.
     """
     _, step = _stepper(problem, course)
     found = _batches(problem, course, seed, REST if trial is None else TRIAL)
     steps = course.steps[1] if trial is None else trial
-    mine = jax.tree.map(jnp.copy, state)  # a step donates its state
+    mine = jax.tree.map(jnp.copy, state)  # steps donate their state
     return ft.train(step, mine, found, steps, kept=kept, at=at)
 
 
@@ -95,16 +97,16 @@ def taught(
     steps: int,
     at: Path | None = None,
 ) -> ft.State:
-    """Returns a pruned network that goes on from the dense one and learns from it.
+    """Trains a pruned network, starting from the dense one and distilled from it.
 
     Args:
-      problem: The task.
-      course: How to train.
-      seed: Of the batches and of the words that are exchanged.
-      teacher: The dense network's whole parameters.
-      kept: What attention keeps.
-      steps: How many, with a warm-up of their own.
-      at: The file without its suffix that holds how far training is, or None.
+      problem: the task.
+      course: training settings.
+      seed: seed of the batches and of the exchanged words.
+      teacher: all parameters of the dense network.
+      kept: how attention is pruned.
+      steps: number of steps, which have their own warm-up.
+      at: path of the checkpoint without its suffix, or None.
     """
     lesson = course.lesson
     tx, step = stepper(course.rate, steps, problem.heads, lesson)
@@ -146,9 +148,9 @@ def dense(problem: Problem, course: Course, seed: int, at: Path | None) -> Dense
 
     Args:
       problem: the task.
-      course: how to train.
+      course: training settings.
       seed: seed of the output layer and the batches.
-      at: prefix of the files that hold the training's progress, or None.
+      at: path prefix of the checkpoints, or None.
     """
     first, rest = (at and Path(f"{at}.{part}") for part in ("first", "dense"))
     start = begun(problem, course, seed, first)
@@ -157,7 +159,7 @@ def dense(problem: Problem, course: Course, seed: int, at: Path | None) -> Dense
 
 @functools.lru_cache
 def stepper(rate: float, steps: int, heads: int, lesson: Lesson) -> tuple[Any, ft.Step]:
-    """Returns the optimizer and the step, one compilation for tasks and seeds."""
+    """Returns the optimizer and the step; all tasks and seeds share a compilation."""
     tx = ft.optimizer(rate, steps)
     return tx, ft.make_step(tx, heads, lesson)
 

@@ -1,23 +1,23 @@
-"""What SpAtten's techniques cost in accuracy and save, on sentences.
+"""Accuracy and savings of SpAtten's techniques on sentences.
 
-For each task and seed: the pretrained encoder is fine-tuned for a fifth of the steps.
-Then a schedule is chosen by sentences that were held out of the train split: of those
-that save enough the first few, which prune the fewest tokens, are each trained with
-for a little while, and the one with the least loss is taken. Then the encoder is
-fine-tuned for the other steps, once dense and once with everything pruned and
-quantized, on the same batches at the same rates. Dev is read once, at the end. The
-rows between switch off techniques of the pruned network and are not trained anew.
+For each task and seed, the pretrained encoder is fine-tuned for a fifth of the steps.
+Then a schedule is chosen on sentences held out of the train split: among the schedules
+that save enough, the first few, which prune the fewest tokens, are each trained for a
+short trial, and the one with the least loss is chosen. The encoder is then fine-tuned
+for the remaining steps, once dense and once with everything pruned and quantized, with
+the same batches and learning rates. Dev is read once, at the end. The rows in between
+disable techniques of the pruned network, without further training.
 
-STS-B loses more that way than it may. So it has a second pruned network, which goes on
-from the trained dense one for as many steps again, and learns from it
-(`experiments.loops.distillation`), by a schedule of its own (`spatten_students`).
+STS-B loses more than allowed that way. So it has a second pruned network, which starts
+from the trained dense one, has as many steps again, and is distilled from it
+(`experiments.loops.distillation`), with its own schedule (`spatten_students`).
 
-Before training few bits cost more than pruned tokens do, after it less: so schedules
-are not judged without any. Every task is seen two and a half times at least, the small
-ones ten times, as they need (Mosbach et al., 2021, arXiv:2006.04884). That is a night
-of two cores for all tasks, and minutes of a GPU.
+Before training, few bits cost more than pruned tokens; after training, they cost less.
+Schedules are therefore not compared without training. The epochs are at least two and a
+half for every task, and ten for the small ones, which need them (Mosbach et al., 2021,
+arXiv:2006.04884). All tasks take a night on two cores, and minutes on a GPU.
 
-With JPRUNE_RESUME_DIR set it can be stopped, and goes on where it was.
+With JPRUNE_RESUME_DIR set, an interrupted run can be resumed.
 """
 
 import functools
@@ -38,8 +38,8 @@ from experiments.studies.attention import _report as report
 from experiments.studies.attention import _training as st
 from experiments.studies.attention._tasks import TOY, Problem, problem
 
-# Bits and shares were narrowed down on the held-out sentences of STS-B and MRPC, with
-# other seeds; the threshold is that of the authors' configurations.
+# Bits and shares were selected on the held-out sentences of STS-B and MRPC, with other
+# seeds; the threshold is that of the authors' configurations.
 CANDIDATES = protocol.levels(
     (0.7, 0.95, 1.0, 0.4),
     (0.65, 0.9, 1.0, 0.45),
@@ -50,27 +50,26 @@ CANDIDATES = protocol.levels(
 
 
 class Settings(NamedTuple):
-    """What is trained, and what has to be saved.
+    """Settings of the study.
 
     Attributes:
-      tasks: Of GLUE, or the toy.
-      seeds: Of the new output layer and of the batches.
-      steps: Of the fine-tuning before a schedule is chosen, and after it.
-      trial: Steps that a schedule is tried for.
-      shortlist: How many schedules are tried.
-      batch_size: Sentences in a step.
-      rate: The largest learning rate.
-      limit: The largest number of sentences to fit.
-      candidates: Schedules to choose from, those that prune the fewest tokens first.
-      dram: How many times less attention has to read, from float32.
-      attention: How many times less it has to multiply.
-      spare: Both have to be exceeded by this factor where the schedule is chosen,
-        for dev to exceed them too.
-      lost: Points that may be lost.
-      distilled: Tasks of which there is a second pruned network, that also learns from
-        the dense one.
-      taught: Schedules for that, of which the first one is taken that saves enough.
-      lesson: How much the dense network counts there.
+      tasks: tasks of GLUE, or the toy.
+      seeds: seeds of the new output layer and of the batches.
+      steps: numbers of fine-tuning steps before and after a schedule is chosen.
+      trial: steps of a trial of a schedule.
+      shortlist: number of schedules to try.
+      batch_size: sentences per step.
+      rate: peak learning rate.
+      limit: maximum number of training sentences.
+      candidates: candidate schedules, those that prune the fewest tokens first.
+      dram: required reduction of attention's traffic, relative to float32.
+      attention: required reduction of attention's multiply-adds.
+      spare: factor by which both must be exceeded on the held-out sentences, so that
+        dev exceeds them too.
+      lost: points that may be lost.
+      distilled: tasks with a second pruned network, distilled from the dense one.
+      taught: schedules for that; the first one that saves enough is used.
+      lesson: weights of the distillation.
     """
 
     tasks: tuple[str, ...] = ("SST-2", "STS-B", "CoLA", "MRPC", "RTE")
@@ -92,14 +91,14 @@ class Settings(NamedTuple):
 
 
 def course_of(settings: Settings) -> st.Course:
-    """Returns how networks are trained."""
+    """Returns the training settings."""
     return st.Course(
         settings.steps, settings.batch_size, settings.rate, settings.lesson
     )
 
 
 def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
-    """Trains, chooses, prunes, trains on, and reads dev."""
+    """Trains, chooses schedules, prunes, trains on, and evaluates on dev."""
     jobs = [(name, False) for name in settings.tasks]
     jobs += [(name, True) for name in settings.distilled if name in settings.tasks]
     task = progress.add_task("fine-tune", total=len(jobs) * len(settings.seeds))
@@ -135,13 +134,14 @@ def both(
 ) -> Iterator[tuple[bool, dict[str, Any]]]:
     """Yields the figures of a task and seed, plain and distilled.
 
+    All networks share one dense network.
+
     Args:
       load: loads the task.
       name: name of the task.
       settings: settings of the study.
       seed: seed of the output layer and the batches.
-      forms: whether each pruned network also learns from the dense one; they all
-        share one dense network.
+      forms: for each pruned network, whether it is distilled.
     """
     place = resume.place(f"{name}-dense-{seed}", shared(settings))
     trained = functools.cache(lambda: dense_of(load(), settings, seed, place))
@@ -180,7 +180,7 @@ def finished(
       name: name of the task.
       settings: settings of the study.
       seed: seed of the output layer and the batches.
-      distilled: whether the pruned network also learns from the dense one.
+      distilled: whether the pruned network is distilled from the dense one.
       trained: returns the dense network; None to train one.
     """
     what = f"{name}-distilled" if distilled else name
@@ -210,8 +210,8 @@ def one(
       settings: settings of the study.
       seed: seed of the output layer and the batches.
       trained: the dense network.
-      place: prefix of the files that hold the training's progress, or None.
-      distilled: whether the pruned network also learns from the dense one.
+      place: path prefix of the checkpoints, or None.
+      distilled: whether the pruned network is distilled from the dense one.
     """
     if distilled:
         settings = settings._replace(candidates=settings.taught, shortlist=1)
@@ -269,15 +269,15 @@ def choose(
     adapt: Callable[[ft.Kept], Any],
     sizes: sl.Sizes,
 ) -> tuple[int, list[dict[str, float]]]:
-    """Returns which level to take, and what was tried.
+    """Returns the index of the chosen level, and the results of all candidates.
 
     Args:
-      problem: The task; its held-out sentences choose.
-      settings: What has to be saved.
-      judge: Of `finetune.make_judge`.
-      params: Trained dense.
-      adapt: `kept -> params`, trained on with this for a while.
-      sizes: Of the network.
+      problem: the task; its held-out sentences are used.
+      settings: settings of the study.
+      judge: evaluation, from `finetune.make_judge`.
+      params: parameters of the dense network.
+      adapt: `kept -> params`, trains the dense network with this pruning for a trial.
+      sizes: sizes of the network.
     """
     held = problem.choose
 
@@ -315,10 +315,10 @@ def judged(
 
 
 def seconds(problem: Problem, level: sl.Level, size: int = 64) -> dict[str, float]:
-    """Returns milliseconds for a sentence, dense and with fewer tokens.
+    """Returns milliseconds per sentence, dense and with fewer tokens.
 
-    Of full batches of the width that most sentences have, whatever the weights. Heads,
-    values and bits are masks and rounding here, which a CPU or GPU does not run faster.
+    Measured on full batches of the most common width; the weights do not matter. Heads,
+    values and bits are masks and rounding here, which are no faster on CPUs and GPUs.
     """
     params = problem.init(jax.random.key(0))
     sizes = sl.sizes_of(params, problem.heads)

@@ -1,14 +1,15 @@
-"""What a pruned cache costs two small language models in perplexity, and saves.
+"""Perplexity and savings of a pruned KV cache for two small language models.
 
-A published Llama of 260,032 weights on stories that it has itself told (what its
-perplexity rises by is then the divergence from its own predictions), and a GPT over
-bytes that is trained here on tiny-shakespeare, on what it has not seen of that text and
-on WikiText-2. Half of each window is the prompt, the other half is decoded. How much is
-pruned is chosen on other windows: what reads least of what costs at most a few percent.
+The models are a published Llama of 260,032 weights, evaluated on stories that it has
+generated itself (so the rise of its perplexity is the divergence from its own
+predictions), and a byte-level GPT that is trained here on tiny-shakespeare, evaluated
+on its test split and on WikiText-2. Half of each window is the prompt, and the other
+half is decoded. The amount of pruning is chosen on other windows: the least traffic
+with a rise of at most a few percent.
 
 Traffic is that of the keys and values that are read for a token, as in the authors'
-traces; computation that of the products with them, including scores that are computed
-anew from all bits.
+traces. Computation is that of the products with them, including scores that are
+recomputed from all bits.
 """
 
 import functools
@@ -38,13 +39,13 @@ MOST_BITS = ja.Bits(query=12, msb=10, lsb=4, value=8)
 
 
 class Way(NamedTuple):
-    """Which techniques are on, and how much each takes.
+    """The techniques that are used, and how much each prunes.
 
     Attributes:
-      share: Of the cache that budgets are on average.
-      heads: The mean share of heads over the layers that prune any.
-      values: The share of cached values that are read.
-      bits: Of keys, in two planes, and values; None for float32.
+      share: mean budget, as a share of the full cache.
+      heads: mean share of heads over the layers that prune heads.
+      values: share of cached values that are read.
+      bits: bits of keys, in two planes, and of values; None for float32.
     """
 
     share: float = 1.0
@@ -54,23 +55,24 @@ class Way(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """What is trained and decoded.
+    """Settings of the study.
 
     Attributes:
-      seeds: Of the GPT's training and of the stories; the first one counts.
-      steps: Of the GPT's training.
-      batch_size: Windows in a step, and in what is decoded.
-      length: Of the GPT's windows; the Llama's are twice as long.
-      width: Of the GPT's stream.
-      depth: Its layers.
-      heads: Of each layer.
-      rate: The largest learning rate.
-      shares: Of the cache that budgets are on average, to choose from.
-      usual: What else is pruned at these budgets.
-      milder: More to choose from, where those cost too much.
-      threshold: Below it a row's largest probability asks for the lower plane.
-      rise: By how much perplexity may rise on the windows to choose with, percent.
-      toy: Without a data directory: no Llama, and the GPT on scikit-learn's prose.
+      seeds: seeds of the GPT's training and of the stories; only the first is used.
+      steps: training steps of the GPT.
+      batch_size: windows per training step, and number of decoded windows.
+      length: length of the GPT's windows; those of the Llama are twice as long.
+      width: width of the GPT's residual stream.
+      depth: number of its layers.
+      heads: heads per layer.
+      rate: peak learning rate.
+      shares: candidates of the mean budget, as shares of the full cache.
+      usual: the other techniques at these budgets.
+      milder: further candidates, in case those cost too much.
+      threshold: rows whose largest probability is below it read the lower plane.
+      rise: allowed rise of perplexity on the windows to choose with, in percent.
+      toy: whether to run without a data directory: no Llama, and the GPT on
+        scikit-learn's prose.
     """
 
     seeds: tuple[int, ...] = (0,)
@@ -97,13 +99,13 @@ class Settings(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A language model and what it is judged on.
+    """A language model and its evaluation data.
 
     Attributes:
-      decoder: The model.
-      params: Its parameters.
-      choose: Windows `(batch, length)` that budgets are chosen on.
-      tests: Name -> windows to report.
+      decoder: the model.
+      params: its parameters.
+      choose: windows `(batch, length)` to choose budgets on.
+      tests: windows to report, by name.
     """
 
     decoder: decoder.Decoder
@@ -113,7 +115,7 @@ class Model(NamedTuple):
 
 
 def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
-    """Trains and loads the models, chooses budgets, decodes."""
+    """Trains and loads the models, chooses budgets, and decodes."""
     builders: dict[str, Callable[[], Model]] = {
         "GPT": lambda: gpt(settings, data_dir),
     }
@@ -130,7 +132,7 @@ def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
 
 
 def gpt(settings: Settings, data_dir: Path | None) -> Model:
-    """Returns the trained GPT over bytes."""
+    """Returns the trained byte-level GPT."""
     text = corpora.descriptions() if settings.toy else corpora.shakespeare(data_dir)
     length, count = settings.length, settings.batch_size
     model = decoder.gpt(settings.heads)
@@ -147,7 +149,7 @@ def gpt(settings: Settings, data_dir: Path | None) -> Model:
 
 
 def some_windows(data: np.ndarray, length: int, count: int) -> np.ndarray:
-    """Returns windows that are spread evenly over a text, int32."""
+    """Returns windows that are evenly spaced in a text, int32."""
     rows = corpora.windows(data, length)
     chosen = np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)
     return rows[chosen].astype(np.int32)
@@ -156,7 +158,7 @@ def some_windows(data: np.ndarray, length: int, count: int) -> np.ndarray:
 def trained(
     settings: Settings, model: decoder.Decoder, params: Any, text: Any, key: jax.Array
 ) -> Any:
-    """Returns the parameters after training on windows from anywhere in a text."""
+    """Returns the parameters after training on random windows of a text."""
     rate = optax.schedules.warmup_cosine_decay_schedule(
         0.0, settings.rate, settings.steps // 10 + 1, settings.steps + 1
     )
@@ -178,14 +180,14 @@ def trained(
 
 
 def loss(model: decoder.Decoder, params: Any, ids: jax.Array) -> jax.Array:
-    """Returns the mean cross-entropy of each token but the first, nats."""
+    """Returns the mean cross-entropy of all tokens but the first, in nats."""
     logits = decoder.forward(model, params, ids[:, :-1])
     cross = optax.losses.softmax_cross_entropy_with_integer_labels(logits, ids[:, 1:])
     return cross.mean()
 
 
 def llama(settings: Settings, data_dir: Path | None) -> Model:
-    """Returns the published Llama, and stories that it tells."""
+    """Returns the published Llama, with stories that it generates."""
     model, params, _ = stories.load(data_dir)
     first = jnp.full(2 * settings.batch_size, stories.BEGIN, jnp.int32)
     tell = jax.jit(
@@ -197,7 +199,7 @@ def llama(settings: Settings, data_dir: Path | None) -> Model:
 
 
 def ways(way: Way) -> dict[str, Way]:
-    """Returns the rows of the breakdown: a technique more in each, all of it last."""
+    """Returns the rows of the breakdown; each adds one technique."""
     tokens = Way(way.share)
     heads = tokens._replace(heads=way.heads)
     values = heads._replace(values=way.values)
@@ -207,7 +209,7 @@ def ways(way: Way) -> dict[str, Way]:
 def options_of(
     settings: Settings, model: Model, way: Way, length: int
 ) -> tuple[decoding.Kept, decoding.Plan]:
-    """Returns what decoding keeps of windows of a length."""
+    """Returns the settings of decoding for windows of a length."""
     depth = len(model.params["layers"])
     groups = jax.eval_shape(
         lambda ids: decoding.summarize(model.decoder, model.params, ids).groups,
@@ -225,7 +227,7 @@ def options_of(
 def measured(
     settings: Settings, model: Model, windows: np.ndarray, way: Way
 ) -> dict[str, float]:
-    """Returns perplexity, and what a token reads and multiplies."""
+    """Returns perplexity, and the traffic and products per token."""
     length = windows.shape[1]
     kept, plan = options_of(settings, model, way, length)
     ids = jnp.asarray(windows)
@@ -250,7 +252,7 @@ def measured(
 
 
 def judged(settings: Settings, model: Model) -> dict[str, Any]:
-    """Returns what is chosen, and the breakdown on each text."""
+    """Returns the chosen pruning, and the breakdown on each text."""
     curves: dict[str, dict[str, list[float]]] = {
         name: {"bytes": [], "perplexity": []} for name in ROWS[1:]
     }
@@ -287,9 +289,9 @@ def judged(settings: Settings, model: Model) -> dict[str, Any]:
 
 
 def pick(tried: list[tuple[Way, dict[str, float]]], limit: float) -> Way:
-    """Returns, of what has at most this perplexity, what reads least.
+    """Returns the candidate with the least traffic within the limit of perplexity.
 
-    Where nothing has it is what has the least perplexity.
+    If there is none, the candidate with the least perplexity is returned.
     """
     good = [(way, found) for way, found in tried if found["perplexity"] <= limit]
     if good:
@@ -298,14 +300,14 @@ def pick(tried: list[tuple[Way, dict[str, float]]], limit: float) -> Way:
 
 
 def jsonable(way: Way) -> dict[str, Any]:
-    """Returns a way as numbers by name."""
+    """Converts a `Way` to plain dicts."""
     return way._asdict() | {"bits": way.bits and way.bits._asdict()}
 
 
 def seconds(settings: Settings, model: Model, share: float) -> dict[str, float]:
-    """Returns milliseconds for a decoded token of all windows, the prompt's included.
+    """Returns milliseconds per decoded token of all windows, including the prompt.
 
-    With smaller caches, which are faster here; heads, values and bits are masks and
+    Only the smaller caches are faster here; heads, values and bits are masks and
     rounding.
     """
     windows = jnp.asarray(next(iter(model.tests.values())))

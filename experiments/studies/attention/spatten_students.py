@@ -1,14 +1,14 @@
-"""Which schedule a pruned network that learns from the dense one can follow.
+"""Schedules for a pruned network that is distilled from the dense one.
 
-What a schedule costs a network that was not trained for it is not what it costs in the
-end. So each schedule has a student, which goes on from the same dense network, for a
-quarter of the steps that it has in the accuracy study. Then both networks are asked
-about sentences that neither has seen, of the task and of others: how far are their
-outputs apart? Scores of a few hundred sentences are good to half a point only;
-distances tell schedules apart, and foreign sentences, whose labels do not matter here,
-show what the student learned beyond the sentences it was taught with.
+The cost of a schedule without training does not predict its cost after training. So
+each schedule has a student, which starts from the same dense network and has a quarter
+of the steps of the accuracy study. Both networks are then evaluated on held-out
+sentences of the task and of other tasks, and the distance of their outputs is measured.
+Scores on a few hundred sentences are only accurate to half a point, but distances
+separate schedules. Sentences of other tasks, whose labels do not matter here, show how
+the student generalizes beyond its training sentences.
 
-Dev is not read, and the seed is none of the accuracy study's.
+Dev is not read, and the seed differs from those of the accuracy study.
 """
 
 import functools
@@ -48,18 +48,17 @@ SCHEDULES = (
 
 
 class Settings(NamedTuple):
-    """What is compared.
+    """Settings of the study.
 
     Attributes:
-      tasks: The first is taught; students are asked about sentences of all.
-      seeds: Of the dense networks and the batches.
-      steps: Of each student, after those of the dense network.
-      schedules: Names and levels.
-      course: How the dense network is trained.
-      limit: The largest number of sentences to fit.
-      dram: How many times less attention has to read, from float32, for a schedule to
-        save enough.
-      attention: How many times less it has to multiply.
+      tasks: the first task is used for training; all are used for evaluation.
+      seeds: seeds of the dense networks and the batches.
+      steps: steps of each student, after those of the dense network.
+      schedules: names and levels.
+      course: training settings of the dense network.
+      limit: maximum number of training sentences.
+      dram: required reduction of attention's traffic, relative to float32.
+      attention: required reduction of attention's multiply-adds.
     """
 
     tasks: tuple[str, ...]
@@ -92,13 +91,13 @@ def settings_of(
 
 
 def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
-    """Trains the dense networks, a student for each schedule, and asks them."""
+    """Trains the dense networks and a student per schedule, and evaluates them."""
     name, *others = settings.tasks
     task = problem(name, data_dir, settings.limit)
     asked = {name: task.choose}
     for other in others:
         held = problem(other, data_dir, settings.limit).choose
-        # Their labels are of another kind, and nobody reads them.
+        # Their labels are of another type, and are not used.
         none = np.zeros(len(held.labels), task.fit.labels.dtype)
         asked[other] = held._replace(labels=none)
     total = len(settings.seeds) * len(settings.schedules)
@@ -122,22 +121,22 @@ def students(
     seed: int,
     advance: Callable[[], Any],
 ) -> list[dict[str, Any]]:
-    """Returns how far each schedule's student is from the dense network of a seed.
+    """Returns the distance of each schedule's student from the dense network.
 
     Args:
-      task: That they are taught.
-      asked: The sentences they are asked about, by task; the first are held out of
-        those they are taught with.
-      settings: Of the study.
-      seed: Of the dense network and the batches.
-      advance: Called after each student.
+      task: training task.
+      asked: evaluation sentences by task; those of the first are held out of its train
+        split.
+      settings: settings of the study.
+      seed: seed of the dense network and the batches.
+      advance: called after each student.
     """
     course = settings.course
     judge = st.judger(task.heads, task.widths, course.batch_size)
     name, mark = f"{task.name}-students-{seed}", (course, settings.limit)
     dense = resume.place(name, mark)
 
-    @functools.cache  # it is not needed where all figures are kept
+    @functools.cache  # not needed if all figures are resumed
     def teacher() -> Any:
         return st.whole(st.dense(task, course, seed, dense).end)
 
@@ -178,7 +177,7 @@ def students(
 
 
 def apart(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Returns the mean squared difference of outputs, 1e-4."""
+    """Returns the mean squared difference of outputs, in units of 1e-4."""
     return 1e4 * float(np.mean(np.square(ours - theirs)))
 
 
@@ -208,17 +207,17 @@ def gathered(
 
 
 def distances(row: dict[str, Any], when: str) -> np.ndarray:
-    """Returns `(seeds,)`: how far outputs are apart, a mean over tasks.
+    """Returns the distances of outputs, averaged over tasks, `(seeds,)`.
 
     Args:
-      row: The figures of a schedule.
-      when: "before" or "after" the student was taught.
+      row: figures of a schedule.
+      when: "before" or "after" the student was trained.
     """
     return np.mean(list(row[when].values()), axis=0)
 
 
 def table(figures: dict[str, Any], settings: Settings) -> Table:
-    """Returns a row for each schedule."""
+    """Returns the table with a row per schedule."""
     rows = []
     for name, row in figures["schedules"].items():
         level = sl.level_of(row["level"])
@@ -269,9 +268,9 @@ def table(figures: dict[str, Any], settings: Settings) -> Table:
 
 
 def times_nearer(figures: dict[str, Any]) -> tuple[float, float | None]:
-    """Measures how many times nearer the schedule that is taken is than an earlier one.
+    """Measures the distance of an earlier schedule over that of the chosen one.
 
-    It is 0 where one of the two does not save enough.
+    The result is 0 if one of the two does not save enough.
     """
     near, far = (figures["schedules"][name] for name in (TAKEN, EARLIER))
     if not (near["enough"] and far["enough"]):

@@ -1,7 +1,8 @@
-"""What SpAtten's techniques cost a small vision transformer, and save.
+"""Accuracy and savings of SpAtten's techniques for a small vision transformer.
 
-The course is that of `spatten_accuracy`: half of the training dense, a schedule chosen
-on validation, the other half once dense and once with everything on. Test is read once.
+The protocol is that of `spatten_accuracy`: half of the training is dense, a schedule is
+chosen on the validation split, and the other half is run once dense and once with all
+techniques. The test split is read once.
 """
 
 import functools
@@ -32,21 +33,21 @@ SHARES = (1.0, 0.8, 0.6, 0.4, 0.3, 0.2, 0.1)
 
 
 class Settings(NamedTuple):
-    """What is trained, and what has to be saved.
+    """Settings of the study.
 
     Attributes:
-      dataset: One of `data.SETS`.
-      seeds: Of initialisation and batches.
-      steps: Of each half of the training.
-      batch_size: Images in a step.
-      rate: The largest learning rate.
-      patch: Side of a patch.
-      width: Of the stream.
-      depth: Layers.
-      heads: Of each layer.
-      candidates: Schedules to choose from.
-      dram: How many times less attention has to read, from float32.
-      attention: How many times less it has to multiply.
+      dataset: name of the data set, one of `data.SETS`.
+      seeds: seeds of initialisation and batches.
+      steps: steps of each half of the training.
+      batch_size: images per step.
+      rate: peak learning rate.
+      patch: side of a patch.
+      width: width of the residual stream.
+      depth: number of layers.
+      heads: heads per layer.
+      candidates: candidate schedules.
+      dram: required reduction of attention's traffic, relative to float32.
+      attention: required reduction of attention's multiply-adds.
     """
 
     dataset: str = "fashion-mnist"
@@ -64,7 +65,7 @@ class Settings(NamedTuple):
 
 
 def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
-    """Trains, chooses, prunes, trains on, and reads test."""
+    """Trains, chooses schedules, prunes, trains on, and evaluates on test."""
     splits = jax.tree.map(jnp.asarray, data.load(settings.dataset, data_dir))
     task = progress.add_task("train and prune", total=len(settings.seeds))
     each = []
@@ -173,7 +174,7 @@ def _compiled(settings: Settings, level: sl.Level | None) -> Any:
 def outputs(
     params: Any, images: jax.Array, heads: int, kept: ft.Kept
 ) -> tuple[jax.Array, encoder.Encoded]:
-    """Returns logits, and what the encoder did."""
+    """Returns logits, and the result of the encoder."""
     slots = None
     if kept.shares is not None:
         slots = encoder.room(params["positions"].shape[0], kept.shares)
@@ -188,14 +189,14 @@ def outputs(
     return vit.logits(params, found), found
 
 
-PIECE = 250  # images that are judged together
+PIECE = 250  # images per evaluation batch
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
 def _judge(
     heads: int, params: Any, images: Any, labels: Any, pruning: Any, progressive: Any
 ) -> Any:
-    """Of images of which some fill the piece only: those have the label -1."""
+    """Evaluates a batch; images with the label -1 only fill it up."""
     kept = ft.Kept(pruning, progressive)
     logits, found = outputs(params, images, heads, kept)
     real = labels >= 0
@@ -206,7 +207,7 @@ def _judge(
 
 
 def judged(heads: int, params: Any, part: data.Examples, kept: ft.Kept) -> Any:
-    """Returns accuracy in percent, mean loss, and counts summed over images."""
+    """Returns accuracy in percent, mean loss, and the counts summed over images."""
     count = len(part.labels)
     extra = -count % PIECE
     images = np.concatenate(
@@ -225,7 +226,7 @@ def judged(heads: int, params: Any, part: data.Examples, kept: ft.Kept) -> Any:
 def curve(
     judge: Any, splits: data.Splits, dense: Any, tuned: Any, sizes: sl.Sizes
 ) -> dict[str, Any]:
-    """Returns validation accuracy by the mean share of tokens, of both networks."""
+    """Returns validation accuracy by the mean share of tokens, for both networks."""
     scores = []
     for share in SHARES:
         level = sl.Level(share, min(1.0, 1.5 * share))
@@ -238,7 +239,7 @@ def curve(
 def pictures(
     settings: Settings, params: Any, images: jax.Array, kept: ft.Kept
 ) -> list[dict[str, Any]]:
-    """Returns the first four test images and the patches left after each layer."""
+    """Returns the first four test images, and the remaining patches of each layer."""
     labels = np.full(PIECE, -1, np.int32)
     inputs = images[:PIECE], labels, kept.pruning, kept.progressive
     *_, found = _judge(settings.heads, params, *inputs)
@@ -256,9 +257,9 @@ def pictures(
 def seconds(
     settings: Settings, params: Any, images: jax.Array, level: sl.Level, sizes: sl.Sizes
 ) -> dict[str, float]:
-    """Returns milliseconds for an image, dense and with fewer tokens.
+    """Returns milliseconds per image, dense and with fewer tokens.
 
-    Heads, values and bits are masks and rounding here, which nothing runs faster.
+    Heads, values and bits are masks and rounding here, which are not faster.
     """
     forms = {}
     for name, part in (("dense", None), ("tokens", level.only_tokens())):
@@ -270,7 +271,7 @@ def seconds(
 
 
 def table(figures: dict[str, Any], settings: Settings) -> Table:
-    """Returns a row for each technique."""
+    """Returns the table with a row per technique."""
     rows = []
     for name, row in figures["rows"].items():
         saved = (f"{np.mean(row[key]):.2f}x" for key in SAVED)
@@ -312,7 +313,7 @@ def final(key: str) -> Any:
 
 
 def claims(name: str) -> tuple[Claim, ...]:
-    """Returns what is claimed of a data set."""
+    """Returns the claims for a data set."""
     what = f"{name}, ViT on patches, all of SpAtten's techniques: "
     return (
         Claim(f"{what}points lost", sl.PAPER, ("<=", 0.5), final("lost")),

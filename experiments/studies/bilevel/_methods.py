@@ -1,8 +1,8 @@
-"""The methods that `bip_vs_imp` compares, as pure functions of key and rates.
+"""The methods that `bip_vs_imp` compares, as pure functions of a key and rates.
 
-Each trains one network and returns it sparse; `vmap` over keys makes seeds, and over
-rates the trials of a search. All begin with the same initial weights and batches for
-the same key, and count their cost in gradient evaluations.
+Each trains one network and returns it sparse. `vmap` over keys runs several seeds, and
+over rates the trials of a search. For the same key, all methods have the same initial
+weights and batches. Cost is counted in gradient evaluations.
 """
 
 import functools
@@ -23,15 +23,15 @@ from jprune.learned import bilevel
 
 
 class Task(NamedTuple):
-    """What is trained; all but the examples is static.
+    """The task; everything except the examples is static.
 
     Attributes:
-      examples: Train images and labels, on the device.
-      batch_size: Examples in a gradient evaluation.
-      steps: Gradient evaluations of the dense training, and of one round of IMP.
-      rewind: The step that IMP rewinds to.
-      hidden: Widths of the network's hidden layers.
-      min_kept: Weights that BiP keeps in each layer at least.
+      examples: train images and labels, on the device.
+      batch_size: examples per gradient evaluation.
+      steps: gradient evaluations of the dense training, and of one round of IMP.
+      rewind: step that IMP rewinds to.
+      hidden: widths of the network's hidden layers.
+      min_kept: minimum number of weights that BiP keeps in each layer.
     """
 
     examples: data.Examples
@@ -43,12 +43,12 @@ class Task(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """The hyper-parameters that each method is tuned for.
+    """The tuned hyper-parameters of a method.
 
     Attributes:
-      weights: Peak learning rate of SGD for the weights.
-      decay: Their weight decay.
-      scores: Learning rate of the scores, where a method has some.
+      weights: peak learning rate of SGD for the weights.
+      decay: weight decay.
+      scores: learning rate of the scores, for methods with scores.
     """
 
     weights: Any
@@ -57,7 +57,7 @@ class Rates(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """What is random: initial params and keys of the batches, by use."""
+    """Initial params, and keys of the batches and masks."""
 
     params: Any
     dense: jax.Array
@@ -93,19 +93,19 @@ def sgd(rates: Rates, steps: int) -> optax.GradientTransformation:
 
 
 def indices(task: Task, key: jax.Array, steps: int) -> jax.Array:
-    """Returns the batches of a training, `(steps, batch_size)` indices."""
+    """Returns the batches of a training as indices `(steps, batch_size)`."""
     return train.epoch_batches(key, len(task.examples.labels), task.batch_size, steps)
 
 
 def fit(task: Task, tx: Any, params: Any, state: Any, batches: jax.Array):
-    """Returns params and optimizer state after the batches."""
+    """Returns params and optimizer state after training on the batches."""
     begin = train.TrainState(params, state)
     after, _ = train.advance(models.mlp.apply, tx, task.examples, begin, batches)
     return after.params, after.opt_state
 
 
 def dense(task: Task, rates: Rates, drawn: Draws, trained: Any, sparsity: Any) -> Any:
-    """Returns the dense network after `steps` steps, from which others start."""
+    """Returns the dense network, from which other methods start."""
     del trained, sparsity
     tx = sgd(rates, task.steps)
     batches = indices(task, drawn.dense, task.steps)
@@ -113,27 +113,27 @@ def dense(task: Task, rates: Rates, drawn: Draws, trained: Any, sparsity: Any) -
 
 
 def holding(tx: optax.GradientTransformation, params: Any, masks: Any):
-    """Returns an optimizer that holds masks fixed, and its state."""
+    """Returns an optimizer with fixed masks, and its state."""
     tx = jp.sparsify(tx, jp.recipes.magnitude(0.0), every=None)
     state: Any = tx.init(params)
     return tx, state._replace(masks=masks)
 
 
 def fine_tuned(task: Task, rates: Rates, params: Any, masks: Any, key: Any, steps: int):
-    """Returns a masked network after some more steps."""
+    """Returns a masked network after further training."""
     tx, state = holding(sgd(rates, steps), params, masks)
     params = jp.apply(params, masks)
     return fit(task, tx, params, state, indices(task, key, steps))[0]
 
 
 def one_shot(task: Task, rates: Rates, drawn: Draws, trained: Any, sparsity: Any):
-    """Prunes the dense network by magnitude, all layers at once, and fine-tunes."""
+    """Prunes the dense network by global magnitude, and fine-tunes."""
     pruned, masks = jp.prune(trained, jp.recipes.magnitude(sparsity, scope="global"))
     return fine_tuned(task, rates, pruned, masks, drawn.lower, task.steps)
 
 
 def random(task: Task, rates: Rates, drawn: Draws, trained: Any, sparsity: Any):
-    """Trains random weights with Erdos-Renyi densities, from the start."""
+    """Trains a random mask with Erdos-Renyi densities from initialization."""
     del trained
     pruner = jp.recipes.random_erk(sparsity, drawn.masks)
     pruned, masks = jp.prune(drawn.params, pruner)
@@ -141,7 +141,7 @@ def random(task: Task, rates: Rates, drawn: Draws, trained: Any, sparsity: Any):
 
 
 def hydra(task: Task, rates: Rates, drawn: Draws, trained: Any, sparsity: Any):
-    """Searches a mask of the frozen dense network by scores, then fine-tunes."""
+    """Learns the mask of the frozen dense network by scores, then fine-tunes."""
     search = jp.recipes.hydra(
         loss, sparsity, steps=task.steps, learning_rate=rates.scores
     )
@@ -168,19 +168,19 @@ def bip(
     hypergradient: bilevel.Hypergradient = bilevel.direct_gradient,
     tied: bool = False,
 ):
-    """Learns mask and weights of the dense network in turns, two gradients a step.
+    """Alternates updates of mask and weights, two gradient evaluations per step.
 
     Args:
-      task: What is trained.
-      rates: The hyper-parameters.
-      drawn: What is random.
-      trained: The dense network.
-      sparsity: The target.
-      steps: Of BiP; two gradient evaluations each.
-      climb: The share of the steps in which the sparsity climbs to the target by the
-        cubic schedule; 0 for the target at once, as published.
-      hypergradient: The upper level's gradient.
-      tied: As in `jprune.bilevel.bip`.
+      task: the task.
+      rates: hyper-parameters.
+      drawn: initial params and keys.
+      trained: the dense network.
+      sparsity: target sparsity.
+      steps: number of BiP steps, with two gradient evaluations each.
+      climb: share of the steps in which the sparsity increases to the target by the
+        cubic schedule; 0 for the target from step 0, as published.
+      hypergradient: gradient of the upper level.
+      tied: as in `jprune.learned.bilevel.bip`.
     """
     target = sparsity
     if climb:
@@ -208,10 +208,10 @@ def bip(
 
 
 def rounds(sparsities: tuple[float, ...], rate: float = 0.2) -> tuple[float, ...]:
-    """Returns the sparsity after each round of IMP, all of the targets among them.
+    """Returns the sparsity after each round of IMP, including all targets.
 
-    From one target to the next rounds prune equal shares of the survivors, as near to
-    the rate as whole rounds allow.
+    Between two targets, all rounds prune the same share of the remaining weights, as
+    close to the rate as a whole number of rounds allows.
     """
     found, before = [], 0.0
     for target in sparsities:
@@ -235,13 +235,13 @@ def imp(
     """Prunes in rounds, rewinding weights, optimizer and batches to an early step.
 
     Args:
-      task: What is trained.
-      rates: The hyper-parameters.
-      drawn: What is random.
-      trained: Not used: the first round trains the dense network.
-      sparsity: Not used: the schedule says it.
-      schedule: The sparsity after each round.
-      steps: Of each round's training, from the first step on.
+      task: the task.
+      rates: hyper-parameters.
+      drawn: initial params and keys.
+      trained: unused, since the first round trains the dense network.
+      sparsity: unused, since the schedule determines it.
+      schedule: sparsity after each round.
+      steps: training steps of each round, counted from the first step.
 
     Returns:
       The trained tickets, stacked, one for each sparsity of the schedule.
@@ -254,7 +254,7 @@ def imp(
     tx, held = holding(tx, anchor, None)
 
     def train_ticket(params: Any, masks: Any) -> Any:
-        # The optimizer as it was at the rewind step: momentum, clock, batches.
+        # Momentum, step count and batches are those of the rewind step.
         state = held._replace(masks=masks, inner=clock)
         return fit(task, tx, params, state, batches[rewind:])[0]
 
@@ -272,13 +272,13 @@ def imp(
 
 
 def accuracy(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-    """Returns the share of right classes."""
+    """Returns the accuracy in [0, 1]."""
     found = train.classes(models.mlp.apply, params, images)
     return (found == labels).mean()
 
 
 def bip_variants() -> dict[str, Callable[..., Any]]:
-    """Returns BiP in its forms: how the implicit term is computed, and the schedule."""
+    """Returns the variants of BiP, by implicit term and sparsity schedule."""
     true = functools.partial(bilevel.implicit_gradient, gamma=1.0)
     reference = functools.partial(bilevel.reference_gradient, gamma=1e4)
     return {

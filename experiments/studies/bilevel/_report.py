@@ -1,4 +1,4 @@
-"""What `bip_vs_imp` shows: tables, plot and claims from its figures."""
+"""Tables, plot and claims of `bip_vs_imp`."""
 
 import functools
 import statistics
@@ -17,7 +17,7 @@ FORMS = ("BiP", "BiP, implicit term", "BiP as in its code", "BiP, climbing")
 
 
 def table(figures: dict[str, Any], settings: Any) -> Table:
-    """Returns test accuracies by method and sparsity, with what they cost."""
+    """Returns the test accuracies by method and sparsity, with their cost."""
     shown = str(HIGH[1])
     rows = []
     for name, found in figures["methods"].items():
@@ -86,7 +86,7 @@ def budgets(figures: dict[str, Any]) -> Table:
 
 
 def best_form(figures: dict[str, Any]) -> str:
-    """Returns the short form of BiP that the trials on the validation split prefer."""
+    """Returns the short form of BiP that is best on the validation split."""
 
     def validation(name: str) -> float:
         return max(t["validation"] for t in figures["search"][name]["trials"])
@@ -95,20 +95,20 @@ def best_form(figures: dict[str, Any]) -> str:
 
 
 def gaps(figures: dict[str, Any], ours: str, theirs: str, s: float) -> list[float]:
-    """Returns the differences of test accuracy, seed by seed."""
+    """Returns the differences of test accuracy, paired by seed."""
     a, b = (figures["methods"][name][str(s)]["test"] for name in (ours, theirs))
     return [rounded(x - y) for x, y in zip(a, b, strict=True)]
 
 
 def seconds_ratio(figures: dict[str, Any], s: float) -> float:
-    """Returns the time of a short BiP over that of full IMP, taken in turns."""
+    """Returns the time of short BiP over that of full IMP, measured in turns."""
     clock = figures["clock"]
     ours, theirs = (clock[name][str(s)] for name in (best_form(figures), "IMP"))
     return statistics.median(ours) / statistics.median(theirs)
 
 
 def draw(figures: dict[str, Any], path: Path) -> None:
-    """Writes accuracy by sparsity, and against both kinds of cost."""
+    """Plots accuracy against both costs, by sparsity."""
     found = figures["methods"]
     panels = [f"{100 * s:g} % sparse" for s in HIGH]
     points: dict[str, list[dict[str, Any]]] = {
@@ -120,7 +120,7 @@ def draw(figures: dict[str, Any], path: Path) -> None:
 
 
 def claims(title: str) -> tuple[Claim, ...]:
-    """Returns what is claimed of a data set."""
+    """Returns the claims for a data set."""
     made = []
     for s in HIGH:
         at = f"{title}, {100 * s:g} %"
@@ -166,7 +166,7 @@ def gap(theirs: str, s: float, figures: dict[str, Any]):
 
 
 def clock_share(s: float, figures: dict[str, Any]) -> tuple[float, None]:
-    """Measures short BiP's wall-clock over full IMP's."""
+    """Measures the wall-clock time of short BiP over that of full IMP."""
     return rounded(seconds_ratio(figures, s)), None
 
 

@@ -1,21 +1,22 @@
-"""BiP against iterative magnitude pruning: accuracy by what it costs.
+"""BiP against iterative magnitude pruning (IMP): accuracy by cost.
 
-IMP trains a network again and again, one round for each fifth of the survivors; BiP
-trains mask and weights of one network in turns. Both are run at two budgets:
+IMP trains a network repeatedly and prunes a fifth of the remaining weights per round;
+BiP alternates between mask and weights of one network. Both run at two budgets:
 
-    short    a dense training, and BiP for the rest of 0.16 of the gradients that
-             full IMP takes to that sparsity; and IMP with as many. What is asked is
-             a fifth of the time, and a step of BiP selects as well
-    full     IMP with a whole training a round; and BiP with as many gradients
+    short    the dense training plus BiP, with 0.16 of the gradients that full IMP
+             needs for that sparsity; and IMP with the same number. The claim is about
+             a fifth of the time, and a BiP step also has to select
+    full     IMP with a whole training per round; and BiP with the same number of
+             gradients
 
-"BiP" leaves the implicit term out, as its released code does in effect; beside it
-stand the true formula and the code's own. It goes to the target at once, as published,
-when it has little time; with much of it the sparsity climbs in the first half of steps
-("climbing"), which pilots on the validation split showed to be what decides there.
+"BiP" omits the implicit term, as its released code does in effect; the true formula and
+that of the code are compared with it. At the short budget it starts at the target
+sparsity, as published. At the full budget the sparsity increases during the first half
+of the steps ("climbing"), which was decisive in pilots on the validation split.
 
 Every method has the same number of trials: learning rate times weight decay, or times
-the scores' learning rate where there are scores. They are judged on the validation
-split with seeds of their own; the test split is read once, for the figures.
+the learning rate of the scores for methods with scores. Trials are evaluated on the
+validation split with separate seeds; the test split is read once, for the figures.
 """
 
 import functools
@@ -39,24 +40,24 @@ CLIMBING = "BiP, climbing, full"
 
 
 class Settings(NamedTuple):
-    """What is trained, and how.
+    """Settings of the study.
 
     Attributes:
-      dataset: One of `data.SETS`.
-      seeds: Seeds of initialisation and batches; the splits have a fixed seed.
-      trial_seeds: Seeds of the search for rates.
-      steps: Steps of the dense training, and of a full round of IMP.
-      batch_size: Examples in a gradient evaluation.
-      rewind: The step that IMP rewinds to.
-      short: The cost of short methods, as a share of full IMP's.
-      hidden: Widths of the hidden layers.
-      min_kept: Weights that BiP keeps in each layer at least.
-      sparsities: Of the table, ascending; 95, 98 and 99 % among them.
-      trial_sparsity: At which rates are chosen.
-      rates: Learning rates of the weights to try.
-      decays: Weight decays to try, where there are no scores.
-      scores: Learning rates of the scores to try.
-      turns: How often short BiP and IMP are timed, in turns and alone.
+      dataset: name of the data set, one of `data.SETS`.
+      seeds: seeds of initialisation and batches; the splits have a fixed seed.
+      trial_seeds: seeds of the search for rates.
+      steps: steps of the dense training, and of a full round of IMP.
+      batch_size: examples per gradient evaluation.
+      rewind: step that IMP rewinds to.
+      short: cost of short methods, as a share of that of full IMP.
+      hidden: widths of the hidden layers.
+      min_kept: minimum number of weights that BiP keeps in each layer.
+      sparsities: sparsities of the table, ascending; must include 95, 98 and 99 %.
+      trial_sparsity: sparsity at which rates are chosen.
+      rates: learning rates of the weights to try.
+      decays: weight decays to try, for methods without scores.
+      scores: learning rates of the scores to try.
+      turns: number of timings of short BiP and IMP, in turns.
     """
 
     dataset: str = "fashion-mnist"
@@ -80,13 +81,13 @@ class Job(NamedTuple):
     """One method at one budget and sparsity.
 
     Attributes:
-      run: `(task, rates, drawn, dense, sparsity) -> params`, for one seed. Jobs that
-        share it share a compilation.
-      evaluations: Gradient evaluations, the dense training included.
-      scored: Whether rates of scores are searched rather than weight decays.
-      ticket: Which of the stacked networks that `run` returns, or None for its only
-        one. IMP finds the tickets of all sparsities on its way to the last.
-      from_dense: Whether it starts from the dense network.
+      run: `(task, rates, drawn, dense, sparsity) -> params`, for one seed. Jobs with
+        the same function share a compilation.
+      evaluations: gradient evaluations, including the dense training.
+      scored: whether learning rates of scores are searched instead of weight decays.
+      ticket: index of the network among the stacked ones that `run` returns, or None
+        if it returns a single one. One run of IMP finds the tickets of all sparsities.
+      from_dense: whether it starts from the dense network.
     """
 
     run: Callable[..., Any]
@@ -97,14 +98,14 @@ class Job(NamedTuple):
 
 
 class Ran(NamedTuple):
-    """Networks, leaves lead with the axis `(seeds,)`; and seconds for each of them."""
+    """Networks with a leading axis `(seeds,)`, and the seconds of each of them."""
 
     params: Any
     seconds: float
 
 
 def jobs(settings: Settings) -> dict[str, dict[float, Job]]:
-    """Returns what is run: name -> sparsity -> job."""
+    """Returns all jobs: name -> sparsity -> job."""
     steps, levels = settings.steps, settings.sparsities
     variants = methods.bip_variants()
     same = lambda job: dict.fromkeys(levels, job)  # noqa: E731
@@ -118,7 +119,7 @@ def jobs(settings: Settings) -> dict[str, dict[float, Job]]:
     whole = functools.partial(methods.imp, schedule=schedule, steps=steps)
     for s in levels:
         last = schedule.index(s)
-        trainings = last + 2  # of the dense network, and after each pruning
+        trainings = last + 2  # one of the dense network, and one after each pruning
         found["IMP"][s] = Job(whole, trainings * steps, ticket=last, from_dense=False)
         short = max(round((settings.short * trainings - 1) * steps / 2), 2)
         for name, variant in variants.items():
@@ -154,7 +155,7 @@ def over_seeds(
         drawn = methods.draws(task, jax.random.key(seed))
         return run(task, rates, drawn, dense, sparsity)
 
-    if len(seeds) == 1:  # as a user trains one: what is mapped runs slower loops
+    if len(seeds) == 1:  # as a user trains one network: vmapped loops are slower
         alone = one(seeds[0], jax.tree.map(lambda x: x[0], dense))
         return jax.tree.map(lambda x: x[None], alone)
     return jax.vmap(one)(seeds, dense)
@@ -167,18 +168,18 @@ def solve(
     trials: list[methods.Rates],
     dense: Any,
 ) -> dict[float, list[Ran]]:
-    """Runs one method at some sparsities, once for each of the rates to try.
+    """Runs one method at several sparsities, once for each candidate of the rates.
 
     Args:
-      task: What is trained.
-      jobs: By sparsity; those that share a `run` are compiled together, and those with
-        tickets are run together.
-      seeds: One network for each.
-      trials: The rates.
-      dense: The dense networks of these seeds.
+      task: the task.
+      jobs: jobs by sparsity; those with the same `run` share a compilation, and those
+        with tickets also share a run.
+      seeds: seeds, one network each.
+      trials: candidates of the rates.
+      dense: the dense networks of these seeds.
 
     Returns:
-      By sparsity, for each of the trials.
+      By sparsity, the networks of each trial.
     """
     examples, *setup = task
     found: dict[float, list[Ran]] = {s: [] for s in jobs}
@@ -202,12 +203,12 @@ def solve(
 
 
 def ticket(params: Any, which: int | None) -> Any:
-    """Returns one of stacked networks `(seeds, tickets, ...)`, or the only one."""
+    """Returns one of the stacked networks `(seeds, tickets, ...)`, or the only one."""
     return params if which is None else jax.tree.map(lambda x: x[:, which], params)
 
 
 def candidates(settings: Settings, scored: bool) -> list[methods.Rates]:
-    """Returns the rates to try, as many for each method."""
+    """Returns the candidates of the rates; every method has the same number."""
     second = settings.scores if scored else settings.decays
     each = itertools.product(settings.rates, second)
     decay, scores = settings.decays[0], settings.scores[0]
@@ -220,7 +221,7 @@ def candidates(settings: Settings, scored: bool) -> list[methods.Rates]:
 def searched(
     settings: Settings, task: methods.Task, job: Job, dense: Any, judge: Any
 ) -> tuple[methods.Rates, dict[str, Any]]:
-    """Returns the best rates on the validation split, and what each trial came to."""
+    """Returns the best rates on the validation split, and the result of each trial."""
     rates = candidates(settings, job.scored)
     jobs = {settings.trial_sparsity: job}
     (each,) = solve(task, jobs, settings.trial_seeds, rates, dense).values()
@@ -305,19 +306,19 @@ def clocked(
     dense: Any,
     form: str,
 ) -> dict[str, dict[str, list[float]]]:
-    """Times one network of short BiP and of IMP in turns, so that load hits both.
+    """Times one network of short BiP and of IMP in turns, so that load affects both.
 
     Args:
-      settings: What is trained, and how often.
-      task: The same for `solve`.
-      work: All jobs.
-      rates: The chosen rates by method.
-      dense: The dense networks.
-      form: Of BiP.
+      settings: settings of the study.
+      task: the task.
+      work: all jobs.
+      rates: chosen rates by method.
+      dense: the dense networks.
+      form: name of the form of BiP.
 
     Returns:
-      Seconds by method and sparsity, one for each turn; those of the dense training
-      are among those of BiP.
+      Seconds by method and sparsity, one for each turn; those of BiP include the dense
+      training.
     """
     start = {0.0: Job(methods.dense, settings.steps, from_dense=False)}
     seed, first = settings.seeds[:1], jax.tree.map(lambda x: x[:1], dense)
@@ -335,12 +336,12 @@ def clocked(
 
 
 def seed_sets(settings: Settings) -> tuple[tuple[int, ...], ...]:
-    """Returns the seeds of the search and those of the figures."""
+    """Returns the seeds of the search, and those of the figures."""
     return settings.trial_seeds, settings.seeds
 
 
 def described(one: Ran, evaluations: int, splits: data.Splits) -> dict[str, Any]:
-    """Returns what networks came to as plain numbers, accuracies in percent."""
+    """Returns the results of networks as plain numbers, accuracies in percent."""
     kernels = [w for w in jax.tree.leaves(one.params) if w.ndim > 2]
     return {
         "test": [rounded(a) for a in percent(one.params, splits.test)],

@@ -1,15 +1,15 @@
-"""Single weights removed under a budget of a machine's energy, or time, on digits.
+"""Pruning single weights under an energy or time budget of a machine, on digits.
 
-The machine is Eyeriss as its second version treats zeros: it stores none of a weight's
-and computes with none (Chen et al., Eyeriss v2, 2019, arXiv:1807.07928); ideally so
-here. A small trained network loses weights until 40 % of its cost is left, three ways:
+The machine is Eyeriss with the treatment of zeros of its second version: zero weights
+are neither stored nor computed with (Chen et al., Eyeriss v2, 2019, arXiv:1807.07928);
+here ideally. A small trained network is pruned to 40 % of its cost, in three ways:
 
 - uniform: the same share of each layer, by magnitude;
 - global: the smallest weights of all layers;
-- by worth: the least w^2 for what a weight costs (`jprune.hardware.worth`), which
-  keeps the largest sum of w^2 that the budget buys.
+- by worth: the smallest w^2 per cost of a weight (`jprune.hardware.worth`), which keeps
+  the largest sum of w^2 within the budget.
 
-All three are brought to the same cost by bisection, and train on under their masks.
+Bisection brings all three to the same cost; they then train on with fixed masks.
 """
 
 import functools
@@ -33,20 +33,20 @@ from jprune.hardware import machines
 WAYS = ("uniform", "global", "by worth")
 
 Kernels = dict[str, jax.Array]
-"""An array for each kernel, by path."""
+"""Kernels by path."""
 
 
 class Settings(NamedTuple):
-    """What is trained and how.
+    """Settings.
 
     Attributes:
-      seeds: Of initialisation and batches.
-      steps: Of the dense training.
-      extra: Steps after pruning.
-      batch_size: Examples in a step.
-      rate: Peak learning rate; after pruning half of it.
-      removed: The share of energy or time that goes.
-      bits: Of weights and activations on the machine.
+      seeds: seeds of initialisation and batches.
+      steps: steps of the dense training.
+      extra: steps after pruning.
+      batch_size: examples per step.
+      rate: peak learning rate; half of it after pruning.
+      removed: share of energy or time to remove.
+      bits: bits of weights and activations on the machine.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
@@ -59,7 +59,7 @@ class Settings(NamedTuple):
 
 
 def machine() -> hw.Accelerator:
-    """Returns Eyeriss with zeros of weights neither stored nor computed with."""
+    """Returns Eyeriss that neither stores nor computes with zero weights."""
     one = jnp.float32(1)
     return machines.eyeriss()._replace(skip=one, compressed=one, gating=one)
 
@@ -71,14 +71,14 @@ def rows(
     split: Any,
     advance: Callable[[], None],
 ) -> dict[str, dict[str, list[float]]]:
-    """Trains, prunes every way under every budget, trains on, and judges.
+    """Trains, prunes in every way under every budget, trains on, and evaluates.
 
     Args:
-      settings: What is trained.
-      splits: Of digits.
-      metrics: Name -> what is limited.
-      split: On which accuracy is read.
-      advance: Called after each network.
+      settings: settings of this part.
+      splits: splits of digits.
+      metrics: limited metrics by name.
+      split: split for the accuracy.
+      advance: called after each network.
     """
     init = functools.partial(cnn.init, image_shape=splits.train.images.shape[1:])
     abstract = jax.eval_shape(init, jax.random.key(0))
@@ -117,7 +117,7 @@ def rows(
 def trainers(
     settings: Settings, splits: data.Splits, init: Any, split: Any
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Returns the dense training, and that under masks with what comes of it."""
+    """Returns the dense training, and the masked training with its accuracies."""
 
     def percent(params: Any) -> jax.Array:
         found = cnn.apply(params, split.images).argmax(-1)
@@ -151,7 +151,7 @@ def trainers(
 
 
 def kernels(params: Any) -> Kernels:
-    """Returns the arrays that are pruned."""
+    """Returns the kernels, which are pruned."""
     each = jp.tree.by_path(params)
     return {path: x for path, x in each.items() if path.endswith("kernel")}
 
@@ -159,7 +159,7 @@ def kernels(params: Any) -> Kernels:
 def share_left(
     settings: Settings, graph: jg.Graph, metric: hw.Metric
 ) -> Callable[[Kernels], float]:
-    """Returns what masks leave of a cost, as a function of them."""
+    """Returns the remaining share of a cost as a function of masks."""
 
     @jax.jit
     def spent(density: Kernels) -> jax.Array:
@@ -181,10 +181,10 @@ def chosen(
     weights: Kernels,
     way: str,
 ) -> Kernels:
-    """Returns masks that leave as much of the cost as is allowed.
+    """Returns the masks that use the whole budget.
 
     Raises:
-      ExperimentError: What has nothing to do with weights costs more than that.
+      ExperimentError: the cost without any weight exceeds the budget.
     """
     squares = jax.tree.map(jnp.square, weights)
     if way == "by worth":
@@ -211,10 +211,10 @@ def chosen(
     budget = 1 - settings.removed
     if (least := left(keep(0.0))) > budget:
         raise ExperimentError(
-            f"Without any weight {100 * least:.0f} % of the cost are left; "
-            f"{100 * budget:.0f} % were asked for."
+            f"{100 * least:.0f} % of the cost remain without any weight, which is more "
+            f"than the budget of {100 * budget:.0f} %"
         )
-    low, high = 0.0, 1.0  # what `low` keeps fits
+    low, high = 0.0, 1.0  # the share `low` fits the budget
     for _ in range(20):
         middle = (low + high) / 2
         fits = left(keep(middle)) <= budget

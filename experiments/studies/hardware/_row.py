@@ -1,8 +1,8 @@
-"""A figure of an accelerator beside what the model says.
+"""A published figure of an accelerator and the prediction of the model.
 
-A row is evidence unless it is marked: "fitted" where a parameter of the machine was set
-from it. Tags of sources: [V] read in a stored document, [D] derived from such, [M]
-measured, [R] recalled from the paper and not read again.
+A row is evidence unless it is marked, such as "fitted" if a parameter of the machine
+was set from it. Tags of sources: [V] read in a stored document, [D] derived from one,
+[M] measured, [R] recalled from the paper and not read again.
 """
 
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ COST = jax.jit(hw.cost)
 
 
 class Row(NamedTuple):
-    """A figure.
+    """A published figure and its prediction.
 
     Attributes:
-      machine: What it is of.
-      quantity: What it is, with its unit.
-      predicted: What the model says.
-      reference: What the source says.
-      source: Title, year and tag.
-      mark: Empty, `exact` for definitions and closed forms, `fitted` or `assumed`.
+      machine: name of the machine.
+      quantity: name of the quantity, with its unit.
+      predicted: prediction of the model.
+      reference: figure of the source.
+      source: title, year and tag of the source.
+      mark: empty; `exact` for definitions and closed forms; `fitted` or `assumed`.
     """
 
     machine: str
@@ -37,15 +37,15 @@ class Row(NamedTuple):
 
     @property
     def error(self) -> float:
-        """Returns the relative error, signed."""
+        """Returns the signed relative error."""
         return self.predicted / self.reference - 1
 
 
 def seconds(net: hw.Workload, machine: hw.Accelerator) -> float:
-    """Returns the seconds of a workload."""
+    """Returns the predicted seconds of a workload."""
     return float(COST(net, machine).seconds)
 
 
 def median_error(found: Sequence[Row], marks: Sequence[str]) -> float:
-    """Returns the median of the errors' sizes, in percent, of rows with such marks."""
+    """Returns the median absolute error, in percent, of the rows with these marks."""
     return 100 * float(np.median([abs(r.error) for r in found if r.mark in marks]))

@@ -1,4 +1,4 @@
-"""Arrays, peaks, and SpAtten's own figures: published ones beside the model's."""
+"""Published and predicted figures: systolic arrays, peaks and SpAtten."""
 
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ _EYERISS = "Eyeriss, JSSC 2017"
 
 
 def rows() -> list[Row]:
-    """Returns all figures."""
+    """Returns all rows."""
     return [
         *scale_sim(),
         *peaks(),
@@ -32,8 +32,8 @@ def rows() -> list[Row]:
     ]
 
 
-# SCALE-Sim 3.0.0, cycles without prefetch: weights on 32 x 32; then weights, outputs
-# and inputs on 128 x 128.
+# SCALE-Sim 3.0.0, cycles without prefetch: weight stationary on 32 x 32, then weight,
+# output and input stationary on 128 x 128.
 _CELLS = {
     (512, 768, 768): (349_055, 32_183, 24_527, 27_599),
     (512, 512, 64): (19_391, 3_575, 5_087, 3_575),
@@ -42,7 +42,7 @@ _CELLS = {
 
 
 def scale_sim() -> list[Row]:
-    """Returns cycles of systolic arrays, their filling counted."""
+    """Returns cycles of systolic arrays, including the time to fill them."""
     found = []
     for sizes, cells in _CELLS.items():
         for i, reference in enumerate(cells):
@@ -66,7 +66,7 @@ def scale_sim() -> list[Row]:
 
 
 def peaks() -> list[Row]:
-    """Returns peaks and ridge points, which follow from counts and clocks."""
+    """Returns peaks and ridge points, which follow from unit counts and clocks."""
     published = [
         ("SpAtten", machines.spatten(), 12, 2.048, f"{_SPATTEN} [V]"),
         ("TPU v1", machines.tpu_v1(), 8, 92.0, f"{_TPU} [V]"),
@@ -118,7 +118,7 @@ def selections() -> list[Row]:
 
 
 class Generation(NamedTuple):
-    """A trace as the model sees it, and dense attention beside it."""
+    """Stages and traffic of a trace, with dense attention for comparison."""
 
     pruned: spatten.Stages
     fetched: np.ndarray
@@ -127,7 +127,7 @@ class Generation(NamedTuple):
 
 
 def traced(trace: traces.Trace) -> Generation:
-    """Returns the stages of a trace of generation, a number for each step and layer."""
+    """Returns the stages of a trace of generation, for each step and layer."""
     read, whole = traces.rows(trace), traces.dense_rows(trace)
     heads = read.queries
     layer = spatten.Attention(
@@ -150,7 +150,7 @@ def traced(trace: traces.Trace) -> Generation:
 
 
 def generation() -> list[Row]:
-    """Returns what the authors' two GPT-2 traces read, and how long that takes."""
+    """Returns the traffic of the authors' two GPT-2 traces, and its time."""
     published = {
         "GPT-2 small": (traces.GPT2_SMALL, 3.62, 6.04, 28.9, 0.161),
         "GPT-2 medium": (traces.GPT2_MEDIUM, 1.86 * 1.085, 3.10, 8.96, 1.383),
@@ -181,7 +181,7 @@ def generation() -> list[Row]:
 
 
 def end_to_end() -> list[Row]:
-    """Returns SpAtten-e2e: GPT-2 medium's weights stream from HBM for each token."""
+    """Returns SpAtten-e2e, which streams GPT-2 medium's weights for each token."""
     stages = traced(traces.GPT2_MEDIUM).pruned
     attention = 1e-6 * float(jnp.sum(spatten.overlapped(stages)))
     found, times = [], {}
@@ -213,7 +213,7 @@ def end_to_end() -> list[Row]:
 
 
 def eighth() -> list[Row]:
-    """Returns the table of the 1/8 scale, of the central scenario; see its study."""
+    """Returns the table of the 1/8 scale, for the central scenario of its study."""
     cases = spatten_shapes.benchmarks(spatten_shapes.CENTRAL)
     figures = [spatten_shapes.measure(case) for case in cases]
     source = f"{_SPATTEN}, table of accelerators"

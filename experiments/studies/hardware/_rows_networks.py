@@ -1,4 +1,4 @@
-"""Networks on Eyeriss, TPU v1 and GPUs: published figures beside the model's."""
+"""Published and predicted figures: networks on Eyeriss, TPU v1 and GPUs."""
 
 from typing import Any
 
@@ -20,8 +20,8 @@ def _wide(**fields: Any) -> dict[str, Any]:
 def alexnet(batch: int) -> workload.Workload:
     """Returns AlexNet's five convolutions, three of them in two groups.
 
-    Activations are run-length coded in Eyeriss' DRAM: 1.2 to 1.9 times less, from the
-    first layer's results to the last one's (Eyeriss, JSSC 2017, [R]).
+    Activations are run-length coded in Eyeriss' DRAM, which saves a factor of 1.2 for
+    the results of the first layer up to 1.9 for the last (Eyeriss, JSSC 2017, [R]).
     """
     places = 55 * 55
     layers = [
@@ -56,7 +56,7 @@ def vgg16(batch: int) -> workload.Workload:
 
 
 def eyeriss() -> list[Row]:
-    """Returns frames, DRAM accesses and power of two networks."""
+    """Returns frame rates, DRAM accesses and power of two networks."""
     published = {
         "AlexNet": (alexnet(4), 4, 34.7, 0.0029, 0.278),
         "VGG-16": (vgg16(3), 3, 0.7, 0.0035, 0.236),
@@ -78,11 +78,11 @@ def eyeriss() -> list[Row]:
 
 
 def tpu_v1() -> list[Row]:
-    """Returns achieved operations of the six production networks.
+    """Returns the achieved throughput of the six production networks.
 
-    Of the shapes only layers, weights and batch are published: each network is taken
-    for equal layers; CNN0, whose operations for a weight are 8 boards of 19 x 19, for
-    3 x 3 convolutions.
+    Only the numbers of layers and weights and the batch size are published, so equal
+    layers are assumed. CNN0, whose operations per weight correspond to 8 boards of
+    19 x 19, is assumed to have 3 x 3 convolutions.
     """
     million = 1_000_000
     fully = {  # layers, weights, batch, TOPS
@@ -111,7 +111,7 @@ def tpu_v1() -> list[Row]:
 def llama(
     width: int, hidden: int, layers: int, shared: int, batch: float, **fields: Any
 ) -> workload.Workload:
-    """Returns Llama 2 for a token of each sequence, a short context, with the head."""
+    """Returns Llama 2 for one token per sequence, a short context, with the head."""
     narrow = width // shared
     sizes = [(width + 2 * narrow, width), (width, width), (2 * hidden, width)]
     sizes += [(width, hidden)]
@@ -121,14 +121,14 @@ def llama(
 
 
 def gpus() -> list[Row]:
-    """Returns generation with Llama 2 on GPUs, bound by their memory."""
+    """Returns generation with Llama 2 on GPUs, which is bound by memory."""
     seven, seventy = (4096, 11_008, 32, 1), (8192, 28_672, 80, 8)
-    # The source measures 1,700 GB/s at most on its A100 of 80 GB, at 330 W.
+    # The source measures at most 1,700 GB/s on its A100 of 80 GB, at 330 W.
     limited = machines.a100()._replace(dram_bandwidth=jnp.float32(1700))
     published = [
         ("7B, 16 bits", seven, 16, 104.9),
         ("7B, 8-bit weights", seven, 8, 155.58),
-        ("7B, 4-bit weights", seven, 4.5, 196.8),  # and a scale for each 32
+        ("7B, 4-bit weights", seven, 4.5, 196.8),  # with a scale per 32 weights
         ("70B, 8-bit weights", seventy, 8, 19.13),
         ("70B, 4-bit weights", seventy, 4.5, 25.25),
     ]

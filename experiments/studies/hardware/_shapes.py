@@ -1,8 +1,8 @@
-"""SpAtten's 30 benchmarks as the model sees them: shapes, schedules, what they cost.
+"""SpAtten's 30 benchmarks for the hardware model: shapes, schedules and costs.
 
-The paper publishes its averages; keep ratios for each task it shows in figures only.
-So a scenario says what is kept on average, the paper's ramp spreads it over the layers,
-and every other number follows. Nothing here is fitted to a throughput or a speed-up.
+The paper publishes averages; the keep ratios of single tasks are only in its figures.
+So a scenario sets the average keep ratios, the paper's ramp distributes them over the
+layers, and all other numbers follow. Nothing is fitted to a throughput or a speed-up.
 """
 
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ import numpy as np
 from jprune import hardware as hw
 from jprune.hardware import machines, spatten
 
-# Mean lengths of the development sets in BERT's tokens, of both models: recalled.
+# Mean lengths of the development sets in BERT tokens, for both models; recalled.
 LENGTHS = {
     "CoLA": 11,
     "SST-2": 25,
@@ -37,17 +37,17 @@ COST = jax.jit(hw.cost)
 
 
 class Scenario(NamedTuple):
-    """What is kept, on average over the layers.
+    """Keep ratios, averaged over the layers, and bits.
 
     Attributes:
-      bert: tokens of BERT.
-      gpt: keys of GPT-2.
-      values: of GPT-2's keys the share whose values are read; all of BERT's.
-      heads: of all models.
-      bert_bits: of keys and values.
-      gpt_bits: of keys' MSBs, and of values.
-      lsb_bits: of GPT-2's keys, fetched for the share `refetch` of rows.
-      refetch: the share of rows.
+      bert: share of tokens that BERT keeps.
+      gpt: share of keys that GPT-2 keeps.
+      values: share of GPT-2's keys whose values are read; BERT reads all values.
+      heads: share of heads that all models keep.
+      bert_bits: bits of BERT's keys and values.
+      gpt_bits: bits of GPT-2's key MSBs, and of its values.
+      lsb_bits: bits of GPT-2's key LSBs, fetched for the share `refetch` of rows.
+      refetch: share of rows that fetch LSBs.
     """
 
     bert: float
@@ -60,11 +60,11 @@ class Scenario(NamedTuple):
     refetch: float = 0.059
 
 
-# Published averages: tokens and local values 1.9x over all, 3.8x for GPT-2, which
-# leaves 1.21x for BERT; heads 1.1x; 32 bits over 5.1, so 6 for most; rows fetched again
-# 5.9 %. GPT-2: 40 % of keys, and a third of those their values, is 3.75x.
+# Published averages: tokens and local values 1.9x overall and 3.8x for GPT-2, which
+# implies 1.21x for BERT; heads 1.1x; 32 bits over 5.1, so 6 for most; 5.9 % of rows
+# refetched. GPT-2: 40 % of keys, and values of a third of those, is 3.75x.
 CENTRAL = Scenario(1 / 1.21, 0.40, 1 / 3, 1 / 1.1, 6, 6)
-# Around it: BERT's tokens 1.1x to 1.4x; GPT-2's keys and values as in the authors' two
+# Ranges: BERT's tokens 1.1x to 1.4x; GPT-2's keys and values as in the authors' two
 # traces; heads 1.0x to 1.2x; 8 to 5 bits.
 LOW = Scenario(1 / 1.1, 0.54, 0.4, 1.0, 8, 8)
 HIGH = Scenario(1 / 1.4, 0.28, 0.2, 1 / 1.2, 5, 6)
@@ -72,14 +72,14 @@ SCENARIOS = {"low": LOW, "central": CENTRAL, "high": HIGH}
 
 
 class Benchmark(NamedTuple):
-    """A model on a task: what it asks for pruned, and dense.
+    """A model on a task, pruned and dense.
 
     Attributes:
-      model: Its name.
-      task: Its name.
-      length: Tokens.
-      pruned: A number a layer, or a step and layer.
-      dense: The same without pruning, in 12 bits.
+      model: name of the model.
+      task: name of the task.
+      length: number of tokens.
+      pruned: attention sizes per layer, or per step and layer.
+      dense: the same without pruning, in 12 bits.
     """
 
     model: str
@@ -101,7 +101,7 @@ def _array(values: Any) -> Any:
 
 
 def bert(scenario: Scenario, model: str, task: str) -> Benchmark:
-    """Returns a summarization: all queries of a layer at once."""
+    """Returns BERT on a task: all queries of a layer at once."""
     (layers, heads), length = BERTS[model], LENGTHS[task]
     share = spatten.ramp(layers, scenario.bert)
     tokens = np.maximum(np.floor(length * np.asarray(share) + 1e-9), 1)
@@ -122,15 +122,15 @@ def bert(scenario: Scenario, model: str, task: str) -> Benchmark:
 
 
 def gpt(scenario: Scenario, model: str, task: str) -> Benchmark:
-    """Returns a generation of 32 tokens after 992: a query a step, budgets a layer.
+    """Returns GPT-2 generating 32 tokens after 992: one query per step.
 
-    The tasks share their lengths and, here, their schedule.
+    All tasks have the same lengths and, here, the same schedule.
     """
     layers, heads = GPTS[model]
     context = (PROMPT + 1 + np.arange(STEPS))[:, None]
     share = np.asarray(spatten.ramp(layers, scenario.gpt, least=0.1))
     budget = np.floor((PROMPT + STEPS) * share)[None]
-    # The first token sees all keys: importance is not known before.
+    # The first token reads all keys, since importances are not known yet.
     keys = np.where(context == PROMPT + 1, context, np.minimum(context, budget))
     kept = np.round(heads * np.asarray(spatten.ramp(layers, scenario.heads, first=0.3)))
     pruned = spatten.Attention(
@@ -150,34 +150,34 @@ def gpt(scenario: Scenario, model: str, task: str) -> Benchmark:
 
 
 def operations(attention: spatten.Attention) -> float:
-    """Returns operations of scores and weighted values, two for a multiply-add."""
+    """Returns the operations of scores and weighted values, two per multiply-add."""
     pairs = (1 + attention.refetch) * attention.keys + attention.values
     rows = attention.heads * attention.queries
     return float(2 * DIM * jnp.sum(rows * pairs))
 
 
 def elements(attention: spatten.Attention) -> float:
-    """Returns the keys' and values' entries that are read."""
+    """Returns the number of elements of keys and values that are read."""
     read = attention.heads * (attention.keys + attention.values)
     return float(DIM * jnp.sum(read))
 
 
 def dram_bytes(attention: spatten.Attention, machine: hw.Accelerator) -> float:
-    """Returns bytes of keys and values."""
+    """Returns the bytes of keys and values that are read."""
     return float(jnp.sum(spatten.stages(attention, machine).dram_bytes))
 
 
 def cycles(
     attention: spatten.Attention, machine: hw.Accelerator, *, summed: bool
 ) -> float:
-    """Returns cycles with stages and DRAM side by side, or as the authors add them."""
+    """Returns cycles with overlapping stages and DRAM, or summed as by the authors."""
     found = spatten.stages(attention, machine)
     total = spatten.summed(found) if summed else spatten.overlapped(found)
     return float(jnp.sum(total))
 
 
 def a3_cycles(dense: spatten.Attention) -> float:
-    """Returns A3's cycles: a query every n + 9, all of a layer's heads in turn.
+    """Returns A3's cycles: n + 9 per query, with the heads of a layer in sequence.
 
     References:
       Ham et al., A3, 2020, arXiv:2002.10941: recalled.
@@ -186,7 +186,7 @@ def a3_cycles(dense: spatten.Attention) -> float:
 
 
 def as_workload(attention: spatten.Attention) -> hw.Workload:
-    """Returns the same for `hw.cost`: two operations for each layer or step."""
+    """Converts to a workload of `hw.cost`: two products for each layer or step."""
     a = attention
     shape = jnp.shape(a.keys)
     queries, keys, values, heads, refetch = (
@@ -214,12 +214,12 @@ def as_workload(attention: spatten.Attention) -> hw.Workload:
 
 
 def energy(attention: spatten.Attention, machine: hw.Accelerator) -> float:
-    """Returns joules, of the machine's assumed energies."""
+    """Returns joules, based on the machine's assumed energies."""
     return float(COST(as_workload(attention), machine).energy)
 
 
 def measure(case: Benchmark) -> dict[str, float]:
-    """Returns a benchmark's figures."""
+    """Returns the figures of a benchmark."""
     full, eighth = machines.spatten(), machines.spatten_eighth()
     work, whole = operations(case.pruned), operations(case.dense)
     plain = 4 * elements(case.dense)  # in 32 bits
@@ -239,7 +239,7 @@ def measure(case: Benchmark) -> dict[str, float]:
         "gops": whole / small,
         "a3_gops": whole / a3,
         "over_a3": a3 / small,
-        # MnnFast's stages follow each other: twice A3's time.
+        # MnnFast's stages are sequential: twice A3's time.
         "over_mnnfast": 2 * a3 / small,
         "gop_per_joule": 1e-9 * whole / joules[0],
         "energy_over_a3": joules[1] / joules[0],

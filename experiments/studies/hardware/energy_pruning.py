@@ -1,10 +1,9 @@
-"""Weights, and channels, removed under a budget of a machine's energy, or time.
+"""Pruning weights and channels under an energy or time budget of a machine.
 
-Single weights first: see `energy_weights`. Then channels: a trained residual network
-loses them until 40 % of its energy on Eyeriss, or of its time there, is left, and
-trains on. Uniform pruning takes the same share of every group; pruning by worth lets
-all groups compete by score per joule, or per second, that an entry costs. All ways end
-at the same cost, so accuracy decides.
+For weights see `_energy_weights`. For channels, a trained residual network is pruned to
+40 % of its energy, or of its time, on Eyeriss, and trains on. Uniform pruning removes
+the same share of every group; pruning by worth ranks the entries of all groups by score
+per joule, or per second. Both end at the same cost, so accuracies can be compared.
 """
 
 import functools
@@ -34,17 +33,17 @@ WAYS = ("the same share of each group", "by worth")
 
 
 class Settings(NamedTuple):
-    """What is trained and how.
+    """Settings of the study.
 
     Attributes:
-      weights: Of the part with single weights; the rest is of that with channels.
-      seeds: Of initialisation and batches.
-      steps: Of the dense training.
-      extra: Steps after pruning.
-      removed: The share of energy or time that goes.
-      depth: Of the residual network.
-      width: Channels of its first stage.
-      bits: Of weights and activations on the machine.
+      weights: settings of the part about weights; all others are about channels.
+      seeds: seeds of initialisation and batches.
+      steps: steps of the dense training.
+      extra: steps after pruning.
+      removed: share of energy or time to remove.
+      depth: depth of the residual network.
+      width: channels of its first stage.
+      bits: bits of weights and activations on the machine.
     """
 
     weights: energy_weights.Settings = energy_weights.Settings()
@@ -58,7 +57,7 @@ class Settings(NamedTuple):
 
 
 def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
-    """Trains, prunes all ways under both budgets, trains on."""
+    """Trains, prunes in all ways under both budgets, and trains on."""
     splits = jax.tree.map(jnp.asarray, data.load("digits", data_dir))
     single = settings.weights
     each = 1 + len(METRICS) * len(energy_weights.WAYS)
@@ -81,7 +80,7 @@ def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
 def channel_rows(
     settings: Settings, splits: data.Splits, advance: Callable[[], None]
 ) -> dict[str, dict[str, list[float]]]:
-    """Trains, prunes channels both ways under both budgets, trains on."""
+    """Trains, prunes channels in both ways under both budgets, and trains on."""
     shape = splits.train.images.shape[1:]
     init = functools.partial(
         resnet.init, image_shape=shape, depth=settings.depth, width=settings.width
@@ -125,10 +124,10 @@ def chosen(
     measure: hw.Metric,
     way: str,
 ) -> tuple[dict[str, jax.Array], float]:
-    """Returns what is kept, a mask for every group, and the share of cost that is left.
+    """Returns the masks of all groups, and the remaining share of the cost.
 
-    The worth of an entry is its score over what it costs: the derivative of the smooth
-    cost by the size of its group.
+    The worth of an entry is its score divided by its cost, which is the derivative of
+    the smooth cost with respect to the size of its group.
     """
     on = functools.partial(hw.on, machines.eyeriss(), measure, bits=settings.bits)
     cost, scope = on(), jg.each_group
@@ -145,7 +144,7 @@ def chosen(
 
 
 def table(rows: dict[str, dict[str, list[float]]], settings: Settings) -> Table:
-    """Returns a row for each budget and way."""
+    """Returns the table with a row per budget and way."""
     return Table(
         columns=("budget: way", "left (%)", "before fine-tuning", "test accuracy (%)"),
         rows=tuple(
@@ -164,7 +163,7 @@ def table(rows: dict[str, dict[str, list[float]]], settings: Settings) -> Table:
 def weights_table(
     rows: dict[str, dict[str, list[float]]], settings: energy_weights.Settings
 ) -> Table:
-    """Returns a row for each budget and way."""
+    """Returns the table with a row per budget and way."""
     keys = ("left", "weights", "before", "test")
     return Table(
         columns=(
@@ -187,7 +186,7 @@ def weights_table(
 def missed(
     part: str, target: float, figures: dict[str, Any]
 ) -> tuple[float, float | None]:
-    """Measures how far the worst network is from its target, in percent of it."""
+    """Measures the largest deviation from the target, in percent of it."""
     lefts = [x for row in figures[part].values() for x in row["left"]]
     return rounded(max(100 * abs(x - target) / target for x in lefts)), None
 
@@ -195,7 +194,7 @@ def missed(
 def gained(
     part: str, metric: str, uniform: str, figures: dict[str, Any]
 ) -> tuple[float, float | None]:
-    """Measures the points by which worth is above the same share of each."""
+    """Measures pruning by worth minus uniform pruning, in points."""
     ways = (uniform, "by worth")
     same, worth = (figures[part][f"{metric}: {way}"]["test"] for way in ways)
     return mean_and_spread([b - a for a, b in zip(same, worth, strict=True)])

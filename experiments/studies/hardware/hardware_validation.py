@@ -1,4 +1,4 @@
-"""What the hardware model says, beside published and peer-computed figures."""
+"""Predictions of the hardware model against published and peer-computed figures."""
 
 import functools
 from pathlib import Path
@@ -11,7 +11,7 @@ from experiments.harness.stats import rounded
 from experiments.studies.hardware import _rows as hardware_rows
 from experiments.studies.hardware._row import Row, median_error
 
-# Rows by the beginning of their quantity or machine.
+# Rows by mark and by prefixes of their quantity.
 GROUPS = {
     "scale_sim": ("exact", "cycles of"),
     "traces": ("", "GPT-2 small: |GPT-2 medium: fewer|GPT-2 medium: DRAM"),
@@ -22,11 +22,11 @@ GROUPS = {
 
 
 class Settings(NamedTuple):
-    """Nothing is drawn and nothing is trained.
+    """Settings; nothing is random and nothing is trained.
 
     Attributes:
-      seeds: Not used.
-      steps: Not used.
+      seeds: unused.
+      steps: unused.
     """
 
     seeds: tuple[int, ...] = (0,)
@@ -62,7 +62,7 @@ def _in(row: Row, mark: str, beginnings: str) -> bool:
 
 
 def table(found: list[Row], figures: dict[str, Any]) -> Table:
-    """Returns a row for each figure."""
+    """Returns the table with a row per figure."""
     return Table(
         columns=("machine", "quantity", "model", "reference", "error (%)", "source"),
         rows=tuple(
@@ -90,7 +90,7 @@ def table(found: list[Row], figures: dict[str, Any]) -> Table:
 
 
 def draw(path: Path) -> None:
-    """Draws the rooflines of all machines, with the networks of the repository."""
+    """Plots the rooflines of all machines, with the networks of the repository."""
     import matplotlib.pyplot as plt
 
     from jprune import hardware as hw

@@ -1,4 +1,4 @@
-"""SpAtten's published averages beside the model's, over 30 benchmarks; ablations."""
+"""SpAtten's published averages over 30 benchmarks against the model; ablations."""
 
 import functools
 from collections.abc import Callable
@@ -21,11 +21,11 @@ class Average(NamedTuple):
     """A published average.
 
     Attributes:
-      name: What it is.
-      key: Of a benchmark's figures; two keys are the ends of what is not known.
-      models: Whose benchmarks count.
-      published: The paper's figure.
-      mark: `fitted` where a property of a machine was set from it.
+      name: name of the quantity.
+      keys: keys of a benchmark's figures; two keys are the ends of an unknown range.
+      models: prefix of the models whose benchmarks count.
+      published: figure of the paper.
+      mark: `fitted` if a property of a machine was set from it.
     """
 
     name: str
@@ -47,16 +47,16 @@ AVERAGES = (
     Average("1/8 scale, dense-equivalent GOP/J", ("gop_per_joule",), "", 382, "energy"),
     Average("energy of A3 over 1/8 scale's", ("energy_over_a3",), "", 1.4, "energy"),
 )
-# What the paper reports and this model does not: the software of these baselines.
+# Reported by the paper, but not modelled: the software of these baselines.
 NOT_MODELLED = {"TITAN Xp": 162, "Xeon": 347, "Jetson Nano": 1095, "Raspberry Pi": 5071}
 
 
 class Settings(NamedTuple):
-    """Nothing is drawn and nothing is trained.
+    """Settings; nothing is random and nothing is trained.
 
     Attributes:
-      seeds: Not used.
-      steps: Not used.
+      seeds: unused.
+      steps: unused.
     """
 
     seeds: tuple[int, ...] = (0,)
@@ -95,9 +95,9 @@ def _rounded(case: shapes.Benchmark) -> dict[str, float]:
 
 
 def averages(average: Average, found: dict[str, list[dict[str, Any]]]) -> Any:
-    """Returns the mean in each scenario, and whether the paper's lies in their range.
+    """Returns the mean in each scenario, and whether their range has the paper's.
 
-    The central figure is the mean of both ends, where there are two.
+    If there are two ends, the central figure is their mean.
     """
     means = {
         name: [
@@ -121,8 +121,8 @@ def averages(average: Average, found: dict[str, list[dict[str, Any]]]) -> Any:
 def ablation() -> dict[str, list[float]]:
     """Returns GPT-2's speed-ups over dense attention in 12 bits, step by step.
 
-    One technique is added after the other; the last ones are of the engine. A list has
-    both models.
+    Techniques are added one by one; the last rows vary the top-k engine. Each list has
+    the figures of both models.
     """
     full = shapes.CENTRAL
     none = full._replace(gpt=1.0, values=1.0, heads=1.0, gpt_bits=12, lsb_bits=0)
@@ -153,7 +153,7 @@ def _gain(scenario: shapes.Scenario, parallelism: int, model: str) -> float:
 
 
 def averages_table(figures: dict[str, Any]) -> Table:
-    """Returns the paper's averages beside the three scenarios."""
+    """Returns the table of the paper's averages and the three scenarios."""
 
     def cell(ends: list[float]) -> str:
         return " to ".join(f"{x:.3g}" for x in ends)
@@ -192,7 +192,7 @@ def averages_table(figures: dict[str, Any]) -> Table:
 
 
 def benchmarks_table(found: list[dict[str, Any]]) -> Table:
-    """Returns a row for each benchmark, in the central scenario."""
+    """Returns the table with a row per benchmark, for the central scenario."""
     keys = ("dram", "compute", "speedup", "tflops", "gops", "over_a3", "over_mnnfast")
     return Table(
         columns=(
@@ -211,7 +211,7 @@ def benchmarks_table(found: list[dict[str, Any]]) -> Table:
 
 
 def ablation_table(found: dict[str, list[float]]) -> Table:
-    """Returns the ablation."""
+    """Returns the table of the ablation."""
     return Table(
         columns=("GPT-2, speed-up over dense in 12 bits", *shapes.GPTS),
         rows=tuple((k, *(f"{x:.2f}" for x in v)) for k, v in found.items()),
@@ -224,7 +224,7 @@ def ablation_table(found: dict[str, list[float]]) -> Table:
 
 
 def draw(figures: dict[str, Any], path: Path) -> None:
-    """Draws averages as shares of the paper's, and the ablation."""
+    """Plots averages relative to the paper's, and the ablation."""
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(

@@ -1,6 +1,6 @@
 """Training, rewinding and measuring lottery tickets of a residual network.
 
-What the study `rewinding` is made of. Everything is batched over seeds.
+The building blocks of the study `rewinding`. Everything is batched over seeds.
 """
 
 import functools
@@ -27,25 +27,25 @@ from jprune.training import (
 
 
 class Settings(NamedTuple):
-    """What is trained, and how.
+    """Settings of the study.
 
     Attributes:
-      dataset: One of `data.SETS`.
-      pool: Images are averaged over windows of so many pixels squared.
-      seeds: Seeds of initialisation and batches; the splits have a fixed seed.
-      steps: Training steps of the dense network.
-      batch_size: Examples in a step.
-      learning_rate: Of SGD with momentum, at first; a tenth of it from half of the
-        steps on, and a hundredth from three quarters on.
-      weight_decay: Added to the gradient, times the weight.
-      depth: Of the residual network, 6n + 2.
-      width: Channels of its first stage.
-      rewinds: Where to rewind to, as a share of the steps, ascending, the first 0.
-      per_round: Share of the survivors that a round prunes.
-      rounds: The rounds whose tickets are reported, ascending.
-      calibration: Train images for the statistics of batch normalization.
-      barrier_images: Validation images for the barrier.
-      points: Points on the line between two networks.
+      dataset: name of the data set, one of `data.SETS`.
+      pool: side of the windows, in pixels, over which images are averaged.
+      seeds: seeds of initialisation and batches; the splits have a fixed seed.
+      steps: training steps of the dense network.
+      batch_size: examples per step.
+      learning_rate: initial learning rate of SGD with momentum; it drops to a tenth
+        after half of the steps, and to a hundredth after three quarters.
+      weight_decay: coefficient of the weight decay, which is added to the gradient.
+      depth: depth of the residual network, 6n + 2.
+      width: channels of its first stage.
+      rewinds: rewind points as shares of the steps, ascending; the first is 0.
+      per_round: share of the remaining weights that a round prunes.
+      rounds: rounds whose tickets are reported, ascending.
+      calibration: number of train images for the statistics of batch normalization.
+      barrier_images: number of validation images for the barrier.
+      points: number of points on the line between two networks.
     """
 
     dataset: str = "fashion-mnist"
@@ -66,14 +66,14 @@ class Settings(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """What is random; leaves lead with the axis `(seeds,)`.
+    """Initial parameters, batches and keys; the leading axis of leaves is `(seeds,)`.
 
     Attributes:
-      params: Initial parameters.
-      others: Initial parameters of random reinitialization.
-      batches: Indices of examples, `(seeds, steps, batch_size)`.
-      reordered: The same in another order.
-      key: For shuffled masks.
+      params: initial parameters.
+      others: initial parameters for random reinitialization.
+      batches: indices of examples, `(seeds, steps, batch_size)`.
+      reordered: batches in another order.
+      key: key for shuffled masks.
     """
 
     params: Any
@@ -84,14 +84,14 @@ class Draws(NamedTuple):
 
 
 class Ticket(NamedTuple):
-    """A ticket of one round and all seeds, after training."""
+    """The trained tickets of one round, of all seeds."""
 
     masks: Any
     params: Any
 
 
 def pooled(window: int, x: np.ndarray) -> jax.Array:
-    """Returns the means over windows of images; labels as they are."""
+    """Average-pools images; returns labels unchanged."""
     if x.ndim < 4 or window == 1:
         return jnp.asarray(x)
     n, height, width, channels = x.shape
@@ -140,7 +140,7 @@ def optimizer_state(settings: Settings, params: Any) -> Any:
 def anchors(
     settings: Settings, examples: data.Examples, draws: Draws, rewinds: list[int]
 ) -> dict[int, tuple[Any, Any]]:
-    """Returns params and optimizer state at each rewind step, of one dense run."""
+    """Returns params and optimizer state of the dense run at each rewind step."""
     go = functools.partial(train.advance, resnet.apply, optimizer(settings))
     go = jax.jit(jax.vmap(go, in_axes=(None, 0, 0)))
     found = {0: (draws.params, optimizer_state(settings, draws.params))}
@@ -152,7 +152,7 @@ def anchors(
 
 
 def pruner(settings: Settings) -> jp.Pruner:
-    """Returns magnitude pruning across layers, the same share in each round."""
+    """Returns global magnitude pruning, with the same share in each round."""
     last = settings.rounds[-1]
     sparsity = 1 - (1 - settings.per_round) ** last
     schedule = jp.geometric(sparsity, steps=last, rounds=last)
@@ -160,7 +160,7 @@ def pruner(settings: Settings) -> jp.Pruner:
 
 
 def ticket(settings: Settings) -> jp.Algorithm:
-    """Returns the algorithm; its rounds take what `train_masked` takes."""
+    """Returns the algorithm; its rounds have the arguments of `train_masked`."""
     tx = jp.sparsify(optimizer(settings), pruner(settings), every=None)
 
     def train_masked(params, masks, opt_state, batches, examples):
@@ -175,7 +175,7 @@ def ticket(settings: Settings) -> jp.Algorithm:
 def round_of(
     settings: Settings, examples: data.Examples, told: Callable[[], None]
 ) -> Callable[..., TicketState]:
-    """Returns `(state, opt_state, batches) -> state`: a round of all seeds."""
+    """Returns `(state, opt_state, batches) -> state`, a round of all seeds."""
 
     def one(state, opt_state, batches, examples):
         return ticket(settings).step(state, opt_state, batches, examples)[0]
@@ -196,7 +196,7 @@ def find(
     anchor: tuple[Any, Any],
     batches: jax.Array,
 ) -> dict[int, Ticket]:
-    """Returns the tickets of the reported rounds, and of round 0, which is dense."""
+    """Returns the tickets of the reported rounds, and of round 0 (dense)."""
     params, opt_state = anchor
     state = jax.jit(jax.vmap(ticket(settings).init))(params)
     tickets = {}
@@ -234,10 +234,11 @@ def figures_of(
     """Returns accuracies in percent and stabilities, `[rounds][seeds]`.
 
     Args:
-      settings: What is trained.
-      splits: Where it is measured.
-      tickets: By round; round 0 is dense, and left out if there are others.
-      again: The same after another order of the batches; None for no stability.
+      settings: settings of the study.
+      splits: data to measure on.
+      tickets: tickets by round; round 0 is dense, and skipped if there are others.
+      again: tickets after training with another order of the batches; None to skip
+        the stabilities.
     """
     rounds = [r for r in tickets if r > 0] or [0]
     params = [tickets[r].params for r in rounds]
@@ -281,7 +282,7 @@ def plain(measured: dict[str, Any]) -> dict[str, list[float]]:
 @jax.jit
 @jax.vmap
 def distances(masks: Any, a: Any, b: Any) -> tuple[jax.Array, jax.Array]:
-    """Returns the L2 distance and the angle in degrees, on what the masks keep."""
+    """Returns the L2 distance and the angle in degrees, on the kept weights."""
     return l2_distance(a, b, masks), jnp.degrees(angle(a, b, masks))
 
 
@@ -290,7 +291,7 @@ def distances(masks: Any, a: Any, b: Any) -> tuple[jax.Array, jax.Array]:
 def right_answers(
     calibration: jax.Array, params: Any, images: jax.Array, labels: jax.Array
 ) -> jax.Array:
-    """Returns which images a network classifies right, `(seeds, n)`."""
+    """Returns whether each image is classified correctly, `(seeds, n)`."""
     stats = resnet.batch_stats(params, calibration)
     apply = functools.partial(resnet.apply, stats=stats)
     return train.classes(apply, params, images) == labels
@@ -300,7 +301,7 @@ def right_answers(
 def barriers(
     points: int, calibration: jax.Array, examples: data.Examples, a: Any, b: Any
 ) -> jax.Array:
-    """Returns the barrier of the error between networks, in points, `(seeds,)`."""
+    """Returns the error barrier between networks in points, `(seeds,)`."""
 
     def one(a: Any, b: Any) -> jax.Array:
         def error(params: Any) -> jax.Array:

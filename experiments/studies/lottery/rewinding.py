@@ -1,27 +1,27 @@
 """Lottery tickets of a residual network, rewound to the start or to a later step.
 
-For each rewind step k, and for each seed, one network is trained for k steps; from
-there on everything starts again, round by round: train to the end, prune the
-smallest weights of all layers together, rewind. Batches, momentum and the learning
-rate's clock go back to step k with the weights. Reported are the tickets of some
-rounds, trained:
+For each rewind step k and each seed, one network is trained for k steps. Each round
+then trains from there to the end, prunes the smallest weights globally, and rewinds.
+Batches, momentum and the step count of the learning rate are rewound to step k with the
+weights. The trained tickets of some rounds are reported:
 
     accuracy             on the test split
-    pruning stability    how far the ticket ends from the dense network, on its mask
-    data-order stability how far two trainings of it end from each other, which
-                         differ in the order of the batches from step k on, and the
-                         barrier of the error on the line between them
+    pruning stability    distance of the trained ticket from the dense network, on the
+                         mask
+    data-order stability distance between two trainings of the ticket with different
+                         orders of the batches from step k on, and the error barrier on
+                         the line between them
 
-and two controls for the ticket with the latest rewind: its mask with other initial
-weights, from step 0 on, and its anchor with a shuffled mask.
+There are two controls for the ticket with the latest rewind: its mask with other
+initial weights, trained from step 0, and its anchor with a shuffled mask.
 
-The claim is about high learning rates, at which the dense network is unstable: two
-orders of the batches take it to places with a barrier between them. So the rate was
-chosen on the validation split, with other seeds, as one that does this; it costs the
-dense network about one and a half points. At a fifth of it, tried first, there is no
-barrier, and a rewind to 0 is as good as any (0.2 points better on the test split).
-The barrier is measured on the validation split too; the test split is read once, for
-the figures.
+The claim concerns high learning rates, at which the dense network is unstable: two
+orders of the batches lead to solutions with a barrier between them. The learning rate
+was therefore chosen, on the validation split with other seeds, such that this is the
+case; this costs the dense network about one and a half points. At a fifth of that rate,
+which was tried first, there is no barrier, and rewinding to 0 is as good as any other
+(0.2 points better on the test split). The barrier is measured on the validation split;
+the test split is read once, for the figures.
 """
 
 import functools
@@ -47,7 +47,7 @@ LINEAR += "arXiv:1912.05671"
 
 
 def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
-    """Finds and trains all tickets and returns the figures, the table, the plot."""
+    """Finds and trains all tickets."""
     rewinds = rewind_steps(settings)
     loaded = data.load(settings.dataset, data_dir)
     splits = jax.tree.map(functools.partial(tickets.pooled, settings.pool), loaded)
@@ -85,7 +85,7 @@ def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
 def controls(
     settings: Settings, draws: Any, last: int, anchors: Any, found: Any
 ) -> dict[str, tuple[Any, ...]]:
-    """Returns the anchor, the tickets and the batches of each control."""
+    """Returns anchor, tickets and batches of each control."""
     reinit = (draws.others, tickets.optimizer_state(settings, draws.others))
     shuffled = {
         r: each._replace(masks=jax.vmap(jp.masks.shuffle)(each.masks, draws.key))
@@ -98,18 +98,18 @@ def controls(
 
 
 def rewind_steps(settings: Settings) -> list[int]:
-    """Returns the steps to rewind to; raises if they cannot be meant."""
+    """Returns the rewind steps; raises if they do not ascend from 0."""
     steps = [round(share * settings.steps) for share in settings.rewinds]
     if steps[0] != 0 or sorted(set(steps)) != steps or steps[-1] >= settings.steps:
         raise ExperimentError(
-            f"the shares {settings.rewinds} of {settings.steps} steps are the steps "
-            f"{steps}: they have to ascend from 0"
+            f"rewind steps must ascend from 0 to below {settings.steps}; the shares "
+            f"{settings.rewinds} give {steps}"
         )
     return steps
 
 
 def table(figures: dict[str, Any], settings: Settings) -> Table:
-    """Returns one line per rewind step and control, and the dense network."""
+    """Returns the table with a row per rewind step and control."""
     sparsities = [f"{100 * s:.1f} %" for s in figures["sparsities"]]
     stability = ("pruning_l2", "pruning_degrees", "order_l2", "order_degrees")
     stability = (*stability, "order_barrier")
@@ -148,7 +148,7 @@ def table(figures: dict[str, Any], settings: Settings) -> Table:
 
 
 def plot(figures: dict[str, Any], settings: Settings, path: Path) -> None:
-    """Writes accuracy and stability by rewind step."""
+    """Plots accuracy and stability by rewind step."""
     rows = [figures["rows"][f"rewind to {k}"] for k in figures["rewind_steps"]]
     sparsities = [f"{100 * s:.1f} %" for s in figures["sparsities"]]
 
@@ -179,7 +179,7 @@ def plot(figures: dict[str, Any], settings: Settings, path: Path) -> None:
 
 
 def chosen(figures: dict[str, Any]) -> str:
-    """Returns the row of the later rewind that is best on the validation split."""
+    """Returns the row of the best later rewind, by the validation split."""
     later = [f"rewind to {k}" for k in figures["rewind_steps"][1:]]
     rows = figures["rows"]
     return max(later, key=lambda name: np.mean(rows[name]["validation_accuracy"][-1]))
@@ -193,7 +193,7 @@ def latest(figures: dict[str, Any]) -> str:
 def difference(
     key: str, row: Callable[[dict[str, Any]], str], other: str
 ) -> Callable[[dict[str, Any]], tuple[float, float | None]]:
-    """Measures how much more a figure is in one row than in another, by seed."""
+    """Measures the difference of a figure between two rows, paired by seed."""
 
     def measure(figures: dict[str, Any]) -> tuple[float, float | None]:
         rows = figures["rows"]
@@ -204,7 +204,7 @@ def difference(
 
 
 def claims(title: str) -> tuple[Claim, ...]:
-    """Returns what the papers claim, at the highest of the sparsities."""
+    """Returns the claims of the papers, at the highest sparsity."""
     start = "rewind to 0"
     lines = (
         (

@@ -1,14 +1,14 @@
-"""One small CNN, trained dense and then made sparse in three ways.
+"""A small CNN, pruned in three ways.
 
 Every network has the same number of training steps:
 
-    dense       half the steps, then the other half without pruning
-    one-shot    the same first half, then all masks at once, then fine-tuning
-    gradual     from the first step on; masks tighten during the first half
-    2:4         like one-shot, in the pattern that sparse matrix units take
+    dense       half of the steps, then the other half without pruning
+    one-shot    the same first half, then pruning in one step, then fine-tuning
+    gradual     pruned from the first step on, increasingly during the first half
+    2:4         like one-shot, in the pattern of sparse matrix units
 
-The hyper-parameters were chosen on the validation split, with other seeds; the
-test split is read once, for the figures.
+Hyper-parameters were chosen on the validation split, with other seeds; the test split
+is read once, for the figures.
 """
 
 import functools
@@ -34,19 +34,19 @@ N_OF_M = "Accelerating Sparse Deep Neural Networks, 2021, arXiv:2104.08378"
 
 
 class Settings(NamedTuple):
-    """What is trained, and how.
+    """Settings of the study.
 
     Attributes:
-      dataset: One of `data.SETS`.
-      seeds: Seeds of initialisation and batches; the splits have a fixed seed.
-      steps: Training steps of each network, half of them before one-shot pruning.
-      batch_size: Examples in a step.
-      learning_rate: Peak of AdamW's learning rate.
-      weight_decay: AdamW's, relative to the learning rate.
-      channels: Channels of the two convolutions.
-      hidden: Width of the dense layer.
-      sparsities: Of the curve, ascending.
-      sparsity: The one in the table.
+      dataset: name of the data set, one of `data.SETS`.
+      seeds: seeds of initialisation and batches; the splits have a fixed seed.
+      steps: training steps of each network; one-shot pruning is after half of them.
+      batch_size: examples per step.
+      learning_rate: peak learning rate of AdamW.
+      weight_decay: weight decay of AdamW, relative to the learning rate.
+      channels: channels of the two convolutions.
+      hidden: width of the dense layer.
+      sparsities: sparsities of the curve, ascending.
+      sparsity: sparsity in the table.
     """
 
     dataset: str = "digits"
@@ -68,14 +68,14 @@ def dense(sparsity: jax.Array, adamw: optax.GradientTransformation, steps: int):
 
 
 def one_shot(sparsity: jax.Array, adamw: optax.GradientTransformation, steps: int):
-    """Prunes at the first step, all layers by one threshold, then fine-tunes."""
+    """Prunes globally at the first step, then fine-tunes."""
     del steps
     pruner = jp.recipes.magnitude(sparsity, scope="global")
     return jp.sparsify(adamw, pruner, end=0)
 
 
 def gradual(sparsity: jax.Array, adamw: optax.GradientTransformation, steps: int):
-    """Tightens the masks from step 0 to half of the steps, some fifty times."""
+    """Increases the sparsity over the first half of the steps, in about 50 updates."""
     ramp = steps // 2
     pruner = jp.recipes.gradual_magnitude(sparsity, begin=0, steps=ramp, scope="global")
     return jp.sparsify(adamw, pruner, every=max(ramp // 50, 1), end=ramp)
@@ -84,9 +84,9 @@ def gradual(sparsity: jax.Array, adamw: optax.GradientTransformation, steps: int
 def two_of_four(sparsity: jax.Array, adamw: optax.GradientTransformation, steps: int):
     """Prunes to 2:4 at the first step, then fine-tunes; the first layer stays dense.
 
-    Its input channels, one or three, do not divide into groups of four.
+    Its one or three input channels cannot be divided into groups of four.
     """
-    del sparsity, steps  # the pattern says it
+    del sparsity, steps  # the pattern determines the sparsity
     where = jp.excluding("conv1/.*")
     return jp.sparsify(adamw, jp.recipes.n_of_m(2, 4), end=0, where=where)
 
@@ -99,7 +99,7 @@ def optimizer(settings: Settings, steps: int) -> optax.GradientTransformation:
         warmup_steps=max(steps // 20, 1),
         decay_steps=steps,
     )
-    # A second moment that forgets in 100 steps, as these runs are short.
+    # b2 averages over 100 steps, since these runs are short.
     return optax.adamw(rate, b2=0.99, weight_decay=settings.weight_decay)
 
 
@@ -107,11 +107,11 @@ class Trained(NamedTuple):
     """The networks of one method, on the host.
 
     Attributes:
-      sparsities: What they were trained for, one per level.
-      params: Their parameters, `(levels, seeds, ...)`.
-      masks: Their masks, likewise.
-      seconds: Training time of each network.
-      compile_seconds: Compilation time of all.
+      sparsities: target sparsity of each level.
+      params: parameters, `(levels, seeds, ...)`.
+      masks: masks, `(levels, seeds, ...)`.
+      seconds: training time per network.
+      compile_seconds: total compilation time.
     """
 
     sparsities: tuple[float, ...]
@@ -122,9 +122,9 @@ class Trained(NamedTuple):
 
 
 def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
-    """Trains all networks and returns the figures, the tables and the plot."""
+    """Trains all networks."""
     if settings.steps < 4:
-        raise ExperimentError(f"quickstart needs 4 steps or more, got {settings.steps}")
+        raise ExperimentError(f"--steps must be at least 4, got {settings.steps}")
     splits = jax.tree.map(jnp.asarray, data.load(settings.dataset, data_dir))
     methods = train_all(settings, splits.train, progress)
     figures = {"test_images": len(splits.test.labels), **report(methods, splits)}
@@ -158,8 +158,8 @@ def train_all(
         )
 
     first = fit("train dense", dense, start, [0.0], 0)
-    trained = train.one_network(first.state.params)  # one level: the seeds remain
-    # Sparsity 0 is the dense reference with the same number of steps.
+    trained = train.one_network(first.state.params)  # of the single level
+    # Sparsity 0 is the dense baseline with the same number of steps.
     levels = settings.sparsities
     shot = fit("one-shot, fine-tune", one_shot, trained, [0.0, *levels], 1)
     grown = fit("gradual", gradual, start, levels, 0)
@@ -173,7 +173,7 @@ def train_all(
 
 
 def begin(settings: Settings, examples: data.Examples) -> tuple[jax.Array, Any]:
-    """Returns `(2, seeds)` keys, for the batches of each half, and initial params."""
+    """Returns keys `(2, seeds)` for the batches of each half, and initial params."""
 
     def one(seed: jax.Array) -> tuple[jax.Array, Any]:
         key, *streams = jax.random.split(jax.random.key(seed), 3)
@@ -195,7 +195,7 @@ def on_host(
     sparsities: tuple[float, ...],
     before: train.Grid | None = None,
 ) -> Trained:
-    """Returns some levels of a grid; `before` is where its networks started."""
+    """Returns some levels of a grid; `before` is the grid that they started from."""
     networks = (grid.state.params, jp.masks_of(grid.state.opt_state))
     params, masks = jax.tree.map(lambda leaf: np.asarray(leaf)[levels], networks)
     seconds = sum(
@@ -207,10 +207,10 @@ def on_host(
 def report(methods: dict[str, Trained], splits: data.Splits) -> dict[str, Any]:
     """Returns the figures of each method as plain numbers.
 
-    Accuracies are in percent, `[levels][seeds]`. What is kept is counted in the
-    first seed's network; all seeds keep as many.
+    Accuracies are in percent, `[levels][seeds]`. Kept weights are counted for the
+    first seed; they are the same for all seeds.
     """
-    # All networks and both splits at once: a compilation costs more than this.
+    # All networks and both splits at once, for a single compilation.
     joined = jax.tree.map(
         lambda *leaves: np.concatenate(leaves), *(m.params for m in methods.values())
     )
@@ -244,7 +244,7 @@ def kept(method: Trained, level: int) -> dict[str, Any]:
 
 
 def comparison(figures: dict[str, Any], settings: Settings) -> Table:
-    """Returns the table of the three ways, one line each, and dense."""
+    """Returns the table with a row per method."""
     level = settings.sparsities.index(settings.sparsity)
     rows = (
         ("dense", "dense", 0),
@@ -292,7 +292,7 @@ def line(name: str, found: dict[str, Any], level: int) -> tuple[str, ...]:
 
 
 def curve(figures: dict[str, Any], settings: Settings) -> Table:
-    """Returns the table behind the plot: test accuracy by sparsity."""
+    """Returns the table of test accuracies by sparsity."""
     rows = (
         (label, *map(plus_minus, figures[key]["test_accuracy"]))
         for label, key in (
@@ -312,7 +312,7 @@ def curve(figures: dict[str, Any], settings: Settings) -> Table:
 
 
 def draw(figures: dict[str, Any], settings: Settings, path: Path) -> None:
-    """Writes the sparsity-accuracy plot."""
+    """Plots accuracy by sparsity."""
 
     def points(label: str, key: str) -> plots.Curve:
         sparsities = [total["sparsity"] for total in figures[key]["kept"]]
@@ -334,14 +334,14 @@ def draw(figures: dict[str, Any], settings: Settings, path: Path) -> None:
 
 
 def dense_accuracy(figures: dict[str, Any]) -> tuple[float, float | None]:
-    """Measures the dense networks' test accuracy in percent."""
+    """Measures the test accuracy of the dense networks in percent."""
     return mean_and_spread(figures["dense"]["test_accuracy"][0])
 
 
 def against_dense(
     key: str, sparsity: float
 ) -> Callable[[dict[str, Any]], tuple[float, float | None]]:
-    """Measures a method's test accuracy minus dense, in points, seed by seed."""
+    """Measures test accuracy minus dense in points, paired by seed."""
 
     def measure(figures: dict[str, Any]) -> tuple[float, float | None]:
         level = figures[key]["target_sparsity"].index(sparsity)
@@ -352,7 +352,7 @@ def against_dense(
 
 
 def claims(title: str, dense_above: float) -> tuple[Claim, ...]:
-    """Returns what is claimed of a data set, first that there is a net to prune."""
+    """Returns the claims for a data set; the first is about the dense network."""
     return (
         Claim(
             f"{title}, dense: test accuracy (%)",
@@ -375,7 +375,7 @@ def claims(title: str, dense_above: float) -> tuple[Claim, ...]:
     )
 
 
-# More images, larger ones, and a network that has seen each of them about once.
+# For more and larger images, each of which is seen about once.
 LARGER = Settings(steps=1_000, batch_size=64, hidden=128, learning_rate=3e-3)
 
 DIGITS = Study(Settings(), claims("digits", 97.0), run)

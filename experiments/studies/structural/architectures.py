@@ -1,9 +1,9 @@
-"""Half of every group of every toy architecture goes: the same numbers come out.
+"""Removes half of every group of each toy architecture and compares the results.
 
 Each architecture of the zoo is traced, its groups are found, and a random half of each
-is removed twice: by `jprune.graph.shrink`, on arrays that are really smaller, and by
-`jprune.graph.removed`, at full size with removed entries left out of every sum. Results
-and gradients are compared; FLOPs are XLA's own count of what it compiled.
+group is removed in two ways: by `jprune.graph.shrink`, which makes the arrays smaller,
+and by `jprune.graph.removed`, which leaves removed entries out of every sum at full
+size. Results and gradients are compared. FLOPs are counted by XLA.
 """
 
 import functools
@@ -23,17 +23,18 @@ from jprune import graph as jg
 from jprune import tree
 
 AGREE = 1e-5
-NO_GRADIENT = ("Greedy decoder in a while loop (plain)",)  # nor has the original one
+# A while loop has no reverse-mode gradient.
+NO_GRADIENT = ("Greedy decoder in a while loop (plain)",)
 
 
 class Settings(NamedTuple):
-    """What is made smaller.
+    """Settings of the study.
 
     Attributes:
-      seeds: Of the weights, the inputs and the choice; the worst one counts.
-      steps: The most architectures that are taken, in the order of the zoo.
-      architectures: Their names, or () for all.
-      share: Of each group that stays.
+      seeds: seeds of weights, inputs and choices; the worst one counts.
+      steps: maximum number of architectures, in the order of the zoo.
+      architectures: names of the architectures, or () for all.
+      share: share of each group that is kept.
     """
 
     seeds: tuple[int, ...] = (0,)
@@ -68,7 +69,7 @@ ERRORS = ("unchanged_error", "error", "gradient_error")
 def compare(
     build: Callable[[jax.Array], Architecture], seed: int, share: float, slope: bool
 ) -> dict[str, Any]:
-    """Returns what one architecture has before and after, and how far it is off."""
+    """Returns sizes and FLOPs of an architecture before and after, and the errors."""
     fn, params, inputs = build(jax.random.key(seed))
     begin = time.perf_counter()
     graph = jg.trace(fn, params, *inputs, shrinking=is_statistic)
@@ -103,13 +104,13 @@ def compare(
 
 
 def is_statistic(path: str, leaf: Any) -> bool:
-    """Tells the results that may shrink: new statistics of batch normalization."""
+    """Whether a result may shrink: updated statistics of batch normalization."""
     del leaf
     return "batch_stats" in path
 
 
 def halves(graph: jg.Graph, seed: int, share: float) -> dict[str, np.ndarray]:
-    """Returns a random choice of entries of every group, at least one."""
+    """Returns random masks that keep a share of every group, at least one entry."""
     rng = np.random.default_rng(seed)
     keep = {}
     for name, group in graph.groups.items():
@@ -121,7 +122,7 @@ def halves(graph: jg.Graph, seed: int, share: float) -> dict[str, np.ndarray]:
 
 
 def compiled(fn: Callable[..., Any], *args: Any) -> tuple[Any, float | None]:
-    """Returns the compiled function, and XLA's count of its FLOPs or None."""
+    """Returns the compiled function and XLA's count of its FLOPs (or None)."""
     program = jax.jit(fn).lower(*args).compile()
     costs = program.cost_analysis()
     costs = costs[0] if isinstance(costs, list) and costs else costs
@@ -130,9 +131,9 @@ def compiled(fn: Callable[..., Any], *args: Any) -> tuple[Any, float | None]:
 
 
 def objective(fn: Callable[..., Any], inputs: tuple[Any, ...]) -> Callable[..., Any]:
-    """Returns a scalar function of params that no result is left out of by symmetry.
+    """Returns a scalar function of params that depends on all results.
 
-    Results that shrink have no part in it: a removed entry has no counterpart.
+    Results that shrink are excluded, since removed entries have no counterpart.
     """
 
     def loss(params: Any) -> jax.Array:
@@ -150,7 +151,7 @@ def objective(fn: Callable[..., Any], inputs: tuple[Any, ...]) -> Callable[..., 
 
 
 def sliced_statistics(plan: jg.Plan, results: Any) -> Any:
-    """Returns full results with those that shrink cut by the plan."""
+    """Slices those of the full-size results that shrink, by the plan."""
 
     def cut(path: str, x: Any) -> Any:
         return jg.slice_tree(plan, {path: x})[path] if is_statistic(path, x) else x
@@ -159,16 +160,16 @@ def sliced_statistics(plan: jg.Plan, results: Any) -> Any:
 
 
 def size(params: Any) -> int:
-    """Returns how many numbers params are."""
+    """Returns the number of parameters."""
     return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(params))
 
 
 def error(ours: Any, expected: Any) -> float:
-    """Returns the largest difference, relative to the largest number of its leaf.
+    """Returns the largest difference, relative to the largest value of its leaf.
 
-    A leaf that is all but 0 beside the others, as the gradient of an attention key's
-    bias, is measured by a hundredth of the largest number of all. Whole numbers, such
-    as words, count 1 where they differ.
+    The scale of a leaf that is almost 0 compared with the others, such as the gradient
+    of an attention key's bias, is a hundredth of the largest value of all leaves.
+    Integers, such as tokens, have an error of 1 if they differ.
     """
     pairs = [
         (np.asarray(a), np.asarray(b))
@@ -180,7 +181,7 @@ def error(ours: Any, expected: Any) -> float:
     worst = 0.0
     for a, b in pairs:
         if a.shape != b.shape:
-            raise ValueError(f"Results of shapes {a.shape} and {b.shape}.")
+            raise ValueError(f"results have different shapes {a.shape} and {b.shape}")
         if not np.issubdtype(b.dtype, np.floating):
             worst = max(worst, float(np.any(a != b)))
             continue
@@ -191,7 +192,7 @@ def error(ours: Any, expected: Any) -> float:
 
 
 def table(figures: dict[str, Any], settings: Settings) -> Table:
-    """Returns all architectures."""
+    """Returns the table with a row per architecture."""
     rows = []
     for name, one in figures["architectures"].items():
         flops = [None if n is None else n / 1e3 for n in one["flops"]]
@@ -223,7 +224,7 @@ def table(figures: dict[str, Any], settings: Settings) -> Table:
 
 
 def arrow(pair: list[float | None]) -> str:
-    """Returns a number before and after, or nothing where XLA does not count."""
+    """Formats a number before and after; empty if XLA has no count."""
     before, after = pair
     if before is None or after is None:
         return ""

@@ -1,10 +1,11 @@
-"""Half of a small detector's parameters removed by network slimming.
+"""Removes half of a small detector's parameters by network slimming.
 
-A YOLO at toy size finds coloured shapes. Its normalizations' scales are pulled to zero
-while it trains, at a rate that rises and falls; the channels with the smallest go,
-under one threshold or under one for each part of the network; and it trains on,
-perhaps led by the spatial attention of the dense network. As in `group_pruning` all
-networks train at full size with the removed channels taken out of every sum.
+A YOLO at toy size detects coloured shapes. An L1 penalty on the scales of its
+normalizations, with a coefficient that rises and falls, is applied during training.
+The channels with the smallest scales are removed, by one threshold or one for each part
+of the network, and the network trains on, optionally distilled with the spatial
+attention of the dense network. As in `group_pruning`, all networks train at full size
+with the removed channels left out of every sum.
 """
 
 import functools
@@ -36,20 +37,20 @@ SCALES = jp.matching(".*norm/scale")
 
 
 class Settings(NamedTuple):
-    """What is trained and how.
+    """Settings of the study.
 
     Attributes:
-      seeds: Seeds of initialisation and pictures.
-      steps: Of the first training.
-      extra: Steps after pruning, and of the dense network that trains on.
-      batch_size: Pictures in a step.
-      width: Channels of the first layer.
-      rate: Peak learning rate of Adam.
-      pull: The highest rate of the L1 on scales.
-      lead: Weight of the attention loss.
-      removed: The share of parameters that goes.
-      calibration: Pictures for the statistics of normalizations.
-      tested: Pictures of the test.
+      seeds: seeds of initialisation and pictures.
+      steps: steps of the first training.
+      extra: steps after pruning, and of the dense network that trains on.
+      batch_size: pictures per step.
+      width: channels of the first layer.
+      rate: peak learning rate of Adam.
+      pull: maximum coefficient of the L1 penalty on scales.
+      lead: weight of the attention loss.
+      removed: share of parameters to remove.
+      calibration: number of pictures for the statistics of normalizations.
+      tested: number of test pictures.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -66,7 +67,7 @@ class Settings(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A row: whether scales were pulled, what competes, whether attention leads."""
+    """A row: whether scales were penalized, the scope, and whether it is distilled."""
 
     pulled: bool
     scope: jg.Scope
@@ -74,7 +75,7 @@ class Method(NamedTuple):
 
 
 def part(group: jg.Group) -> str:
-    """The scope of a part of the network: before each scale, and between them."""
+    """Scope of the parts of the network: before each scale, and the neck."""
     return group.name.split("/")[0]
 
 
@@ -88,13 +89,13 @@ METHODS = {
 
 
 def seen(params: Any, images: jax.Array) -> tuple[Any, Any]:
-    """Returns the outputs of a batch, and where its features are strong."""
+    """Returns the outputs of a batch, and the attention maps of its features."""
     found = detector.forward(params, images)
     return found.outputs, [jp.distill.attention_map(x) for x in found.features]
 
 
 def judged(params: Any, calibration: jax.Array, images: jax.Array) -> Any:
-    """Returns outputs with the normalizations' statistics of other pictures."""
+    """Returns outputs with normalization statistics of the calibration pictures."""
     stats = detector.forward(params, calibration).stats
     return detector.forward(params, images, stats).outputs
 
@@ -116,8 +117,8 @@ def graphs(settings: Settings) -> tuple[jg.Graph, jg.Graph]:
 
 
 def pull_at(settings: Settings, step: jax.Array) -> jax.Array:
-    """The L1 rate of a step: up over the first half, down over the second."""
-    # The paper varies the rate with the training; how is not what this study is about.
+    """L1 coefficient of a step: rises over the first half, falls over the second."""
+    # The paper adapts the coefficient during training; this study does not test how.
     return settings.pull * jnp.sin(jnp.pi * step / settings.steps)
 
 
@@ -135,7 +136,7 @@ def compiled(settings: Settings) -> tuple[Any, Any, Any]:
     training, judging = graphs(settings)
 
     def descend(loss: Any, rate: float, steps: int, params: Any, key: jax.Array) -> Any:
-        """Steps of Adam on `loss(params, images, objects)`, with a pull on scales."""
+        """Adam on `loss(params, images, objects)`, with an L1 penalty on scales."""
         tx = optimizer(rate, steps)
 
         def step(carry: Any, given: Any) -> tuple[Any, None]:
@@ -177,7 +178,7 @@ def compiled(settings: Settings) -> tuple[Any, Any, Any]:
 
     @jax.jit
     def judge(params: Any, keep: Any) -> Any:
-        # Of keys that no training has: those are made by splitting.
+        # Keys that no training uses, since those are made by splitting.
         calibration, _ = scenes.scenes(jax.random.key(2**31), settings.calibration)
         images, objects = scenes.scenes(jax.random.key(2**31 + 1), settings.tested)
         outputs = jg.removed(judging, keep)(params, calibration, images)
@@ -187,7 +188,7 @@ def compiled(settings: Settings) -> tuple[Any, Any, Any]:
 
 
 def percent(settings: Settings, params: Any, keep: Any) -> float:
-    """Returns the mean average precision of a network on the test, in percent."""
+    """Returns the mean average precision on the test pictures, in percent."""
     found, objects = jax.device_get(compiled(settings)[2](params, keep))
     return 100 * detection.mean_average_precision(found, objects, scenes.CLASSES)
 
@@ -195,7 +196,7 @@ def percent(settings: Settings, params: Any, keep: Any) -> float:
 def chosen(
     settings: Settings, graph: jg.Graph, method: Method, params: Any
 ) -> dict[str, jax.Array]:
-    """Returns what a threshold on scales keeps, a mask for every group."""
+    """Returns the masks of a threshold on scales, one for every group."""
     sizes = jax.tree.map(np.abs, jax.device_get(params))
     scores = jg.group_scores(graph, sizes, normalize=None, where=SCALES)
     keep = jg.select(
@@ -210,7 +211,7 @@ def everything(graph: jg.Graph) -> dict[str, Any]:
 
 
 def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
-    """Trains, prunes in every way, trains on, and reads the test."""
+    """Trains, prunes with every method, trains on, and evaluates."""
     del data_dir
     fit, tune, _ = compiled(settings)
     graph, _ = graphs(settings)
@@ -258,7 +259,7 @@ COSTS = {"parameters": jg.parameters, "multiply_adds": jg.multiply_adds}
 
 
 def apart(settings: Settings, params: Any, keep: Any) -> float:
-    """Returns how far smaller arrays are from removal at full size, relatively."""
+    """Returns the relative error of smaller arrays against removal at full size."""
     graph, _ = graphs(settings)
     images, _ = scenes.scenes(jax.random.key(2**31), settings.batch_size)
     small, left = jg.shrink(graph, params, jg.make_plan(graph, keep))
@@ -271,9 +272,9 @@ def apart(settings: Settings, params: Any, keep: Any) -> float:
 
 
 def missing(graph: jg.Graph) -> list[str]:
-    """Returns the channels of kernels that no group has, and outputs that one has.
+    """Returns kernel channels that are in no group, and fixed ones that are in one.
 
-    Those of the picture and of the outputs are to stay.
+    The channels of the picture and of the outputs must not be in a group.
     """
     grouped = {str(m) for g in graph.groups.values() for m in g.members}
     kernels = [path for path in graph.axes if path.endswith("kernel")]
@@ -283,7 +284,7 @@ def missing(graph: jg.Graph) -> list[str]:
 
 
 def table(figures: dict[str, Any], settings: Settings) -> Table:
-    """Returns a row for each way."""
+    """Returns the table with a row per method."""
     rows = [
         (
             name,
@@ -317,13 +318,13 @@ def table(figures: dict[str, Any], settings: Settings) -> Table:
 def above(
     ours: str, theirs: str, figures: dict[str, Any]
 ) -> tuple[float, float | None]:
-    """Measures the points that one way is above another, paired by seed."""
+    """Measures the difference of two methods in points, paired by seed."""
     a, b = (figures["methods"][name]["test"] for name in (ours, theirs))
     return mean_and_spread([x - y for x, y in zip(a, b, strict=True)])
 
 
 def better(which: str, figures: dict[str, Any]) -> tuple[float, float | None]:
-    """Measures what a change adds, over both forms of the other choice."""
+    """Measures the gain of one choice, averaged over the other choice."""
     pairs = {
         "parts": [("one for each part", "one threshold")],
         "distilled": [("one threshold, distilled", "one threshold")],

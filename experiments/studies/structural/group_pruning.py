@@ -1,11 +1,11 @@
-"""Channels of a residual network by several criteria, at half the multiply-adds.
+"""Criteria for pruning channels of a residual network to half the multiply-adds.
 
-Every criterion starts from the same trained networks, removes groups until half of the
-multiply-adds are left, all groups competing, and trains on for the same steps. Two
-rows train the network for its pruning: by decaying weak groups, and by pulling the
-scales of normalizations to zero. All networks train at full size with the removed
-channels taken out of every sum (`jprune.graph.removed`), so one compilation serves all
-of them; that the smaller arrays give the same numbers is checked on each.
+Every criterion starts from the same trained networks, removes entries of groups, with a
+global ranking, until half of the multiply-adds remain, and trains on for the same
+number of steps. Two rows train the network for pruning: by decaying weak groups, and by
+an L1 penalty on the scales of normalizations. All networks train at full size, see
+`experiments.loops.channels`; one of them is shrunk to check that the smaller arrays
+give the same numbers.
 """
 
 import functools
@@ -31,20 +31,20 @@ SCALES = jp.matching(".*norm/scale")
 
 
 class Settings(NamedTuple):
-    """What is trained and how.
+    """Settings of the study.
 
     Attributes:
-      dataset: One of `data.SETS`.
-      seeds: Seeds of initialisation and batches.
-      steps: Of the dense training.
-      extra: Steps after pruning, and of the dense network that trains on.
-      batch_size: Examples in a step.
-      depth: Of the residual network.
-      width: Channels of its first stage.
-      rate: Peak learning rate.
-      removed: The share of multiply-adds that goes.
-      decay: Of weak groups, where a network is trained for it.
-      pull: On scales, where a network is trained for it.
+      dataset: name of the data set, one of `data.SETS`.
+      seeds: seeds of initialisation and batches.
+      steps: steps of the dense training.
+      extra: steps after pruning, and of the dense network that trains on.
+      batch_size: examples per step.
+      depth: depth of the residual network.
+      width: channels of its first stage.
+      rate: peak learning rate.
+      removed: share of multiply-adds to remove.
+      decay: coefficient of the decay of weak groups, for the network trained with it.
+      pull: coefficient of the L1 penalty on scales, for the network trained with it.
     """
 
     dataset: str = "digits"
@@ -61,7 +61,7 @@ class Settings(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A row: how the network was trained, what ranks its groups, what competes."""
+    """A row: how the network was trained, the criterion, and its scope."""
 
     trained: str
     score: Callable[..., Any]
@@ -69,7 +69,7 @@ class Method(NamedTuple):
 
 
 def methods(graph: jg.Graph) -> dict[str, Method]:
-    """Returns the criteria by name; each is `(params, grads, seed) -> group scores`."""
+    """Returns the methods by name; criteria are `(params, grads, seed) -> scores`."""
 
     def by(weight: Callable[[Any, Any], Any], **options: Any) -> Any:
         def score(params: Any, grads: Any, seed: int) -> Any:
@@ -100,12 +100,12 @@ def methods(graph: jg.Graph) -> dict[str, Method]:
 
 
 def course_of(settings: Settings) -> channels.Course:
-    """Returns how networks are trained."""
+    """Returns the training of the networks."""
     return channels.Course(*(getattr(settings, n) for n in channels.Course._fields))
 
 
 def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
-    """Trains, prunes by every criterion, trains on, and reads the test split."""
+    """Trains, prunes by every criterion, trains on, and evaluates on the test split."""
     splits = jax.tree.map(jnp.asarray, data.load(settings.dataset, data_dir))
     shape = splits.train.images.shape[1:]
     init = functools.partial(
@@ -140,14 +140,14 @@ def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
 
 
 def row() -> dict[str, list[float]]:
-    """Returns an empty row: a figure for each seed."""
+    """Returns an empty row: lists of figures over seeds."""
     return {"test": [], "before": [], "multiply_adds": [], "parameters": []}
 
 
 def note(
     into: dict[str, list[float]], graph: jg.Graph, keep: Any, test: Any, before: Any
 ) -> None:
-    """Adds a network's figures to a row, shares in percent."""
+    """Appends the figures of a network to a row, shares in percent."""
     sizes = {n: int(m.sum()) for n, m in keep.items()}
     into["test"].append(rounded(test))
     into["before"].append(rounded(before))
@@ -161,7 +161,7 @@ def note(
 def trained(
     settings: Settings, splits: data.Splits, init: Any, graph: jg.Graph, advance: Any
 ) -> dict[str, dict[int, Any]]:
-    """Returns the trained networks: how -> seed -> params."""
+    """Returns the trained networks: training -> seed -> params."""
     links = {
         "plain": optax.identity(),
         "decay": jg.add_group_decay(graph, settings.decay),
@@ -185,13 +185,13 @@ def chosen(
     params: Any,
     seed: int,
 ) -> dict[str, jax.Array]:
-    """Returns what a criterion keeps of a network, a mask for every group.
+    """Returns the masks of a criterion, one for every group.
 
-    Gradients are of a quarter of the train split.
+    Gradients are those of a quarter of the train split.
     """
     quarter = len(splits.train.labels) // 4
     batch = splits.train.images[:quarter], splits.train.labels[:quarter]
-    # On the host: dozens of shapes would be compiled for one sum each.
+    # On the host, since each of dozens of shapes would compile its own sum.
     arrays = jax.device_get((params, gradient(params, *batch)))
     scores = method.score(*arrays, seed)
     keep = jg.select(
@@ -202,7 +202,7 @@ def chosen(
 
 
 def loss(params: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-    """Returns the mean cross-entropy of a batch, normalized by its own statistics."""
+    """Returns the mean cross-entropy of a batch, with its own batch statistics."""
     logits = resnet.apply(params, images)
     return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
@@ -213,7 +213,7 @@ gradient = jax.jit(jax.grad(loss))
 def agreement(
     settings: Settings, graph: jg.Graph, dense: Any, splits: data.Splits
 ) -> float:
-    """Returns how far smaller arrays are from removal at full size, relatively."""
+    """Returns the relative error of smaller arrays against removal at full size."""
     params = dense["plain"][settings.seeds[0]]
     method = methods(graph)["group, L2"]
     keep = chosen(settings, splits, graph, method, params, settings.seeds[0])
@@ -224,7 +224,7 @@ def agreement(
 
 
 def table(figures: dict[str, Any], settings: Settings) -> Table:
-    """Returns a row for each criterion."""
+    """Returns the table with a row per criterion."""
     rows = [
         (
             name,
@@ -254,14 +254,14 @@ def table(figures: dict[str, Any], settings: Settings) -> Table:
 
 
 def lost(name: str, figures: dict[str, Any]) -> tuple[float, float | None]:
-    """Measures the points that a criterion loses against the dense network."""
+    """Measures the loss of a criterion against the dense network, in points."""
     return _gap("dense, trained on", name, figures)
 
 
 def gained(
     ours: str, theirs: str, figures: dict[str, Any]
 ) -> tuple[float, float | None]:
-    """Measures the points that one criterion is above another, paired by seed."""
+    """Measures the difference of two criteria in points, paired by seed."""
     return _gap(ours, theirs, figures)
 
 

@@ -1,6 +1,7 @@
-"""Which widths a small residual network keeps at half of its multiply-adds: a picture.
+"""Widths of a small residual network at half of its multiply-adds, as a picture.
 
-Magnitude decides, all groups competing; `group_pruning` says what that is worth.
+The criterion is group magnitude with a global ranking; for accuracies see
+`group_pruning`.
 """
 
 import functools
@@ -20,16 +21,16 @@ from jprune import graph as jg
 
 
 class Settings(NamedTuple):
-    """What is trained and how.
+    """Settings of the study.
 
     Attributes:
-      seeds: Of initialisation and batches; the first one counts.
-      steps: Of the training, with Adam.
-      batch_size: Examples in a step.
-      depth: Of the residual network.
-      width: Channels of its first stage.
-      rate: Learning rate.
-      removed: The share of multiply-adds that goes.
+      seeds: seeds of initialisation and batches; only the first one is used.
+      steps: training steps, with Adam.
+      batch_size: examples per step.
+      depth: depth of the residual network.
+      width: channels of its first stage.
+      rate: learning rate.
+      removed: share of multiply-adds to remove.
     """
 
     seeds: tuple[int, ...] = (0,)
@@ -42,7 +43,7 @@ class Settings(NamedTuple):
 
 
 def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
-    """Trains, scores and chooses."""
+    """Trains, scores the groups and prunes."""
     splits = jax.tree.map(jnp.asarray, data.load("digits", data_dir))
     shape = splits.train.images.shape[1:]
     task = progress.add_task("train", total=1)
@@ -82,7 +83,7 @@ def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
 
 
 def table(figures: dict[str, Any], settings: Settings) -> Table:
-    """Returns a row for each group."""
+    """Returns the table with a row per group."""
     rows = [
         (name, str(size), str(figures["left"][name]))
         for name, size in figures["widths"].items()
@@ -98,7 +99,7 @@ def table(figures: dict[str, Any], settings: Settings) -> Table:
 
 
 def share(figures: dict[str, Any]) -> tuple[float, float | None]:
-    """Measures the multiply-adds that are left, in percent."""
+    """Measures the remaining multiply-adds in percent."""
     cost = figures["cost"]
     return 100 * cost["after"]["multiply_adds"] / cost["before"]["multiply_adds"], None
 
