@@ -24,25 +24,25 @@
 # [badge]: https://colab.research.google.com/assets/colab-badge.svg
 # [colab]: https://colab.research.google.com/github/jprune/jprune/blob/main/colab/01_quickstart.ipynb
 #
-# # jprune in ten minutes: prune a small network three ways
+# # jprune in ten minutes: prune a small network in three ways
 #
-# You know JAX and Optax; pruning is new to you. In this notebook you train a small
-# network on real images and then take away 95 % of its weights, in three ways:
+# This notebook is for users of JAX and Optax who are new to pruning. You train a small
+# network on real images and remove most of its weights, in three ways:
 #
-# 1. **one-shot**: prune the trained network once, then fine-tune what is left;
-# 2. **gradual**: prune a little at a time while the network trains;
-# 3. **2:4**: keep exactly two of every four weights, the pattern that the sparse
-#    matrix units of some GPUs read.
+# 1. **one-shot**: prune 95 % of the trained network at once, then fine-tune the rest;
+# 2. **gradual**: prune to 95 % step by step while the network trains;
+# 3. **2:4**: keep exactly two of every four weights, the pattern of the sparse matrix
+#    units of some GPUs.
 #
-# It runs on one CPU, GPU or TPU chip, in a few minutes on two CPU cores.
+# It runs on one CPU, GPU or TPU chip, and takes a few minutes on two CPU cores.
 #
 # *Licensed under the Apache License, Version 2.0.*
 
 # %% [markdown]
 # ## Install
 #
-# Only on Colab. jprune asks for no newer JAX than the one that Colab brings, so the
-# runtime's own JAX, which fits its GPU or TPU, has to stay; the cell checks that.
+# Only needed on Colab. jprune works with the JAX that Colab preinstalls, which matches
+# the GPU or TPU of the runtime; the cell checks that it is not replaced.
 
 # %%
 import importlib.metadata
@@ -76,21 +76,21 @@ print(f"JAX {jax.__version__}, jprune {jp.__version__}")
 print(f"runs on {device.device_kind} ({device.platform}), one of {jax.device_count()}")
 
 # %% [markdown]
-# The sizes. Set the environment variables to try the notebook smaller or larger.
+# Sizes. Set the environment variables to run the notebook at a smaller or larger size.
 
 # %%
 STEPS = int(os.environ.get("JPRUNE_NB_STEPS", 1_000))  # updates of each training run
-BATCH = int(os.environ.get("JPRUNE_NB_BATCH", 64))  # images in each update
-SEEDS = int(os.environ.get("JPRUNE_NB_SEEDS", 3))  # networks per dot of the last plot
+BATCH = int(os.environ.get("JPRUNE_NB_BATCH", 64))  # images per update
+SEEDS = int(os.environ.get("JPRUNE_NB_SEEDS", 3))  # networks per point of the plot
 
-SPARSITY = 0.95  # the fraction of the weights that goes
-full_size = STEPS >= 1_000  # only then do the accuracies mean something
+SPARSITY = 0.95  # the fraction of the weights to remove
+full_size = STEPS >= 1_000  # accuracies are only checked at full size
 
 # %% [markdown]
 # ## Data
 #
-# Scikit-learn's digits: 1,797 handwritten digits of 8 x 8 pixels. A fifth of them, with
-# the same share of every class, is put aside to test on. Nothing is tuned on it.
+# Scikit-learn's digits: 1,797 handwritten digits of 8 x 8 pixels. A fifth of them,
+# stratified by class, is the test set. Nothing is tuned on it.
 
 # %%
 digits = load_digits()
@@ -107,8 +107,8 @@ print(f"{len(train_labels)} images to train on, {len(test_labels)} to test on")
 # ## A network
 #
 # Two convolutions and two dense layers. The parameters are a dict of arrays. jprune
-# takes any pytree, so Flax and Equinox models work the same way; it knows a leaf by
-# its path, such as `conv1/kernel`.
+# accepts any pytree, so Flax and Equinox models work in the same way. It identifies a
+# leaf by its path, such as `conv1/kernel`.
 
 # %%
 SHAPES = {
@@ -166,9 +166,9 @@ def apply(params, images):
 # %% [markdown]
 # ## A training loop
 #
-# An ordinary one: gradients, `tx.update`, `optax.apply_updates`, all steps in one
-# `lax.scan`. It knows nothing of pruning, and it stays as it is: below, only the
-# optimizer `tx` changes. `tx` is a static argument, so each method compiles once.
+# An ordinary training loop: gradients, `tx.update` and `optax.apply_updates`, with all
+# steps in one `lax.scan`. It has no code for pruning: below, only the optimizer `tx`
+# changes. `tx` is a static argument, so each method compiles once.
 
 
 # %%
@@ -201,7 +201,7 @@ def accuracy(params, examples):
 optimizer = optax.adamw(optax.cosine_decay_schedule(5e-3, STEPS), weight_decay=1e-3)
 
 # %% [markdown]
-# First the dense network, to compare with.
+# First, train the dense network as a baseline.
 
 # %%
 init_key, train_key, tune_key = jax.random.split(jax.random.key(0), 3)
@@ -214,27 +214,28 @@ print(f"dense: {accuracy(trained, test_set):.1%} of the test images are right")
 # %% [markdown]
 # ## 1. One-shot magnitude pruning
 #
-# The oldest criterion, and still hard to beat: the weights nearest to zero matter
-# least. A *recipe* is a published method, here "of each layer, remove the 95 % with the
-# smallest absolute value". `jp.prune` runs it once, and returns the sparse parameters
-# and the *masks*: a pytree like the parameters, True where a weight is kept.
+# The oldest criterion is still hard to beat: the weights closest to zero matter least.
+# A *recipe* is a published method; this one removes the 95 % of the weights of each
+# layer with the smallest absolute value. `jp.prune` applies it once and returns the
+# sparse parameters and the *masks*: a pytree with the structure of the parameters,
+# which is True for the weights to keep.
 #
-# jprune prunes kernels; biases get a scalar `True`, which means "never pruned". `where`
-# leaves out more: here the first layer. It is tiny, and all others live on what it lets
-# through, so it is often kept dense.
+# jprune prunes kernels; the mask of a bias is a scalar `True`, which means "never
+# pruned". `where` excludes further leaves, here the first layer: it is small, and all
+# other layers depend on its outputs, so it is often kept dense.
 
 # %%
-where = jp.excluding("conv1/.*")  # full match on a leaf's path; a typo is an error
+where = jp.excluding("conv1/.*")  # matches whole paths; no match is an error
 
 pruned, masks = jp.prune(trained, jp.recipes.magnitude(SPARSITY), where=where)
 print(f"pruned, not yet fine-tuned: {accuracy(pruned, test_set):.1%}")
 jp.print_summary(pruned, masks)
 
 # %% [markdown]
-# So much at once hurts. Fine-tuning repairs it: `jp.sparsify` joins a pruner to any
-# Optax optimizer. Here it prunes in the very first update, and never again (`end=0`).
-# From then on the removed weights stay at exactly zero, in spite of momentum and weight
-# decay.
+# Pruning this much at once reduces the accuracy, and fine-tuning restores it.
+# `jp.sparsify` combines a pruner with any Optax optimizer. Here it prunes in the first
+# update only (`end=0`). From then on the removed weights stay exactly zero, in spite of
+# momentum and weight decay.
 
 # %%
 tx = jp.sparsify(optimizer, jp.recipes.magnitude(SPARSITY), end=0, where=where)
@@ -246,10 +247,10 @@ print(f"one-shot, fine-tuned: {accuracy(params, test_set):.1%}")
 # %% [markdown]
 # ## 2. Gradual magnitude pruning
 #
-# Remove a little at a time, and the network adapts as it goes. This run starts from the
-# same random weights as the dense one, and takes as many steps: a tenth of them dense;
-# then, for half of them, more weights go at every tenth step; the rest trains what is
-# left, with the masks fixed.
+# With gradual pruning, the network adapts while weights are removed. This run starts
+# from the same random weights as the dense one and has the same number of steps. The
+# first tenth is dense; during the next half, more weights are removed at every tenth
+# step; the remaining steps train with fixed masks.
 
 # %%
 BEGIN, RAMP = STEPS // 10, STEPS // 2
@@ -270,9 +271,9 @@ print(f"gradual: {accuracy(params, test_set):.1%}")
 # %% [markdown]
 # ## 3. The 2:4 pattern
 #
-# Of every four consecutive weights along the input axis, the two largest stay: 50 %
-# sparsity, in a regular pattern. Four does not divide the one input channel of `conv1`:
-# without `where`, jprune would refuse, and name that leaf.
+# Of every four consecutive weights along the input axis, the two largest are kept: 50 %
+# sparsity in a regular pattern. The single input channel of `conv1` cannot be divided
+# into groups of four: without `where`, jprune raises an error that names this leaf.
 
 # %%
 tx = jp.sparsify(optimizer, jp.recipes.n_of_m(2, 4), end=0, where=where)
@@ -284,11 +285,12 @@ print(f"2:4, fine-tuned: {accuracy(params, test_set):.1%}")
 # %% [markdown]
 # ## A look inside the masks
 #
-# A corner of one layer's mask under each method. Magnitude leaves scattered weights. In
-# the 2:4 mask every column has two dark cells between two lines.
+# The plot shows a corner of the mask of one layer for each method. Magnitude pruning
+# leaves scattered weights. In the 2:4 mask, every column has two dark cells between two
+# lines.
 #
-# A row of the whole mask with nothing left would be an input that nothing reads any
-# more, which the layer before need not compute. Scattered zeros seldom go that far.
+# If a row of the whole mask is empty, its input is not used any more, and the previous
+# layer need not compute it. With scattered zeros this is rare.
 
 # %%
 figure, axes = plt.subplots(1, 3, figsize=(10, 4), layout="constrained")
@@ -311,9 +313,8 @@ assert (groups.sum(1) == 2).all()
 # ## Side by side
 #
 # *Sparsity* is that of the pruned layers; *kept* counts all parameters. *Bytes at rest*
-# are the kept values and one bit for each weight of the pruned layers, which says
-# where they belong. One-shot and 2:4 have trained for twice as many steps as the other
-# two.
+# counts the kept values, and one bit per weight of the pruned layers for their
+# positions. One-shot and 2:4 have trained for twice as many steps as the other two.
 
 # %%
 print(f"{'':10}{'accuracy':>10}{'sparsity':>10}{'kept':>9}{'bytes at rest':>15}")
@@ -332,9 +333,9 @@ if full_size:
 # %% [markdown]
 # ## How far can it go?
 #
-# A sparsity may be a traced number. So `vmap` trains networks of all sparsities, with
-# several orders of the images each, side by side, in **one compilation**: the `print`
-# in the function runs while JAX traces it, and it prints once.
+# A sparsity may be a traced number. So `vmap` can train networks of all sparsities,
+# with several orders of the images each, in parallel and in **one compilation**: the
+# `print` in the function is executed when JAX traces it, and it prints only once.
 
 
 # %%
@@ -354,8 +355,8 @@ keys = jax.random.split(jax.random.key(1), SEEDS)
 one_shot, gradual = map(np.asarray, sweep(levels, keys))
 
 # %% [markdown]
-# Expect little loss up to 95 %, and a steep one near 99 %, where gradual pruning holds
-# out longer than one shot.
+# Expect little loss up to 95 %, and a steep loss near 99 %, where gradual pruning is
+# better than one-shot pruning.
 
 # %%
 figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
@@ -376,24 +377,24 @@ axis.legend()
 plt.show()
 
 # %% [markdown]
-# ## What masks buy, and what they do not
+# ## What masks do, and what they do not do
 #
-# - **Smaller at rest.** Zeros need not be stored: see *bytes at rest* above.
-# - **Not faster, and no less memory while it runs.** A masked weight is a zero in a
-#   dense array, and the product multiplies by it like by any other number. JAX runs
-#   neither scattered zeros nor 2:4 faster. A mask says what a network can do without.
-# - **Speed comes from smaller arrays.** Where whole channels, heads or neurons go, the
+# - **Less storage.** Zeros need not be stored: see *bytes at rest* above.
+# - **Not faster, and no less memory at run time.** A masked weight is a zero in a dense
+#   array, and products multiply by it as by any other number. JAX runs neither
+#   scattered zeros nor 2:4 faster. A mask shows which weights are not needed.
+# - **Smaller arrays are faster.** If whole channels, heads or neurons are removed, the
 #   arrays can shrink, and a smaller dense network is faster on every device. Scattered
-#   zeros hardly ever leave a whole channel unread, as counted above.
+#   zeros hardly ever leave a whole channel unused, as counted above.
 #
-# ## Where to go next
+# ## Next steps
 #
 # - Your own network: in your training script, replace `tx` with
-#   `jp.sparsify(tx, pruner, ...)`. Nothing else changes, with Flax or Equinox too.
+#   `jp.sparsify(tx, pruner, ...)`. Nothing else changes, also with Flax or Equinox.
 # - Other methods: `jp.recipes` has them, each with its paper. Try
-#   `jp.recipes.global_magnitude(0.95)` above, where the layers compete.
+#   `jp.recipes.global_magnitude(0.95)` above, which ranks the weights of all layers.
 # - Your own method: a pruner is an `optax.chain` of links, from scores to masks, for
-#   example `optax.chain(jp.score_by_magnitude(), jp.keep_top(0.95))`. Change one.
+#   example `optax.chain(jp.score_by_magnitude(), jp.keep_top(0.95))`. Replace a link.
 # - The same comparison from the command line: `python -m experiments quickstart` in a
-#   checkout of [the repository](https://github.com/jprune/jprune), whose README has
+#   clone of [the repository](https://github.com/jprune/jprune), whose README has
 #   examples for Flax Linen, Flax NNX, Equinox and plain dicts.

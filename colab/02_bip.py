@@ -27,27 +27,26 @@
 # # Find a winning ticket: bi-level pruning against iterative magnitude pruning
 #
 # A *winning ticket* is a sparse subnetwork that trains as well as the whole network.
-# The classical way to find one is iterative magnitude pruning (IMP): train, remove a
-# fifth of the weights, go back to the start, train again; fifteen times and more.
+# The standard method to find one is iterative magnitude pruning (IMP): train, remove a
+# fifth of the weights, rewind to the start, and repeat, often more than fifteen times.
 # Bi-level pruning (BiP) learns the mask itself by gradient descent, in one training.
 #
-# In this notebook you find tickets in four ways and compare what they reach with what
-# they cost:
+# In this notebook you find tickets with four methods, and compare accuracy and cost:
 #
-# 1. **random**: a random mask, trained from the start: the control;
-# 2. **one-shot**: prune the trained network by magnitude, fine-tune;
-# 3. **IMP**: in rounds, rewinding to an early step;
-# 4. **BiP**: mask and weights in turns, each by its gradient.
+# 1. **random**: a random mask, trained from the start, as a control;
+# 2. **one-shot**: prune the trained network by magnitude and fine-tune;
+# 3. **IMP**: prune in rounds, rewinding to an early step;
+# 4. **BiP**: alternate gradient steps on the weights and on the mask.
 #
-# It runs on one CPU, GPU or TPU chip, in a few minutes on two CPU cores.
+# It runs on one CPU, GPU or TPU chip, and takes a few minutes on two CPU cores.
 #
 # *Licensed under the Apache License, Version 2.0.*
 
 # %% [markdown]
 # ## Install
 #
-# Only on Colab. jprune asks for no newer JAX than the one that Colab brings, so the
-# runtime's own JAX, which fits its GPU or TPU, has to stay; the cell checks that.
+# Only needed on Colab. jprune works with the JAX that Colab preinstalls, which matches
+# the GPU or TPU of the runtime; the cell checks that it is not replaced.
 
 # %%
 import importlib.metadata
@@ -82,21 +81,21 @@ print(f"JAX {jax.__version__}, jprune {jp.__version__}")
 print(f"runs on {device.device_kind} ({device.platform}), one of {jax.device_count()}")
 
 # %% [markdown]
-# The sizes. Set the environment variables to try the notebook smaller or larger.
+# Sizes. Set the environment variables to run the notebook at a smaller or larger size.
 
 # %%
-STEPS = int(os.environ.get("JPRUNE_NB_STEPS", 400))  # updates of one training
-BATCH = int(os.environ.get("JPRUNE_NB_BATCH", 64))  # images in each update
-SEEDS = int(os.environ.get("JPRUNE_NB_SEEDS", 3))  # networks for each dot
+STEPS = int(os.environ.get("JPRUNE_NB_STEPS", 400))  # updates of one training run
+BATCH = int(os.environ.get("JPRUNE_NB_BATCH", 64))  # images per update
+SEEDS = int(os.environ.get("JPRUNE_NB_SEEDS", 3))  # networks per point
 
-SPARSITIES = (0.9, 0.98, 0.99)  # fractions of the weights that go
-full_size = STEPS >= 400  # only then do the accuracies mean something
+SPARSITIES = (0.9, 0.98, 0.99)  # fractions of the weights to remove
+full_size = STEPS >= 400  # accuracies are only checked at full size
 
 # %% [markdown]
 # ## Data and network
 #
-# Scikit-learn's digits, a fifth of them put aside to test on, and a multilayer
-# perceptron of 50,000 weights. Its parameters are a dict of arrays.
+# Scikit-learn's digits, with a fifth of them as the test set, and a multilayer
+# perceptron with 50,000 weights. Its parameters are a dict of arrays.
 
 # %%
 digits = load_digits()
@@ -140,10 +139,10 @@ def accuracy(params):
 
 
 # %% [markdown]
-# ## Training under a mask
+# ## Training with a mask
 #
-# An ordinary loop. `jp.sparsify(tx, pruner, every=None)` is an optimizer that holds the
-# masks in its state: what is pruned stays exactly zero.
+# An ordinary training loop. `jp.sparsify(tx, pruner, every=None)` is an optimizer that
+# holds fixed masks in its state: pruned weights stay exactly zero.
 
 
 # %%
@@ -178,9 +177,9 @@ def dense(key):
 
 
 # %% [markdown]
-# ## Four ways
+# ## Four methods
 #
-# *Random* and *one-shot* need two trainings.
+# *Random* and *one-shot* need two training runs.
 
 
 # %%
@@ -200,8 +199,8 @@ def one_shot(key, sparsity):
 
 # %% [markdown]
 # *IMP*: `jprune.training.lottery_ticket` takes your training as a function of weights
-# and masks; it starts at the rewind step, with the optimizer and the batches as they
-# were there. One `step` is a round, and rounds are a `lax.scan`.
+# and masks. It starts at the rewind step, with the optimizer state and the batches of
+# that step. One `step` is a round, and the rounds are a `lax.scan`.
 
 
 # %%
@@ -229,14 +228,15 @@ def imp(key, sparsity):
 
 
 # %% [markdown]
-# *BiP*: with z = m w the weights that count and g the gradient there, a step updates
+# *BiP*: let z = m w be the effective weights and g the gradient there. A step updates
 #
 # - the weights on one batch, $w \leftarrow w - \alpha\, m g$,
-# - the mask's scores on another, $s \leftarrow s - \beta\, (w - m g / \gamma)\, g$,
+# - the scores of the mask on another batch,
+#   $s \leftarrow s - \beta\, (w - m g / \gamma)\, g$,
 #
-# and keeps the best scores of all layers. Pruned weights have a gradient too, so they
-# come back where they are missed. Here the sparsity climbs to its target in the first
-# half; give `keep_top` a number instead of a schedule and it is there at once.
+# and keeps the largest scores of all layers. Pruned weights have a gradient, too, so
+# they can return. Here the sparsity increases to its target during the first half of
+# the steps; with a number instead of a schedule, `keep_top` starts at the target.
 
 
 # %%
@@ -252,7 +252,7 @@ def bip(key, sparsity):
     )
     lower = batches(jax.random.fold_in(key, 3), steps)
     upper = batches(jax.random.fold_in(key, 4), steps)
-    lower = jax.tree.map(lambda x: x[:, None], lower)  # one lower batch a step
+    lower = jax.tree.map(lambda x: x[:, None], lower)  # one lower batch per step
     state, _ = jax.lax.scan(
         lambda state, pair: method.step(state, *pair),
         method.init(dense(key)),
@@ -264,9 +264,9 @@ def bip(key, sparsity):
 # %% [markdown]
 # ## Run them
 #
-# The seeds of a method run side by side under `vmap`. Random, one-shot and BiP are
-# compiled once for all sparsities, because a sparsity may be traced; IMP has another
-# number of rounds for each. What is timed is the second call.
+# The seeds of a method run in parallel under `vmap`. Random, one-shot and BiP are
+# compiled once for all sparsities, since a sparsity may be traced; the number of rounds
+# of IMP depends on the sparsity. The second call is timed.
 
 # %%
 METHODS = {"random": random, "one-shot": one_shot, "IMP": imp, "BiP": bip}
@@ -299,7 +299,7 @@ for sparsity in SPARSITIES:
         )
 
 # %% [markdown]
-# ## What came out
+# ## Results
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
@@ -324,10 +324,10 @@ right.set_yscale("log")
 plt.show()
 
 # %% [markdown]
-# IMP's cost grows with the sparsity, as it needs more rounds; BiP's does not. On images
-# as easy as these, all methods but the random one find tickets at 90 %; what sets them
-# apart begins at 98 %. The study `python -m experiments bip_vs_imp` asks the same on
-# Fashion-MNIST, with every method tuned alike.
+# The cost of IMP grows with the sparsity, since it needs more rounds; that of BiP does
+# not. On these easy images, all methods but the random one find tickets at 90 %, and
+# they differ from 98 % on. The study `python -m experiments bip_vs_imp` makes this
+# comparison on Fashion-MNIST, with equal tuning of all methods.
 
 # %%
 if full_size:
