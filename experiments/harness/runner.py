@@ -1,4 +1,4 @@
-"""Runs a study: checks first, then the work, then the files."""
+"""Runs a study: validates the options, runs it, then writes its files."""
 
 import importlib
 import time

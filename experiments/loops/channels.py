@@ -19,7 +19,7 @@ from jprune import graph as jg
 
 
 class Course(NamedTuple):
-    """How a residual network is trained.
+    """Training settings of a residual network.
 
     Attributes:
       steps: training steps of the dense network.
@@ -94,7 +94,7 @@ def tuned(
     """Returns the test accuracy right after pruning, and after training on.
 
     Args:
-      course: how to train.
+      course: training settings.
       splits: the data.
       params: parameters of the trained network.
       keep: a boolean mask for each group of the network.

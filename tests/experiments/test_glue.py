@@ -44,7 +44,7 @@ def test_files_are_read_in_their_published_layouts(tmp_path, folder):
     ("content", "message"),
     [
         ("sentence\nx\n", "no column 'label'"),
-        ("sentence\tlabel\nx\t1\ny\n", "line 3: 1 columns"),
+        ("sentence\tlabel\nx\t1\ny\n", "line 3: only 1 columns"),
         ("sentence\tlabel\nx\t2\n", "invalid label"),
     ],
 )

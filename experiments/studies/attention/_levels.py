@@ -25,7 +25,7 @@ ROWS = ("dense", "tokens", "+ heads", "+ local values", "+ quantization")
 
 
 class Level(NamedTuple):
-    """How much is pruned, in a few numbers; see `jprune.attention.ramp`.
+    """Amount of pruning, in a few numbers; see `jprune.attention.ramp`.
 
     Attributes:
       tokens: mean share of tokens over the layers that prune.

@@ -1,4 +1,4 @@
-"""What the studies of sentences share: schedules, training and targets."""
+"""Schedules, training settings and targets of the studies of sentences."""
 
 from typing import NamedTuple
 
@@ -53,7 +53,7 @@ LIMIT = 10_000  # sentences to fit, at most
 
 
 class Targets(NamedTuple):
-    """What a schedule has to save.
+    """Savings that a schedule must reach.
 
     Attributes:
       dram: factor by which attention reads less than in float32.
