@@ -40,8 +40,8 @@ class Kept(NamedTuple):
     """Settings of decoding that may be traced.
 
     Attributes:
-      heads: `(layers,)`, number of KV heads, each with its group of query heads, that
-        each layer computes.
+      heads: `(layers,)`, number of KV heads that each layer computes, each with the
+        query heads that it serves.
       values: share of the cached values that are read.
       threshold: rows whose largest probability is below it read the keys' lower bits.
     """
@@ -58,14 +58,14 @@ class Prompt(NamedTuple):
       keys: keys of each layer, `(batch, kv heads, prompt, dim)`.
       values: values of each layer; same shape.
       scores: `(batch, prompt)`, importance of tokens, accumulated over layers.
-      groups: `(layers, batch, kv heads)`, importance of heads, accumulated up to each
-        layer.
+      head_scores: `(layers, batch, kv heads)`, importance of heads, accumulated up to
+        each layer.
     """
 
     keys: list[jax.Array]
     values: list[jax.Array]
     scores: jax.Array
-    groups: jax.Array
+    head_scores: jax.Array
 
 
 class Read(NamedTuple):
@@ -93,16 +93,16 @@ def summarize(decoder: Decoder, params: Any, ids: jax.Array) -> Prompt:
     positions = jnp.arange(ids.shape[1])
     x = decoder.embed(params, ids, positions)
     scores = jnp.zeros(ids.shape, jnp.float32)
-    keys, values, groups, total = [], [], [], 0.0
+    keys, values, heads, total = [], [], [], 0.0
     for layer in params["layers"]:
         q, k, v = decoder.qkv(layer, x, positions)
         out, probs = ja.attend(q, k, v, causal=True)
         scores = scores + ja.token_importance(probs)
         said = ja.head_importance(out)
         total = total + said.reshape(*k.shape[:2], -1).sum(-1)
-        keys, values, groups = [*keys, k], [*values, v], [*groups, total]
+        keys, values, heads = [*keys, k], [*values, v], [*heads, total]
         x = decoder.finish(layer, x, out)
-    return Prompt(keys, values, scores, jnp.stack(groups))
+    return Prompt(keys, values, scores, jnp.stack(heads))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 5))
@@ -134,7 +134,7 @@ def score(
     ]
     pairs = zip(found.keys, found.values, strict=True)
     units = [_units(k, v, plan.bits) for k, v in pairs]
-    alive = _alive(found.groups, kept.heads)
+    alive = _alive(found.head_scores, kept.heads)
 
     def step(carry: Any, inputs: Any) -> Any:
         cached, stream = carry
@@ -196,14 +196,14 @@ def attend(
       kept: how much is kept.
       bits: bits of keys and values; None for float32.
     """
-    batch, groups = alive.shape
-    heads = jnp.repeat(alive, q.shape[1] // groups, axis=1)
+    batch, kv_heads = alive.shape
+    heads = jnp.repeat(alive, q.shape[1] // kv_heads, axis=1)
     live = caches.live_slots(cache)[:, None] & heads[:, :, None]
     unsure = jnp.zeros(heads.shape, bool)
     if bits is None:
         probs = softmax(steps.query(q, cache), live)
     else:
-        grouped = cache.keys.swapaxes(1, 2).reshape(batch, groups, -1, q.shape[-1])
+        grouped = cache.keys.swapaxes(1, 2).reshape(batch, kv_heads, -1, q.shape[-1])
         planes = _planes(grouped, unit[0], bits)
         upper, whole = progressive_scores(q[:, :, None], planes, bits)
         probs = softmax(upper[:, :, 0], live)
@@ -213,13 +213,13 @@ def attend(
     count = ja.count_values(kept.values, caches.live_slots(cache))[:, None]
     chosen = live & ja.keep_values(probs, count)
     out = steps.mix(jnp.where(chosen, probs, 0), cache)
-    return out, probs, _read(live, unsure, chosen, groups)
+    return out, probs, _read(live, unsure, chosen, kv_heads)
 
 
-def _read(live: Any, unsure: Any, chosen: Any, groups: int) -> Read:
+def _read(live: Any, unsure: Any, chosen: Any, kv_heads: int) -> Read:
     rows = ja.fetched(
         live[:, :, None],
-        groups,
+        kv_heads,
         refetched=unsure[:, :, None],
         kept=chosen[:, :, None],
         shared=False,
@@ -261,13 +261,13 @@ def _rounded(values: jax.Array, unit: jax.Array, bits: int) -> jax.Array:
     return _integers(values, unit, bits) * unit
 
 
-def _alive(groups: jax.Array, counts: jax.Array) -> jax.Array:
+def _alive(head_scores: jax.Array, counts: jax.Array) -> jax.Array:
     """Heads of each layer: the best by the scores up to the previous layer."""
-    layers, *shape = groups.shape
+    layers, *shape = head_scores.shape
     alive = [jnp.ones(shape, bool)]
     for i in range(1, layers):
         alive.append(
-            ja.keep_heads(groups[i - 1], counts[i].astype(jnp.int32), alive[-1])
+            ja.keep_heads(head_scores[i - 1], counts[i].astype(jnp.int32), alive[-1])
         )
     return jnp.stack(alive)
 
@@ -292,10 +292,12 @@ def generate(
             jnp.arange(1),
         )
     )
-    _, groups, _, dim = abstract[1].shape
-    empty = [caches.init(batch, groups, length, dim, dtype=jnp.float32) for _ in layers]
-    alive, none = jnp.ones((len(layers), batch, groups), bool), [None] * len(layers)
-    whole = Kept(jnp.full(len(layers), groups), 1.0)
+    _, kv_heads, _, dim = abstract[1].shape
+    empty = [
+        caches.init(batch, kv_heads, length, dim, dtype=jnp.float32) for _ in layers
+    ]
+    alive, none = jnp.ones((len(layers), batch, kv_heads), bool), [None] * len(layers)
+    whole = Kept(jnp.full(len(layers), kv_heads), 1.0)
     plan = Plan((length,) * len(layers), recent=1)
 
     def step(carry: Any, key: jax.Array) -> Any:

@@ -48,8 +48,8 @@ def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
       `(..., heads, n, dim)`.
     """
     *batch, heads, n, dim = q.shape
-    groups = k.shape[-3]
-    q = q.reshape(*batch, groups, heads // groups, n, dim)
+    kv_heads = k.shape[-3]
+    q = q.reshape(*batch, kv_heads, heads // kv_heads, n, dim)
     scores = jnp.einsum("...gqnd,...gmd->...gqnm", q, k) / math.sqrt(dim)
     seen = jnp.tril(jnp.ones((n, n), bool))
     probs = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf))

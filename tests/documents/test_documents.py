@@ -1,5 +1,6 @@
 """The documents tell the truth: examples run, names exist, layers hold."""
 
+import ast
 import doctest
 import importlib
 import inspect
@@ -48,6 +49,26 @@ def test_readme_tables_are_those_of_the_recipes_and_results():
     for name in jp.recipes.__all__:
         assert f"jp.recipes.{name}(" in text.partition("## Methods")[2], name
     assert tables.update(ROOT / "README.md", RESULTS_DIR, check=True) == []
+
+
+def renames():
+    """Old and new names of the library, from the calls of `renamed`."""
+    for path in (ROOT / "jprune").rglob("*.py"):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
+                "renamed"
+            ):
+                for old, new in ast.literal_eval(node.args[1]).items():
+                    yield f"{module.removesuffix('.__init__')}.{old}", new
+
+
+def test_the_changelog_lists_all_renames():
+    text = (ROOT / "CHANGELOG.md").read_text()
+    found = list(renames())
+    assert len(found) >= 14
+    missing = [pair for pair in found if "| `{}` | `{}` |".format(*pair) not in text]
+    assert not missing
 
 
 def _leaves(tree):

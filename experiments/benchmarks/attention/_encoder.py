@@ -168,9 +168,9 @@ def pruned(
     layers: Layers, x: jax.Array, plan: ja.Schedule, mix: Callable[..., Any] = mix
 ) -> jax.Array:
     """Returns the tokens that remain after the cascade."""
-    groups = plan.heads[0]
+    kv_heads = plan.heads[0]
     first = jnp.broadcast_to(jnp.arange(x.shape[1]) == 0, x.shape[:2])
-    state = cascade.start(x, groups, protected=first)
+    state = cascade.start(x, kv_heads, protected=first)
     return cascade.encode(state, layers, plan, mix, finish).x
 
 

@@ -279,11 +279,11 @@ def choose(
       adapt: `kept -> params`, trains the dense network with this pruning for a trial.
       sizes: sizes of the network.
     """
-    held = problem.choose
+    part = problem.choose
 
     def of(params: Any, kept: ft.Kept) -> tuple[float, float, encoder.Counts]:
-        found = judge(params, held, kept)
-        return problem.score(found.logits, held.labels), found.loss, found.counts
+        found = judge(params, part, kept)
+        return problem.score(found.logits, part.labels), found.loss, found.counts
 
     levels = settings.candidates
     tried = sl.try_out(levels, sizes, functools.partial(of, params))

@@ -211,13 +211,13 @@ def options_of(
 ) -> tuple[decoding.Kept, decoding.Plan]:
     """Returns the settings of decoding for windows of a length."""
     depth = len(model.params["layers"])
-    groups = jax.eval_shape(
-        lambda ids: decoding.summarize(model.decoder, model.params, ids).groups,
+    kv_heads = jax.eval_shape(
+        lambda ids: decoding.summarize(model.decoder, model.params, ids).head_scores,
         jax.ShapeDtypeStruct((1, 2), jnp.int32),
     ).shape[-1]
     start = min(1.0, 1.5 * way.share)
     budgets = ja.ramp(depth, length, way.share, start=start, front=0.0, multiple=1)
-    heads = ja.ramp(depth, groups, way.heads, front=0.3, multiple=1)
+    heads = ja.ramp(depth, kv_heads, way.heads, front=0.3, multiple=1)
     numbers: tuple[Any, Any] = (np.asarray(heads, np.float32), np.float32(way.values))
     kept = decoding.Kept(numbers[0], numbers[1], settings.threshold)
     recent = min(16, min(budgets) // 2)
