@@ -1,40 +1,13 @@
-"""Sparsities of blocks under a mean: projections and a search with known optima."""
+"""Sparsities of blocks under a mean: a search with known optima."""
 
-import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
-from hypothesis import strategies as st
 
 import jprune as jp
 from jprune.attention import allot
-
-PROJECT = jax.jit(allot.project)
-
-
-@hypothesis.given(
-    wanted=st.lists(st.floats(-1, 2, width=32), min_size=5, max_size=5),
-    mean=st.floats(0.05, 0.8),
-)
-@hypothesis.settings(deadline=None, max_examples=60, derandomize=True)
-def test_a_projection_is_the_nearest_point(wanted, mean):
-    given = np.asarray(wanted, np.float32)
-    found = np.asarray(PROJECT(given, np.float32(mean), 0.0, np.float32(0.9)))
-    assert found.min() >= 0
-    assert found.max() <= 0.9
-    assert found.mean() == pytest.approx(mean, abs=1e-5)
-    # Optimal: what is not at a bound has moved by one shift, what is at the lower
-    # bound would have moved by more, what is at the upper one by less.
-    moved = found - given
-    inner = (found > 1e-5) & (found < 0.9 - 1e-5)
-    if inner.any():
-        shift = moved[inner].mean()
-        np.testing.assert_allclose(moved[inner], shift, atol=1e-5)
-        assert (moved[found <= 1e-5] >= shift - 1e-5).all()
-        assert (moved[found >= 0.9 - 1e-5] <= shift + 1e-5).all()
-
 
 WEIGHTS = np.array([0.3, 1.0, 2.0, 5.0, 9.0, 0.6], np.float32)
 
@@ -69,7 +42,8 @@ def test_the_search_finds_the_optimum_of_a_known_damage(mean):
             key, damage, 6, mean, least=least, most=most, population=48, generations=60
         )
     )
-    uniform = float(damage(PROJECT(np.full(6, mean, np.float32), mean, least, most)))
+    start = jp.search.project_to_mean(jnp.full(6, mean), mean, least, most)
+    uniform = float(damage(start))
     best = optimum(mean, least, most)
     for seed in range(3):
         found = search(jax.random.key(seed))

@@ -1,0 +1,177 @@
+"""Pareto fronts by NSGA-II, for more designs than a grid can hold.
+
+pymoo breeds the designs; each generation is judged by one jitted call.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jprune._core import base
+from jprune.search._designs import check_bounds, pareto
+
+Bounds = Mapping[str, tuple[float, float]]
+
+Judge = Callable[[dict[str, jax.Array]], tuple[jax.Array, Any]]
+"""`design -> (objectives, spent)`, of one design; it is vmapped."""
+
+_CHUNK = 4096  # designs judged at once, so that they stay in the processor's cache
+
+
+class Front(NamedTuple):
+    """A Pareto front: designs that no other design beats.
+
+    Attributes:
+      designs: name -> `(points,)`, in ascending order of the first objective.
+      objectives: `(points, objectives)`, less is better.
+    """
+
+    designs: dict[str, np.ndarray]
+    objectives: np.ndarray
+
+
+def nsga2(
+    judge: Judge,
+    bounds: Bounds,
+    *,
+    population: int = 128,
+    generations: int = 64,
+    seed: int = 0,
+) -> Front:
+    """Finds a Pareto front by NSGA-II on the logarithms of the designs' numbers.
+
+    Needs pymoo: `pip install "jprune[search]"`.
+
+    Args:
+      judge: `design -> (objectives, spent)` of one design, a dict of scalars; traced
+        and vmapped, so it may round but not branch on numbers. Objectives are
+        `(objectives,)`, positive, less is better. `spent`, a scalar or `(limits,)`, is
+        the share of each limit that the design spends, at most 1 for a design on the
+        front; 0 where nothing is limited.
+      bounds: name -> smallest and largest value, positive; equal ones fix a number.
+      population: designs of a generation, at least 4.
+      generations: number of generations, at least 1.
+      seed: of pymoo's random numbers; with equal arguments the front depends on it
+        alone.
+
+    Returns:
+      A `Front`, without points if no design of the last generation meets the limits.
+
+    Raises:
+      PruningError: if a bound is not positive, bounds are out of order or all fixed, or
+        the population or the number of generations is too small.
+      ImportError: without pymoo.
+
+    Example:
+      >>> def judge(design):  # smaller is better, but a * b has to reach 1
+      ...     a, b = design["a"], design["b"]
+      ...     return jnp.stack([a, b]), jnp.stack([1 / (a * b)])
+      >>> front = nsga2(judge, {"a": (0.1, 10), "b": (0.1, 10)}, population=32)
+      >>> product = front.designs["a"] * front.designs["b"]
+      >>> bool(product.min() >= 1), bool(product.mean() < 1.1)
+      (True, True)
+
+    References:
+      Deb et al., A Fast and Elitist Multiobjective Genetic Algorithm: NSGA-II, IEEE
+      Transactions on Evolutionary Computation 6(2), 2002.
+    """
+    free = _free(bounds, population, generations)
+    design_of = _decoder(bounds, free)
+
+    def one(logs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        objectives, spent = judge(design_of(logs))
+        return objectives, jnp.ravel(jnp.asarray(spent, jnp.float32))
+
+    batch = min(population, _CHUNK)
+    judged = jax.jit(lambda logs: lax.map(one, logs, batch_size=batch))
+    counts = jax.eval_shape(one, jax.ShapeDtypeStruct((len(free),), jnp.float32))
+    between = np.log([bounds[name] for name in free]).reshape(-1, 2).T
+    algorithm = _setup(between, counts, (population, generations, seed))
+    logs = _bred(algorithm, judged, population)
+    values, spent = judged(logs)
+    kept = np.asarray(pareto(values) & jnp.all(spent <= 1, axis=1))
+    values = np.asarray(values)[kept]
+    order = np.argsort(values[:, 0], kind="stable")
+    designs = jax.device_get(jax.vmap(design_of)(logs))
+    return Front({k: x[kept][order] for k, x in designs.items()}, values[order])
+
+
+def _free(bounds: Bounds, population: int, generations: int) -> list[str]:
+    """The names of the numbers that are searched; raises for bad arguments."""
+    check_bounds(bounds)
+    if population < 4 or generations < 1:
+        raise base.PruningError(
+            "NSGA-II needs a population of at least 4 designs and at least 1 "
+            f"generation; got {population} and {generations}."
+        )
+    free = [name for name, (low, high) in bounds.items() if low < high]
+    if not free:
+        raise base.PruningError(
+            f"Nothing to search: the bounds {dict(bounds)} fix every number."
+        )
+    return free
+
+
+def _decoder(
+    bounds: Bounds, free: list[str]
+) -> Callable[[jax.Array], dict[str, jax.Array]]:
+    """A function from the logarithms of the free numbers to a design."""
+    fixed = {name: low for name, (low, high) in bounds.items() if low == high}
+
+    def design_of(logs: jax.Array) -> dict[str, jax.Array]:
+        found = {name: jnp.float32(x) for name, x in fixed.items()}
+        for x, name in zip(logs, free, strict=True):
+            # The exponential of a logarithm may lie beyond a bound by rounding.
+            found[name] = jnp.clip(jnp.exp(x), *bounds[name])
+        return {name: found[name] for name in bounds}
+
+    return design_of
+
+
+def _setup(between: np.ndarray, judged: Any, size: tuple[int, int, int]) -> Any:
+    """Returns pymoo's algorithm, ready to be asked for the first generation.
+
+    Args:
+      between: `(2, numbers)`, smallest and largest logarithms.
+      judged: shapes of a design's objectives and of its shares spent.
+      size: population, generations and seed.
+    """
+    # pymoo is an extra: jprune's core does without it.
+    from pymoo.algorithms.moo.nsga2 import NSGA2
+    from pymoo.core.problem import Problem
+
+    population, generations, seed = size
+    (low, high), (values, spent) = between, judged
+    problem = Problem(
+        n_var=len(low),
+        n_obj=values.shape[0],
+        n_ieq_constr=spent.shape[0],
+        xl=low,
+        xu=high,
+    )
+    algorithm = NSGA2(pop_size=population)
+    algorithm.setup(problem, termination=("n_gen", generations), seed=seed)
+    return algorithm
+
+
+def _bred(algorithm: Any, judged: Callable[..., Any], population: int) -> jax.Array:
+    """The last generation, `(population, numbers)`."""
+    from pymoo.core.evaluator import Evaluator
+    from pymoo.problems.static import StaticProblem
+
+    while algorithm.has_next():
+        born = algorithm.ask()
+        x = np.asarray(born.get("X"), np.float32)
+        # pymoo drops duplicates: repeat the first design, so that shapes stay equal.
+        full = np.concatenate([x, np.repeat(x[:1], population - len(x), axis=0)])
+        values, spent = jax.device_get(judged(jnp.asarray(full)))
+        with np.errstate(divide="ignore"):  # an objective of 0 becomes -inf: the best
+            logs = np.log(np.asarray(values, np.float64)[: len(x)])
+        found = StaticProblem(algorithm.problem, F=logs, G=spent[: len(x)] - 1.0)
+        Evaluator().eval(found, born)
+        algorithm.tell(infills=born)
+    return jnp.asarray(np.asarray(algorithm.pop.get("X"), np.float32))
