@@ -1,9 +1,12 @@
 """Old names, which work for one release and say what they are called now."""
 
+import functools
 import importlib
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
@@ -15,8 +18,10 @@ def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
         "jprune.graph.choose".
 
     Returns:
-      A function of the name. It warns with a DeprecationWarning, or raises
-      AttributeError for a name that never was.
+      A function of the name, which warns with a DeprecationWarning.
+
+    Raises:
+      AttributeError: by that function, for a name that never was.
     """
 
     def find(name: str) -> Any:
@@ -33,3 +38,49 @@ def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
         return importlib.import_module(path) if found is None else found
 
     return find
+
+
+def renamed_arguments(**names: str) -> Callable[[_Function], _Function]:
+    """Returns a decorator of a function whose keyword arguments were renamed.
+
+    Args:
+      **names: old name = new name.
+
+    Returns:
+      A decorator. The decorated function warns with a DeprecationWarning where an old
+      name is used.
+
+    Raises:
+      TypeError: by the decorated function, if an argument is given by both names.
+
+    Example:
+      >>> import warnings
+      >>> @renamed_arguments(colour="color")
+      ... def paint(color):
+      ...     return color
+      >>> with warnings.catch_warnings(action="ignore"):
+      ...     paint(colour="red")
+      'red'
+    """
+
+    def decorate(function: _Function) -> _Function:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            for old in names.keys() & kwargs.keys():
+                new, name = names[old], function.__name__
+                if new in kwargs:
+                    raise TypeError(
+                        f"{name} got both {old}=, the old name, and {new}=."
+                    )
+                warnings.warn(
+                    f"{name}({old}=) is now {name}({new}=); the old name goes with the "
+                    "next release.",
+                    DeprecationWarning,
+                    stacklevel=2,
+                )
+                kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return call  # type: ignore[return-value]
+
+    return decorate

@@ -2,7 +2,7 @@
 
     attend                             attention, dense, with masks
     token_importance, head_importance  what the probabilities say
-    keep_top, take                     the most important, with a static count
+    top_indices, take                     the most important, with a static count
     keep_values, weigh_values          values of the largest probabilities only
     progressive_attend, Bits           keys in two planes: high bits, low bits on demand
     schedule, ramp, ltp_ramp           how many tokens and heads each layer keeps
@@ -21,6 +21,7 @@ Arrays are `(..., heads, tokens, dim)`; counts are static, so shapes are. Read
 `cascade` for encoders, `cache` and `decode` for generation.
 """
 
+from jprune._core.deprecation import renamed as _renamed
 from jprune.attention import adapters as adapters
 from jprune.attention import allot as allot
 from jprune.attention import buckets as buckets
@@ -34,9 +35,9 @@ from jprune.attention import soft as soft
 from jprune.attention._attend import attend as attend
 from jprune.attention._attend import scores as scores
 from jprune.attention._attend import softmax as softmax
-from jprune.attention._choose import keep_top as keep_top
 from jprune.attention._choose import sort_keys as sort_keys
 from jprune.attention._choose import take as take
+from jprune.attention._choose import top_indices as top_indices
 from jprune.attention._choose import top_mask as top_mask
 from jprune.attention._heads import HeadWeights as HeadWeights
 from jprune.attention._heads import combine as combine
@@ -68,3 +69,5 @@ from jprune.attention._traffic import refetch_fraction as refetch_fraction
 from jprune.attention._values import count_values as count_values
 from jprune.attention._values import keep_values as keep_values
 from jprune.attention._values import weigh_values as weigh_values
+
+__getattr__ = _renamed(__name__, {"keep_top": "jprune.attention.top_indices"})

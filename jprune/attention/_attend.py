@@ -150,19 +150,37 @@ def dot_heads(
     Raises:
       PruningError: if kv heads do not divide heads.
     """
-    heads, groups = x.shape[-3], y.shape[-3]
-    if groups == 0 or heads % groups:
-        raise base.PruningError(f"{groups} key heads do not divide {heads} heads.")
+    heads, kv_heads = x.shape[-3], y.shape[-3]
+    each = heads_per_kv(heads, kv_heads)
     # The rows of a group's heads are one axis: jaxlib 0.7 cannot multiply bfloat16 to
     # float32 with two, on CPUs that have bfloat16. Step by step for explicit meshes.
-    each = heads // groups
-    split = x.reshape(*x.shape[:-3], groups, each, *x.shape[-2:])
+    split = x.reshape(*x.shape[:-3], kv_heads, each, *x.shape[-2:])
     rows = split.reshape(*split.shape[:-3], each * x.shape[-2], x.shape[-1])
     dots = jnp.einsum(
         subscripts, rows, y, precision=precision, preferred_element_type=dtype
     )
     dots = dots.reshape(*dots.shape[:-2], each, x.shape[-2], dots.shape[-1])
     return dots.reshape(*dots.shape[:-4], heads, *dots.shape[-2:])
+
+
+def heads_per_kv(heads: int, kv_heads: int) -> int:
+    """Returns the number of query heads that share a key-value head.
+
+    Args:
+      heads: number of query heads.
+      kv_heads: number of key-value heads.
+
+    Returns:
+      Their quotient.
+
+    Raises:
+      PruningError: if heads are not a multiple of KV heads.
+    """
+    if kv_heads < 1 or heads % kv_heads:
+        raise base.PruningError(
+            f"{heads} query heads are not a multiple of {kv_heads} KV heads."
+        )
+    return heads // kv_heads
 
 
 def causal_mask(queries: int, keys: int) -> jax.Array:

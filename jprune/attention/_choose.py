@@ -22,7 +22,7 @@ from jprune._core import base, compat, ordering
 _PAIRS = 2**26
 
 
-def keep_top(
+def top_indices(
     scores: jax.Array,
     count: int,
     *,
@@ -53,9 +53,9 @@ def keep_top(
     Example:
       >>> import jax.numpy as jnp
       >>> scores = jnp.array([0.1, 0.7, 0.2, 0.7, 0.9])
-      >>> keep_top(scores, 2).tolist()
+      >>> top_indices(scores, 2).tolist()
       [1, 4]
-      >>> keep_top(scores, 2, protected=jnp.arange(5) == 0).tolist()
+      >>> top_indices(scores, 2, protected=jnp.arange(5) == 0).tolist()
       [0, 4]
 
     References:
@@ -137,7 +137,7 @@ def take(tree: Any, ids: jax.Array, axis: int = 0) -> Any:
     Args:
       tree: a tree of arrays with a token axis. If `ids` has leading axes, the
         arrays begin with them too.
-      ids: (..., count) integers in [0, n), as of `keep_top`.
+      ids: (..., count) integers in [0, n), as of `top_indices`.
       axis: the token axis, counted without those leading axes; not negative.
 
     Returns:

@@ -6,7 +6,7 @@ products shrink. A set for each sample would need other weights for each sample,
 no matrix product has, so there the outputs are masked, and nothing gets faster.
 
 The unit is a *group*: a key head with the query heads that it serves. Where each head
-has keys of its own, groups are heads. A single query head of a group is not pruned:
+has keys of its own, kv_heads are heads. A single query head of a group is not pruned:
 its keys and values would have to be fetched for the others all the same.
 """
 
@@ -15,8 +15,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jprune._core import base
 from jprune.attention import _choose
+from jprune.attention._attend import heads_per_kv
 
 
 class HeadWeights(NamedTuple):
@@ -44,7 +44,7 @@ class HeadWeights(NamedTuple):
 
 
 def take_heads(weights: HeadWeights, ids: jax.Array) -> HeadWeights:
-    """Returns the projections of some groups of heads only.
+    """Returns the projections of some kv_heads of heads only.
 
     Args:
       weights: of a layer.
@@ -64,16 +64,16 @@ def take_heads(weights: HeadWeights, ids: jax.Array) -> HeadWeights:
       >>> less.key.shape, less.output.shape
       ((8, 2, 2), (2, 2, 8))
     """
-    groups = weights.key.shape[1]
+    kv_heads = weights.key.shape[1]
 
     def own(x: jax.Array | None, axis: int) -> jax.Array | None:
-        return None if x is None else _take_groups(x, ids, axis, groups)
+        return None if x is None else _take_kv_heads(x, ids, axis, kv_heads)
 
     return HeadWeights(
-        query=_take_groups(weights.query, ids, 1, groups),
-        key=_take_groups(weights.key, ids, 1, groups),
-        value=_take_groups(weights.value, ids, 1, groups),
-        output=_take_groups(weights.output, ids, 0, groups),
+        query=_take_kv_heads(weights.query, ids, 1, kv_heads),
+        key=_take_kv_heads(weights.key, ids, 1, kv_heads),
+        value=_take_kv_heads(weights.value, ids, 1, kv_heads),
+        output=_take_kv_heads(weights.output, ids, 0, kv_heads),
         query_bias=own(weights.query_bias, 0),
         key_bias=own(weights.key_bias, 0),
         value_bias=own(weights.value_bias, 0),
@@ -128,26 +128,26 @@ def combine(weights: HeadWeights, outputs: jax.Array) -> jax.Array:
     return y + weights.output_bias.reshape((1,) * (y.ndim - 1) + (-1,))
 
 
-def group_sums(scores: jax.Array, groups: int) -> jax.Array:
-    """Returns the scores of groups, the sums of those of their query heads.
+def sum_per_kv_head(scores: jax.Array, kv_heads: int) -> jax.Array:
+    """Returns the scores of kv_heads, the sums of those of their query heads.
 
     Args:
       scores: (..., heads).
-      groups: static, a divisor of the number of heads.
+      kv_heads: static, a divisor of the number of heads.
 
     Returns:
-      (..., groups).
+      (..., kv_heads).
 
     Raises:
-      PruningError: if groups do not divide heads.
+      PruningError: if kv_heads do not divide heads.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> group_sums(jnp.array([1.0, 2.0, 3.0, 4.0]), 2).tolist()
+      >>> sum_per_kv_head(jnp.array([1.0, 2.0, 3.0, 4.0]), 2).tolist()
       [3.0, 7.0]
     """
-    size = _group_size(scores.shape[-1], groups)
-    return jnp.sum(scores.reshape(*scores.shape[:-1], groups, size), axis=-1)
+    size = heads_per_kv(scores.shape[-1], kv_heads)
+    return jnp.sum(scores.reshape(*scores.shape[:-1], kv_heads, size), axis=-1)
 
 
 def keep_heads(
@@ -156,12 +156,12 @@ def keep_heads(
     """Returns for each sample which heads stay, as a mask.
 
     Args:
-      scores: (..., groups) floating.
+      scores: (..., kv_heads) floating.
       count: how many stay, may be traced.
-      alive: (..., groups) booleans, False for those that went before. All by default.
+      alive: (..., kv_heads) booleans, False for those that went before. All by default.
 
     Returns:
-      (..., groups) booleans.
+      (..., kv_heads) booleans.
 
     Example:
       >>> import jax.numpy as jnp
@@ -178,43 +178,37 @@ def mask_heads(x: jax.Array, alive: jax.Array) -> jax.Array:
 
     Args:
       x: (..., heads, m, n).
-      alive: (..., groups) booleans.
+      alive: (..., kv_heads) booleans.
 
     Returns:
       An array in the shape and type of `x`.
 
     Raises:
-      PruningError: if groups do not divide heads.
+      PruningError: if kv_heads do not divide heads.
     """
-    each = repeat_groups(alive, x.shape[-3])[..., None, None]
+    each = repeat_per_kv_head(alive, x.shape[-3])[..., None, None]
     return jnp.where(each, x, jnp.zeros((), x.dtype))
 
 
-def repeat_groups(x: jax.Array, heads: int) -> jax.Array:
+def repeat_per_kv_head(x: jax.Array, heads: int) -> jax.Array:
     """Returns for each query head what is known of its group.
 
     Args:
-      x: (..., groups).
-      heads: static, a multiple of the number of groups.
+      x: (..., kv_heads).
+      heads: static, a multiple of the number of kv_heads.
 
     Returns:
       (..., heads).
 
     Raises:
-      PruningError: if groups do not divide heads.
+      PruningError: if kv_heads do not divide heads.
     """
-    return jnp.repeat(x, _group_size(heads, x.shape[-1]), axis=-1)
+    return jnp.repeat(x, heads_per_kv(heads, x.shape[-1]), axis=-1)
 
 
-def _take_groups(x: jax.Array, ids: jax.Array, axis: int, groups: int) -> jax.Array:
-    size = _group_size(x.shape[axis], groups)
+def _take_kv_heads(x: jax.Array, ids: jax.Array, axis: int, kv_heads: int) -> jax.Array:
+    size = heads_per_kv(x.shape[axis], kv_heads)
     shape = x.shape
-    x = x.reshape(*shape[:axis], groups, size, *shape[axis + 1 :])
+    x = x.reshape(*shape[:axis], kv_heads, size, *shape[axis + 1 :])
     x = _choose.take(x, ids, axis)
     return x.reshape(*shape[:axis], ids.shape[0] * size, *shape[axis + 1 :])
-
-
-def _group_size(heads: int, groups: int) -> int:
-    if groups < 1 or heads % groups:
-        raise base.PruningError(f"{groups} key heads do not divide {heads} heads.")
-    return heads // groups

@@ -280,8 +280,8 @@ def progressive_scores(
     coarse = _integer_dots(integers, planes.msb, step * 2 ** (bits.msb - 1))
     fine = _integer_dots(integers, planes.lsb, step * (2**bits.lsb - 1))
     whole = _joined(coarse, fine, bits.lsb, step * 2 ** (bits.msb + bits.lsb - 1))
-    heads, groups = q.shape[-3], planes.msb.shape[-3]
-    units = unit * jnp.repeat(planes.scale, heads // groups, axis=-3)
+    heads, kv_heads = q.shape[-3], planes.msb.shape[-3]
+    units = unit * jnp.repeat(planes.scale, heads // kv_heads, axis=-3)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     units = units * jnp.asarray(scale, jnp.float32)
     upper = coarse.astype(jnp.float32) * 2**bits.lsb

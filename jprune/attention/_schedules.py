@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jprune._core import base
+from jprune._core.deprecation import renamed_arguments
 
 Counts = tuple[int, ...]
 
@@ -240,15 +241,16 @@ class LayerCost(NamedTuple):
     feed_forward: Any
 
 
+@renamed_arguments(kv_groups="heads_per_kv")
 def multiply_adds(
-    plan: Schedule, hidden: int, feed_forward: int, *, kv_groups: int = 1
+    plan: Schedule, hidden: int, feed_forward: int, *, heads_per_kv: int = 1
 ) -> LayerCost:
     """Returns the multiply-adds of an encoder under a schedule, one sample.
 
     With n tokens that enter a layer, m that leave its attention, h heads of d dims,
     and v rows of V for each query,
 
-        projections  n hidden h d (1 + 2 / kv_groups)
+        projections  n hidden h d (1 + 2 / heads_per_kv)
         scores       h n^2 d
         values       h n v d
         output       m h d hidden
@@ -260,7 +262,7 @@ def multiply_adds(
         for the first number of heads.
       hidden: the model's width.
       feed_forward: the width of the feed-forward part.
-      kv_groups: query heads for each key head, a divisor of the numbers of heads.
+      heads_per_kv: query heads for each key head, a divisor of the numbers of heads.
 
     Returns:
       The sums over all layers, by kind; `sum(...)` of it is the total. Divide by
@@ -281,7 +283,9 @@ def multiply_adds(
     dim = hidden // plan.heads[0]
     each = [
         LayerCost(
-            projections=_quotient(n * hidden * dim * h * (kv_groups + 2), kv_groups),
+            projections=_quotient(
+                n * hidden * dim * h * (heads_per_kv + 2), heads_per_kv
+            ),
             scores=h * n * n * dim,
             values=h * n * v * dim,
             output=m * h * dim * hidden,

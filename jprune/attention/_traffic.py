@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune._core import base
-from jprune.attention._heads import group_sums
+from jprune.attention._attend import heads_per_kv
+from jprune.attention._heads import sum_per_kv_head
 from jprune.attention._quantize import Bits
 
 
@@ -76,21 +76,20 @@ def fetched(
       Wang et al., SpAtten, 2021, arXiv:2012.09852, sections IV.A and IV.C.
     """
     heads = visible.shape[-3]
-    if kv_heads < 1 or heads % kv_heads:
-        raise base.PruningError(f"{kv_heads} key heads do not divide {heads} heads.")
+    each = heads_per_kv(heads, kv_heads)
     kept = visible if kept is None else visible & kept
     if refetched is None:
         refetched = jnp.zeros(visible.shape[:-1], bool)
 
     def rows(needed: jax.Array) -> jax.Array:
-        shape = (*needed.shape[:-3], kv_heads, heads // kv_heads, *needed.shape[-2:])
+        shape = (*needed.shape[:-3], kv_heads, each, *needed.shape[-2:])
         needed = needed.reshape(shape).any(axis=-3)  # of a group
         needed = needed.any(axis=-2, keepdims=True) if shared else needed
         return jnp.sum(needed, axis=(-2, -1), dtype=jnp.int32)
 
     asks = jnp.sum(visible.any(axis=-1), axis=-1, dtype=jnp.int32)
     return Fetched(
-        queries=group_sums(asks, kv_heads),
+        queries=sum_per_kv_head(asks, kv_heads),
         keys=rows(visible),
         lower=rows(visible & refetched[..., None]),
         values=rows(kept),

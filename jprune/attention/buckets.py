@@ -5,7 +5,7 @@ XLA wants shapes before. So a layer is compiled for a few sizes, and while it ru
 smallest one that holds every sentence's tokens is taken (`lax.switch`): one program,
 one compilation, and no result that depends on the sizes.
 
-    state = cascade.start(x, groups, valid=valid, protected=first)
+    state = cascade.start(x, kv_heads, valid=valid, protected=first)
     for params, threshold in zip(layers, thresholds):
         state = threshold_layer(state, mix, finish, threshold, sizes)
 

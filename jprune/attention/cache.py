@@ -215,7 +215,7 @@ def compact(
     if slots < old:
         stays = protected_slots(cache, stream, sinks, recent)
         scores = slot_scores(cache, stream)
-        ids = _choose.keep_top(scores, slots, valid=live, protected=stays)
+        ids = _choose.top_indices(scores, slots, valid=live, protected=stays)
     # Tokens first, then what is left of padding.
     order = jnp.argsort(~_pick(live, ids), axis=1, stable=True)
     ids = _pick(ids, order)

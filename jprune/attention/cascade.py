@@ -11,7 +11,7 @@ the output projection, the residual, the feed-forward part and all later layers 
 see them. Heads leave before the projections of the next layer. With a schedule that
 keeps everything this is the plain encoder, operation for operation.
 
-    state = start(x, groups=12, valid=valid, protected=positions == 0)
+    state = start(x, kv_heads=12, valid=valid, protected=positions == 0)
     state = encode(state, layers, plan, mix, finish)
 """
 
@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jprune._core import base
+from jprune._core.deprecation import renamed_arguments
 from jprune.attention import _choose, _heads
 from jprune.attention._attend import attend
 from jprune.attention._importance import head_importance, token_importance
@@ -66,9 +67,10 @@ class Cascade(NamedTuple):
     head_scores: jax.Array
 
 
+@renamed_arguments(groups="kv_heads")
 def start(
     x: jax.Array,
-    groups: int,
+    kv_heads: int,
     *,
     valid: jax.Array | None = None,
     protected: jax.Array | None = None,
@@ -78,7 +80,8 @@ def start(
 
     Args:
       x: (..., tokens, hidden), embedded tokens.
-      groups: static, how many key heads a layer has (or heads, if each has its own).
+      kv_heads: static, number of key-value heads of a layer; without grouped-query
+        attention, its number of heads.
       valid: (..., tokens) booleans, False for padding. All are real by default.
       protected: (..., tokens) booleans, True for what is never pruned: the token that
         a classifier reads, say. None by default.
@@ -93,16 +96,16 @@ def start(
     none = (x[..., 0] > x[..., 0]).astype(jnp.float32)
     rows, tokens = x.shape[:-2], x.shape[-2]
     places = lax.broadcasted_iota(jnp.int32, (*rows, tokens), len(rows))
-    heads = jnp.broadcast_to(none[..., :1], (*rows, groups))
+    heads = jnp.broadcast_to(none[..., :1], (*rows, kv_heads))
     return Cascade(
         x=x,
         positions=places + none.astype(jnp.int32),
         valid=none == 0 if valid is None else valid,
         protected=none > 0 if protected is None else protected,
         scores=none,
-        heads=lax.iota(jnp.int32, groups),
+        heads=lax.iota(jnp.int32, kv_heads),
         alive=heads == 0,
-        head_scores=heads if per_sample else jnp.zeros(groups, jnp.float32),
+        head_scores=heads if per_sample else jnp.zeros(kv_heads, jnp.float32),
     )
 
 
@@ -148,9 +151,9 @@ def encode(
     References:
       Wang et al., SpAtten, 2021, arXiv:2012.09852, algorithm 1 and figure 1.
     """
-    groups = state.alive.shape[-1]
-    _check(state, layers, plan, groups)
-    size = plan.heads[0] // groups
+    kv_heads = state.alive.shape[-1]
+    _check(state, layers, plan, kv_heads)
+    size = plan.heads[0] // kv_heads
 
     def layer(state: Cascade, params: Any, *counts: int) -> Cascade:
         own_mix = functools.partial(mix, params)
@@ -167,12 +170,13 @@ def encode(
     return state
 
 
+@renamed_arguments(groups="kv_heads")
 def cascade_layer(
     state: Cascade,
     mix: Callable[..., tuple[jax.Array, jax.Array]],
     finish: Callable[..., jax.Array],
     tokens: int | None = None,
-    groups: int | None = None,
+    kv_heads: int | None = None,
 ) -> Cascade:
     """Returns the state after one layer.
 
@@ -181,8 +185,8 @@ def cascade_layer(
       mix: `(x, valid, heads) -> (outputs, probs or looks)`, as `Mix` without params.
       finish: `(x, outputs, heads) -> x`, as `Finish` without params.
       tokens: static, how many leave the attention; all by default.
-      groups: static, how many groups of heads it computes; all that are left by
-        default.
+      kv_heads: static, number of KV heads that the layer computes, each with the query
+        heads that it serves; all that are left by default.
 
     Returns:
       A `Cascade`.
@@ -190,8 +194,8 @@ def cascade_layer(
     Raises:
       PruningError: if more are to be kept than there are.
     """
-    if groups is not None:
-        state = prune_heads(state, groups)
+    if kv_heads is not None:
+        state = prune_heads(state, kv_heads)
     outputs, probs = mix(state.x, state.valid, state.heads)
     if probs.ndim < outputs.ndim:  # sums already: those of one row are the row
         probs = probs[..., None, :]
@@ -217,7 +221,7 @@ def credit(state: Cascade, outputs: jax.Array, probs: jax.Array) -> Cascade:
     looking = state.valid if probs.shape[-2] == state.valid.shape[-1] else None
     seen = token_importance(probs, looking, state.valid)
     said = head_importance(outputs, state.valid)
-    said = _heads.group_sums(said, state.heads.shape[0])
+    said = _heads.sum_per_kv_head(said, state.heads.shape[0])
     if _per_sample(state):
         total = state.head_scores + said
     else:
@@ -244,7 +248,7 @@ def prune_tokens(
     """
     if count is None or count == state.x.shape[-2]:
         return state, outputs
-    ids = _choose.keep_top(
+    ids = _choose.top_indices(
         state.scores, count, valid=state.valid, protected=state.protected
     )
     travelling = (state.x, state.positions, state.valid, state.protected, state.scores)
@@ -273,7 +277,7 @@ def prune_heads(state: Cascade, count: int) -> Cascade:
     if _per_sample(state):
         alive = _heads.keep_heads(state.head_scores, count, state.alive)
         return state._replace(alive=alive)
-    best = _choose.keep_top(_choose.take(state.head_scores, state.heads), count)
+    best = _choose.top_indices(_choose.take(state.head_scores, state.heads), count)
     return state._replace(heads=_choose.take(state.heads, best))
 
 
@@ -336,14 +340,17 @@ def _runs(plan: Schedule, scan: bool) -> list[list[int]]:
     return runs
 
 
-def _check(state: Cascade, layers: Sequence[Any], plan: Schedule, groups: int) -> None:
+def _check(
+    state: Cascade, layers: Sequence[Any], plan: Schedule, kv_heads: int
+) -> None:
     if plan.length != state.x.shape[-2] or len(plan.tokens) != len(layers):
         raise base.PruningError(
             f"A plan for {plan.length} tokens in {len(plan.tokens)} layers does not "
             f"fit {state.x.shape[-2]} tokens in {len(layers)}."
         )
-    size = max(1, plan.heads[0] // groups)
-    if plan.heads[0] % groups or any(h % size for h in plan.heads):
+    size = max(1, plan.heads[0] // kv_heads)
+    if plan.heads[0] % kv_heads or any(h % size for h in plan.heads):
         raise base.PruningError(
-            f"Heads {plan.heads} are not whole groups of {groups} key heads."
+            f"The plan's heads {plan.heads} are not multiples of the query heads that "
+            f"share each of the {kv_heads} KV heads."
         )

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jprune._core import base
-from jprune.attention._attend import attend
+from jprune.attention._attend import attend, heads_per_kv
 
 
 def attend_summed(
@@ -135,10 +135,9 @@ def _fits(q: jax.Array, k: jax.Array, v: jax.Array) -> bool:
 
 def _check(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None) -> None:
     *rows, heads, tokens, dim = q.shape
-    groups = k.shape[-3]
-    if groups == 0 or heads % groups:
-        raise base.PruningError(f"{groups} key heads do not divide {heads} heads.")
-    fits = k.shape == (*rows, groups, tokens, dim) and v.shape[:-1] == k.shape[:-1]
+    kv_heads = k.shape[-3]
+    heads_per_kv(heads, kv_heads)
+    fits = k.shape == (*rows, kv_heads, tokens, dim) and v.shape[:-1] == k.shape[:-1]
     if not fits or (valid is not None and valid.shape != (*rows, tokens)):
         shapes = [x.shape for x in (q, k, v)]
         mask = "" if valid is None else f" and valid {valid.shape}"

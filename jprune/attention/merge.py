@@ -138,7 +138,7 @@ def _matching(goes: jax.Array, whither: jax.Array, n: int, count: int) -> Matchi
     place = lax.broadcasted_iota(jnp.int32, (*goes.shape[:-1], n), goes.ndim - 1)
     left = place.at[..., ::2].set(jnp.where(goes, whither, place[..., ::2]))
     stays = left == place
-    kept = _choose.keep_top(stays.astype(jnp.float32), n - count)
+    kept = _choose.top_indices(stays.astype(jnp.float32), n - count)
     index = jnp.cumsum(stays, axis=-1, dtype=jnp.int32) - 1
     return Matching(kept, _choose.take(index, left))
 

@@ -2,7 +2,7 @@
 
 In a cascade a pruned token is gone. A router only decides who is worth a block:
 
-    ids = keep_top(logits, count)        the best, a static number of them
+    ids = top_indices(logits, count)        the best, a static number of them
     x = through(block, x, ids)           they go through it, the others pass by
 
 `factors` and `route` are FTP's router on four numbers a token, `guide_loss`,

@@ -76,7 +76,7 @@ def straight_keep(
 ) -> jax.Array:
     """Returns the mask of the best, as zeros and ones with derivatives.
 
-    Forward the mask of the round(count) best, as `keep_top` keeps them; derivatives
+    Forward the mask of the round(count) best, as `top_indices` keeps them; derivatives
     by the scores and by the count are those of `soft_keep`.
 
     Args:
@@ -288,7 +288,7 @@ def gate_heads(outputs: jax.Array, gates: jax.Array) -> jax.Array:
     Raises:
       PruningError: if groups do not divide heads.
     """
-    each = _heads.repeat_groups(gates, outputs.shape[-3])
+    each = _heads.repeat_per_kv_head(gates, outputs.shape[-3])
     return outputs * each[..., None, None].astype(outputs.dtype)
 
 

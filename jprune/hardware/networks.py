@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jprune._core import base
+from jprune._core.deprecation import renamed_arguments
 from jprune.hardware._workload import Workload
 from jprune.hardware.workload import chain, product, repeated
 
@@ -236,6 +237,7 @@ def vit_base(side: int = 224, batch: float = 1, **fields: Any) -> Workload:
     )
 
 
+@renamed_arguments(groups="feature_group_count")
 def convolution(
     side: int,
     inputs: int,
@@ -243,7 +245,7 @@ def convolution(
     *,
     kernel: int = 3,
     stride: int = 1,
-    groups: int = 1,
+    feature_group_count: int = 1,
     batch: float = 1,
     **fields: Any,
 ) -> Workload:
@@ -255,7 +257,7 @@ def convolution(
       outputs: channels.
       kernel: side of a kernel.
       stride: of the kernel.
-      groups: of channels that do not meet.
+      feature_group_count: of channels that do not meet.
       batch: images.
       **fields: of the product.
 
@@ -270,16 +272,18 @@ def convolution(
       >>> conv.m.tolist(), conv.k.tolist(), round(1 / float(conv.input_unique[0]))
       ([3136.0], [576.0], 9)
     """
-    if inputs % groups or outputs % groups:
+    parts = feature_group_count
+    if inputs % parts or outputs % parts:
         raise base.PruningError(
-            f"{groups} groups do not divide {inputs} and {outputs} channels."
+            f"feature_group_count={parts} does not divide {inputs} input and {outputs} "
+            "output channels."
         )
     places = batch * math.ceil(side / stride) ** 2
-    k = inputs // groups * kernel**2
-    pixels = batch * side * side * inputs / groups
+    k = inputs // parts * kernel**2
+    pixels = batch * side * side * inputs / parts
     return product(
-        *(places, outputs // groups, k),
-        batch=groups,
+        *(places, outputs // parts, k),
+        batch=parts,
         input_unique=min(1.0, pixels / (places * k)),
         **fields,
     )

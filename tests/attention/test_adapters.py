@@ -131,7 +131,7 @@ def test_a_linen_encoder_prunes_and_learns():
     # Of the whole encoder's first layer the six best, by the scores that it reports.
     first = Encoder((None,)).apply(params, X, VALID)
     safe = jnp.zeros_like(VALID).at[:, 0].set(True)
-    ids = ja.keep_top(first.scores, 6, valid=VALID, protected=safe)
+    ids = ja.top_indices(first.scores, 6, valid=VALID, protected=safe)
     assert jnp.all(Encoder((6,)).apply(params, X, VALID).positions == ids)
 
     def loss(params):
@@ -163,6 +163,6 @@ def test_nnx_modules_carry_importance_too():
     assert found.x.shape == (3, 4, 16)
     whole = block(state, None)
     np.testing.assert_array_equal(
-        found.positions, ja.keep_top(whole.scores, 4, valid=VALID)
+        found.positions, ja.top_indices(whole.scores, 4, valid=VALID)
     )
     np.testing.assert_allclose(found.x, ja.take(whole.x, found.positions), atol=1e-5)

@@ -25,7 +25,7 @@ class Layer(NamedTuple):
     down: jax.Array
 
 
-def _layers(count=4, seed=0, groups=HEADS):
+def _layers(count=4, seed=0, kv_heads=HEADS):
     rng = np.random.default_rng(seed)
 
     def draw(*shape):
@@ -35,8 +35,8 @@ def _layers(count=4, seed=0, groups=HEADS):
         Layer(
             ja.HeadWeights(
                 draw(HIDDEN, HEADS, DIM),
-                draw(HIDDEN, groups, DIM),
-                draw(HIDDEN, groups, DIM),
+                draw(HIDDEN, kv_heads, DIM),
+                draw(HIDDEN, kv_heads, DIM),
                 draw(HEADS, DIM, HIDDEN) / 2,
             ),
             draw(HIDDEN, 24),
@@ -60,9 +60,9 @@ def _finish(layer, x, outputs, ids):
 
 def _encode(layers, x, valid, protected, plan=PLAN, **more):
     per_sample = more.pop("per_sample", False)
-    groups = layers[0].heads.key.shape[1]
+    kv_heads = layers[0].heads.key.shape[1]
     state = cascade.start(
-        x, groups, valid=valid, protected=protected, per_sample=per_sample
+        x, kv_heads, valid=valid, protected=protected, per_sample=per_sample
     )
     return cascade.encode(state, layers, plan, _mix, _finish, **more)
 
@@ -149,10 +149,10 @@ def _dense(layers, x, valid):
     return x
 
 
-@pytest.mark.parametrize("groups", [4, 2])
+@pytest.mark.parametrize("kv_heads", [4, 2])
 @pytest.mark.parametrize("scan", [False, True])
-def test_keeping_all_is_the_plain_encoder(groups, scan):
-    layers, (x, valid, _) = _layers(groups=groups), _inputs(3)
+def test_keeping_all_is_the_plain_encoder(kv_heads, scan):
+    layers, (x, valid, _) = _layers(kv_heads=kv_heads), _inputs(3)
     whole = ja.dense(4, PLAN.length, HEADS)
     state = _run(layers, x, valid, None, plan=whole, scan=scan)
     np.testing.assert_allclose(state.x, jax.jit(_dense)(layers, x, valid), atol=5e-5)
@@ -160,8 +160,8 @@ def test_keeping_all_is_the_plain_encoder(groups, scan):
 
 
 def test_layers_that_are_scanned_and_groups_that_leave():
-    """Half the heads' groups go, too: whole groups of two query heads."""
-    layers, inputs = _layers(groups=2), _inputs(3)
+    """Half of the KV heads go, too, each with its two query heads."""
+    layers, inputs = _layers(kv_heads=2), _inputs(3)
     plan = ja.schedule(18, (18, 9, 9, 9), (4, 4, 2, 2))
     state = _run(layers, *inputs, plan=plan)
     assert state.heads.shape == (1,)
@@ -247,7 +247,7 @@ def test_a_batch_over_eight_devices(kind):
     [
         (ja.dense(4, 17, HEADS), "17 tokens in 4 layers"),
         (ja.dense(3, 18, HEADS), "18 tokens in 3 layers"),
-        (ja.dense(4, 18, 6), r"\(6, 6, 6, 6\) are not whole groups of 4"),
+        (ja.dense(4, 18, 6), r"\(6, 6, 6, 6\) are not multiples"),
     ],
 )
 def test_plans_that_do_not_fit(plan, message):

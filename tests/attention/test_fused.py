@@ -18,11 +18,11 @@ from jprune.attention import _fused_kernels, cascade, fused
 
 
 def _inputs(sizes, seed=0, dtype="float32"):
-    batch, heads, groups, tokens, dim = sizes
+    batch, heads, kv_heads, tokens, dim = sizes
     rng = np.random.default_rng(seed)
     q, k, v = (
         jnp.asarray(rng.standard_normal((batch, h, tokens, dim)), dtype)
-        for h in (heads, groups, groups)
+        for h in (heads, kv_heads, kv_heads)
     )
     valid = np.arange(tokens) < rng.integers(0, tokens + 1, (batch, 1))
     return q, k, v, jnp.asarray(valid)
@@ -198,7 +198,7 @@ def test_a_cascade_takes_sums_for_probabilities(per_sample):
 
 def test_shapes_that_do_not_fit():
     q, k, v, valid = _inputs((2, 4, 2, 5, 16))
-    with pytest.raises(jp.PruningError, match="3 key heads do not divide 4"):
+    with pytest.raises(jp.PruningError, match="4 query heads are not a multiple of 3"):
         fused.attend_summed(q, jnp.zeros((2, 3, 5, 16)), v)
     with pytest.raises(jp.PruningError, match="do not fit"):
         fused.attend_summed(q, k[:, :, :4], v)

@@ -135,7 +135,7 @@ def test_a_router_learns_the_static_one_and_the_sparsity():
     rng = np.random.default_rng(0)
     importance = jnp.asarray(rng.random((64, 10)) ** 3, jnp.float32)
     known = routers.factors(importance, 0.6)
-    ids = ja.keep_top(importance, 4)
+    ids = ja.top_indices(importance, 4)
     target = jnp.zeros((64, 10), bool).at[jnp.arange(64)[:, None], ids].set(True)
     router = routers.init_router(jax.random.key(0))
 
@@ -158,7 +158,7 @@ def test_who_goes_through_a_block():
     x = jnp.arange(2.0 * 5 * 3).reshape(2, 5, 3)
     logits = jnp.array([[1.0, -1.0, 2.0, -2.0, -1.0], [-1.0, -1.0, -1.0, 3.0, 0.5]])
     block = lambda x: jnp.sin(x) + x  # noqa: E731
-    ids = ja.keep_top(logits, 2)
+    ids = ja.top_indices(logits, 2)
     gathered = routers.through(block, x, ids)
     gated = routers.gated_through(block, x, logits)
     np.testing.assert_allclose(gathered, gated, rtol=1e-6)

@@ -21,7 +21,7 @@ class Shape(NamedTuple):
 
     tokens: int
     heads: int
-    groups: int
+    kv_heads: int
     causal: bool
     dtype: str
     bits: ja.Bits
@@ -62,7 +62,7 @@ def _pruned(inputs, shape):
         "probs": probs,
         "scores": scores,
         "heads": ja.head_importance(out, valid),
-        "ids": ja.keep_top(scores, shape.count, valid=valid, protected=protected),
+        "ids": ja.top_indices(scores, shape.count, valid=valid, protected=protected),
         "kept": kept,
         "local": ja.weigh_values(probs, v, kept),
         "progressive": ja.progressive_attend(
@@ -80,7 +80,7 @@ def _draw(shape, cases, seed):
     sharp = rng.choice([0.3, 1.0, 3.0], (cases, 1, 1, 1))
     q = sharp * rng.standard_normal((cases, shape.heads, n, DIM))
     q[::4] = 0
-    k, v = (rng.standard_normal((cases, shape.groups, n, DIM)) for _ in range(2))
+    k, v = (rng.standard_normal((cases, shape.kv_heads, n, DIM)) for _ in range(2))
     valid = np.arange(n) < lengths[:, None]
     protected = (rng.random((cases, n)) < 0.1) & (rng.random((cases, 1)) < 0.5)
     before = rng.integers(0, 3, (cases, n)).astype("f4")
@@ -170,15 +170,15 @@ def test_batches_of_none_and_one(cases):
 
 @pytest.mark.others_code  # JAX's own attention promotes types
 @pytest.mark.parametrize("dtype", [F32, BF16])
-@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 2), (3, 1)])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (3, 1)])
 @pytest.mark.parametrize("causal", [False, True])
 def test_whole_and_with_all_bits_it_is_the_attention_of_jax(
-    dtype, heads, groups, causal
+    dtype, heads, kv_heads, causal
 ):
     rng = np.random.default_rng(0)
     q = jnp.asarray(rng.standard_normal((2, heads, 24, 16)), dtype)
     k, v = (
-        jnp.asarray(rng.standard_normal((2, groups, 24, 16)), dtype) for _ in range(2)
+        jnp.asarray(rng.standard_normal((2, kv_heads, 24, 16)), dtype) for _ in range(2)
     )
     other = [jnp.swapaxes(x, 1, 2) for x in (q, k, v)]
     expected = jnp.swapaxes(

@@ -27,7 +27,7 @@ def test_keep_top_is_a_stable_sort(data, dtype):
     valid, protected = (np.array(data.draw(flags)) for _ in range(2))
     count = data.draw(st.sampled_from(sorted({1, (n + 1) // 2, n})))
     rounded = np.asarray(jnp.asarray(scores, dtype).astype(jnp.float32))
-    found = ja.keep_top(
+    found = ja.top_indices(
         jnp.asarray(scores, dtype),
         count,
         valid=jnp.asarray(valid),
@@ -40,8 +40,8 @@ def test_keep_top_is_a_stable_sort(data, dtype):
 
 def test_a_nan_is_kept_where_it_shows():
     scores = jnp.array([1.0, jnp.nan, jnp.inf, 0.0])
-    assert ja.keep_top(scores, 1).tolist() == [1]
-    assert ja.keep_top(scores, 2, protected=jnp.arange(4) == 3).tolist() == [1, 3]
+    assert ja.top_indices(scores, 1).tolist() == [1]
+    assert ja.top_indices(scores, 2, protected=jnp.arange(4) == 3).tolist() == [1, 3]
 
 
 def test_a_traced_count_and_counts_for_each_row():
@@ -72,7 +72,7 @@ def test_pairs_say_what_bits_say(data):
 
 @pytest.mark.parametrize(("tokens", "loops"), [(32, False), (4096, True)])
 def test_a_gpu_compares_pairs_where_rows_are_short(tokens, loops):
-    traced = jax.jit(lambda x: ja.keep_top(x, 9)).trace(jnp.zeros((16, tokens)))
+    traced = jax.jit(lambda x: ja.top_indices(x, 9)).trace(jnp.zeros((16, tokens)))
     on_gpu = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert ("while" in on_gpu) == loops
     assert "while" in traced.lower().as_text()
@@ -81,9 +81,9 @@ def test_a_gpu_compares_pairs_where_rows_are_short(tokens, loops):
 @pytest.mark.parametrize("count", [0, 6, -1])
 def test_a_count_that_there_is_not(count):
     with pytest.raises(jp.PruningError, match=rf"keep {count} of 5"):
-        ja.keep_top(jnp.zeros(5), count)
+        ja.top_indices(jnp.zeros(5), count)
     with pytest.raises(jp.PruningError, match="int32"):
-        ja.keep_top(jnp.zeros(5, jnp.int32), 2)
+        ja.top_indices(jnp.zeros(5, jnp.int32), 2)
 
 
 def test_taking_and_putting_back_along_any_axis():
@@ -210,11 +210,11 @@ def test_multiply_adds_are_those_of_the_products():
 
 def test_multiply_adds_with_groups_and_with_soft_counts():
     plan = ja.schedule(16, (16, 8), (4, 2))
-    few = ja.multiply_adds(plan, 32, 64, kv_groups=2)
+    few = ja.multiply_adds(plan, 32, 64, heads_per_kv=2)
     # Sixteen tokens, 32 channels, queries of 4 and 2 heads, keys and values of half.
     assert few.projections == 16 * 32 * 8 * (4 + 4 + 2 + 2)
     soft = ja.Schedule(16, (16.0, 8.0), (4, 2), (16.0, 16.0))
-    assert tuple(ja.multiply_adds(soft, 32, 64, kv_groups=2)) == tuple(few)
+    assert tuple(ja.multiply_adds(soft, 32, 64, heads_per_kv=2)) == tuple(few)
 
     def cost(kept):
         soft = ja.Schedule(16, (kept, kept), (4, 4), (16, kept))
@@ -249,9 +249,9 @@ def test_removing_heads_is_masking_them():
     np.testing.assert_allclose(small, ja.combine(w, whole), atol=1e-4)
     # Query heads 0, 1 share key head 0, and 4, 5 share key head 2.
     np.testing.assert_array_equal(less.query, w.query[:, jnp.array([0, 1, 4, 5])])
-    assert _heads.group_sums(jnp.arange(6.0), 3).tolist() == [1, 5, 9]
-    with pytest.raises(jp.PruningError, match="4 key heads do not divide 6"):
-        _heads.group_sums(jnp.arange(6.0), 4)
+    assert _heads.sum_per_kv_head(jnp.arange(6.0), 3).tolist() == [1, 5, 9]
+    with pytest.raises(jp.PruningError, match="6 query heads are not a multiple of 4"):
+        _heads.sum_per_kv_head(jnp.arange(6.0), 4)
 
 
 def test_each_sample_keeps_its_own_heads_and_none_comes_back():

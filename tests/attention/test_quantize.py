@@ -152,7 +152,7 @@ def test_rows_and_bits_that_are_fetched():
     bits = ja.fetched_bits(own, 64, ja.Bits(16, 6, 4, 8))
     assert bits == (8 * 64 * 16, 20 * 64 * 6, 4 * 64 * 4, 3 * 64 * 8)
     assert sum(ja.fetched_bits(own, 2**40, ja.Bits())) > 2**45  # no overflow
-    with pytest.raises(jp.PruningError, match="3 key heads"):
+    with pytest.raises(jp.PruningError, match="multiple of 3 KV heads"):
         ja.fetched(jnp.asarray(visible), 3)
 
 

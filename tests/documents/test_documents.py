@@ -20,10 +20,19 @@ ROOT = pathlib.Path(__file__).parents[2]
 MODULES = [m.name for m in pkgutil.walk_packages(jp.__path__, "jprune.")]
 
 
+class Finder(doctest.DocTestFinder):
+    """Finds the examples of decorated functions, too."""
+
+    def _from_module(self, module, object):  # noqa: A002 - doctest's name
+        return super()._from_module(module, inspect.unwrap(object))
+
+
 @pytest.mark.parametrize("name", ["jprune", *MODULES])
 def test_docstring_examples(name):
-    result = doctest.testmod(importlib.import_module(name))
-    assert result.failed == 0
+    runner = doctest.DocTestRunner()
+    for test in Finder().find(importlib.import_module(name)):
+        runner.run(test)
+    assert runner.failures == 0
 
 
 def test_readme_examples_run(tmp_path):

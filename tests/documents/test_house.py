@@ -5,10 +5,15 @@ import importlib
 import pathlib
 import pkgutil
 import warnings
+from functools import partial
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jprune
+from jprune import attention as ja
+from jprune import hardware as hw
 
 ROOT = pathlib.Path(jprune.__file__).parent
 PROJECT = ROOT.parent
@@ -181,7 +186,10 @@ def body_lines(function):
 MOVED = {
     "jprune": "allocate budgets export formats_coordinates formats_tree keep lottery"
     " pooling rewinding schedules scores soft_selection sparse_products stability",
+    "jprune.attention": "keep_top",
+    "jprune.attention.allot": "project",
     "jprune.hardware.accelerators": "accelerator",
+    "jprune.hardware.evolve": "Front",
     "jprune.hardware.search": "check_bounds grid pareto random_designs",
 }
 
@@ -200,3 +208,24 @@ def test_old_names_work_and_say_what_they_are_now(module):
         assert found is getattr(importlib.import_module(home), last)
     with pytest.raises(AttributeError, match="no attribute 'never_was'"):
         page.never_was  # noqa: B018
+
+
+def old_arguments():
+    """Calls with an argument's old name, and the same with the new one."""
+    x = jnp.ones((3, 4))
+    schedule = ja.dense(2, 8, 4)
+    yield lambda **k: ja.cascade.start(x, **k).heads, "groups", "kv_heads", 2
+    yield partial(ja.multiply_adds, schedule, 8, 16), "kv_groups", "heads_per_kv", 2
+    yield (
+        lambda **k: hw.networks.convolution(8, 4, 8, **k).k,
+        *("groups", "feature_group_count", 2),
+    )
+
+
+def test_old_arguments_work_and_say_what_they_are_now():
+    for call, old, new, value in old_arguments():
+        with pytest.warns(DeprecationWarning, match=rf"\({old}=\) is now .*\({new}=\)"):
+            found = call(**{old: value})
+        np.testing.assert_array_equal(found, call(**{new: value}))
+        with pytest.raises(TypeError, match=f"both {old}="):
+            call(**{old: value, new: value})

@@ -248,8 +248,10 @@ def test_errors_name_what_is_wrong(graph):
         hardware.from_graph(jg.trace(lambda p, x: x + p, jnp.ones(3), jnp.ones(3)))
     with pytest.raises(jp.PruningError, match=r"No product uses the leaves \['mud'\]"):
         hardware.from_graph(graph, density={"mud": 0.5})
-    with pytest.raises(jp.PruningError, match="3 groups do not divide 4"):
-        networks.convolution(8, 4, 6, groups=3)
+    with pytest.raises(
+        jp.PruningError, match="feature_group_count=3 does not divide 4"
+    ):
+        networks.convolution(8, 4, 6, feature_group_count=3)
     with pytest.raises(jp.PruningError, match="got 2 of tokens, 3 of heads"):
         networks.scheduled((4, 2), (1, 1, 1))
 

@@ -33,10 +33,10 @@ def alexnet(batch: int) -> workload.Workload:
         )
     ]
     rest = [
-        ((27, 96, 256), {"kernel": 5, "groups": 2}, 1.2, 1.4),
+        ((27, 96, 256), {"kernel": 5, "feature_group_count": 2}, 1.2, 1.4),
         ((13, 256, 384), {}, 1.4, 1.7),
-        ((13, 384, 384), {"groups": 2}, 1.7, 1.8),
-        ((13, 384, 256), {"groups": 2}, 1.8, 1.9),
+        ((13, 384, 384), {"feature_group_count": 2}, 1.7, 1.8),
+        ((13, 384, 256), {"feature_group_count": 2}, 1.8, 1.9),
     ]
     for sizes, options, before, after in rest:
         packed = _wide(input_dram=1 / before, output_dram=1 / after)
