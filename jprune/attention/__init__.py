@@ -1,24 +1,39 @@
-"""Dynamic token and head pruning, and quantised attention, as functions on arrays.
+"""Dynamic token and head pruning, KV-cache pruning and quantized attention.
 
-    attend                             attention, dense, with masks
-    token_importance, head_importance  what the probabilities say
-    top_indices, take                     the most important, with a static count
-    keep_values, weigh_values          values of the largest probabilities only
-    progressive_attend, Bits           keys in two planes: high bits, low bits on demand
-    schedule, ramp, ltp_ramp           how many tokens and heads each layer keeps
-    fetched, fetched_bits              what a schedule reads from memory
+Pure functions on arrays `(..., heads, tokens, dim)`, not modules. Keep counts are
+static, so that shapes are. Where to start:
 
-    cascade     an encoder: tokens and heads leave layer by layer
-    cache       a KV cache with a static budget of slots; `decode` steps over it
-    soft        differentiable gates and learned thresholds (LTP)
-    buckets     thresholds with a few compiled sizes
-    merge       token merging (ToMe); `routers` skip tokens for a layer (FTP)
-    fused       column sums without the probabilities, on GPUs
-    allot       a search for the sparsity of each block
-    adapters    `attention_fn` for Flax modules
+    an encoder                     `cascade`
+    generation with a KV cache     `cache`, then `decode`
+    training what is kept          `soft`
+    a Flax model                   `adapters`
 
-Arrays are `(..., heads, tokens, dim)`; counts are static, so shapes are. Read
-`cascade` for encoders, `cache` and `decode` for generation.
+Modules, in reading order:
+
+    cascade     an encoder whose pruned tokens and heads leave for all later layers
+    cache       a KV cache of a fixed number of slots that evicts unimportant tokens
+    decode      one decoding step over such a cache
+    soft        differentiable gates, learned keep counts and thresholds (LTP)
+    buckets     pruning by threshold, at a few compiled sizes
+    merge       token merging (ToMe)
+    routers     tokens that skip a layer (FTP)
+    allot       search for the sparsity of each layer
+    fused       attention and token importance without storing probabilities (GPU)
+    adapters    an `attention_fn` for Flax's attention modules
+
+Names on this page:
+
+    attend, softmax, scores                  dense attention, the reference
+    token_importance, head_importance        SpAtten's scores
+    top_indices, top_mask, sort_keys, take   exact selection with a static count
+    Schedule, schedule, ramp, ltp_ramp       tokens and heads that each layer keeps
+    from_ratios, dense, multiply_adds        counts from ratios; the cost of a schedule
+    HeadWeights, project, combine            projections by heads
+    take_heads, keep_heads, mask_heads       heads: removed, chosen, masked
+    keep_values, count_values, weigh_values  local value pruning
+    Bits, progressive_attend                 keys in two bit planes, read on demand
+    quantize, fake_quantize, center_keys     linear quantization
+    fetched, fetched_bits, refetch_fraction  rows and bits read from memory
 """
 
 from jprune._core.deprecation import renamed as _renamed

@@ -1,8 +1,8 @@
-"""Plain attention, dense: the reference for all that prunes it.
+"""Dense attention, the reference for every pruned version.
 
-One layout everywhere in `jprune.attention`: arrays end in (heads, tokens, dim), and
-probabilities in (heads, queries, keys); what stands before are batches. Flax and
-`jax.nn` have (tokens, heads, dim): `swapaxes(-3, -2)` is the way between them.
+All of `jprune.attention` uses one layout: arrays end in (heads, tokens, dim) and
+probabilities in (heads, queries, keys); leading axes are batches. Flax and `jax.nn` use
+(tokens, heads, dim): `swapaxes(-3, -2)` converts between them.
 """
 
 import math
@@ -22,31 +22,31 @@ def attend(
     causal: bool = False,
     scale: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns attention and its probabilities.
+    """Returns the attention output and the attention probabilities.
 
     P = softmax(scale Q K^T),   E = P V
 
-    With fewer key heads than query heads each serves a group of neighbouring query
-    heads. The softmax is in float32. It equals `jax.nn.dot_product_attention` to
-    rounding, in another layout, except for a query that may see nothing: its
-    probabilities are 0 here, and so is its output, so that padding adds to no
-    score.
+    With fewer KV heads than query heads, each KV head serves neighbouring query heads
+    (grouped-query attention). The softmax is computed in float32. The output equals
+    that of `jax.nn.dot_product_attention` to rounding, in another layout, except for a
+    query that may see no key: its probabilities and its output are 0 here, so that
+    padding adds to no importance score.
 
     Args:
       q: (..., heads, queries, dim).
-      k: (..., kv heads, keys, dim); kv heads divide heads.
+      k: (..., kv heads, keys, dim); heads is a multiple of kv heads.
       v: (..., kv heads, keys, dim of values).
-      mask: booleans that broadcast to (..., heads, queries, keys); True = take part.
-      causal: static; query i sees the keys up to i. Of tokens that were chosen in
-        their order, this is still what the positions say.
-      scale: of the products, 1 / sqrt(dim) by default.
+      mask: booleans that broadcast to (..., heads, queries, keys); True = may be seen.
+      causal: static; query i sees keys 0 to i. This stays right for pruned sequences
+        whose tokens keep their order.
+      scale: factor of the logits, 1 / sqrt(dim) by default.
 
     Returns:
       `(outputs, probs)`: (..., heads, queries, dim of values) in the type of `v`,
       and (..., heads, queries, keys) in float32.
 
     Raises:
-      PruningError: if kv heads do not divide heads.
+      PruningError: if heads is not a multiple of kv heads.
 
     Example:
       >>> import jax.numpy as jnp
@@ -57,25 +57,25 @@ def attend(
 
     References:
       Vaswani et al., Attention Is All You Need, 2017, arXiv:1706.03762, equation 1.
-      Groups: Ainslie et al., GQA, 2023, arXiv:2305.13245.
+      Grouped queries: Ainslie et al., GQA, 2023, arXiv:2305.13245.
     """
     probs = softmax(scores(q, k, scale), _all_of(mask, causal, q, k))
     return weigh(probs, v), probs
 
 
 def scores(q: jax.Array, k: jax.Array, scale: float | None = None) -> jax.Array:
-    """Returns scale Q K^T in float32.
+    """Returns the attention logits, scale Q K^T, in float32.
 
     Args:
       q: (..., heads, queries, dim).
       k: (..., kv heads, keys, dim).
-      scale: 1 / sqrt(dim) by default.
+      scale: factor of the logits, 1 / sqrt(dim) by default.
 
     Returns:
       (..., heads, queries, keys) float32.
 
     Raises:
-      PruningError: if kv heads do not divide heads.
+      PruningError: if heads is not a multiple of kv heads.
     """
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     dots = dot_heads("...gqd,...gkd->...gqk", q, k)
@@ -83,14 +83,14 @@ def scores(q: jax.Array, k: jax.Array, scale: float | None = None) -> jax.Array:
 
 
 def softmax(logits: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """Returns the softmax along the last axis; 0 where nothing takes part.
+    """Returns the softmax over the last axis, with all zeros for fully masked rows.
 
     Args:
       logits: (..., keys) floating.
-      mask: booleans that broadcast to the logits; True = take part.
+      mask: booleans that broadcast to the logits; True = takes part.
 
     Returns:
-      Probabilities in the logits' shape and type.
+      Probabilities in the shape and type of the logits.
 
     Example:
       >>> import jax.numpy as jnp
@@ -104,7 +104,7 @@ def softmax(logits: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     least = jnp.finfo(logits.dtype).min
     shifted = jnp.where(mask, logits, least)
     top = jax.lax.stop_gradient(jnp.max(shifted, axis=-1, keepdims=True))
-    # Masked again: of a row of nothing but `least` the exponentials are 1.
+    # Masked again: in a fully masked row all exponentials are exp(0) = 1.
     e = jnp.where(mask, jnp.exp(shifted - top), 0)
     total = jnp.sum(e, axis=-1, keepdims=True)
     return e / jnp.where(total > 0, total, 1)
@@ -121,7 +121,7 @@ def weigh(probs: jax.Array, v: jax.Array) -> jax.Array:
       (..., heads, queries, dim).
 
     Raises:
-      PruningError: if kv heads do not divide heads.
+      PruningError: if heads is not a multiple of kv heads.
     """
     dots = dot_heads("...gqk,...gkd->...gqd", probs.astype(v.dtype), v)
     return dots.astype(v.dtype)
@@ -134,26 +134,28 @@ def dot_heads(
     dtype: jax.typing.DTypeLike = jnp.float32,
     precision: jax.lax.PrecisionLike = None,
 ) -> jax.Array:
-    """Returns the products of query heads with the key or value head of their group.
+    """Multiplies each query head with the KV head that serves it.
 
     Args:
-      subscripts: of `jnp.einsum`, with the first two axes of each array its groups
-        and its rows; those of x are the rows of all heads of a group.
+      subscripts: `jnp.einsum` subscripts whose first axis after the batch is the KV
+        head of both operands, and whose second axis of x holds the rows of all query
+        heads that share it.
       x: (..., heads, m, n).
       y: (..., kv heads, m, n).
-      dtype: of the result.
-      precision: of `jnp.einsum`.
+      dtype: type of the result.
+      precision: as in `jnp.einsum`.
 
     Returns:
       (..., heads, ., .) in `dtype`.
 
     Raises:
-      PruningError: if kv heads do not divide heads.
+      PruningError: if heads is not a multiple of kv heads.
     """
     heads, kv_heads = x.shape[-3], y.shape[-3]
     each = heads_per_kv(heads, kv_heads)
-    # The rows of a group's heads are one axis: jaxlib 0.7 cannot multiply bfloat16 to
-    # float32 with two, on CPUs that have bfloat16. Step by step for explicit meshes.
+    # The rows of all query heads of a KV head are one axis: with two, jaxlib 0.7 cannot
+    # multiply bfloat16 into float32 on CPUs that have bfloat16. Reshaped in two steps
+    # for meshes of explicit axes.
     split = x.reshape(*x.shape[:-3], kv_heads, each, *x.shape[-2:])
     rows = split.reshape(*split.shape[:-3], each * x.shape[-2], x.shape[-1])
     dots = jnp.einsum(
@@ -164,17 +166,17 @@ def dot_heads(
 
 
 def heads_per_kv(heads: int, kv_heads: int) -> int:
-    """Returns the number of query heads that share a key-value head.
+    """Returns the number of query heads that share a KV head.
 
     Args:
       heads: number of query heads.
-      kv_heads: number of key-value heads.
+      kv_heads: number of KV heads.
 
     Returns:
-      Their quotient.
+      heads / kv_heads.
 
     Raises:
-      PruningError: if heads are not a multiple of KV heads.
+      PruningError: if heads is not a multiple of kv_heads.
     """
     if kv_heads < 1 or heads % kv_heads:
         raise base.PruningError(
@@ -184,11 +186,11 @@ def heads_per_kv(heads: int, kv_heads: int) -> int:
 
 
 def causal_mask(queries: int, keys: int) -> jax.Array:
-    """Returns which key a query may see: those up to its own index.
+    """Returns the causal mask: query i sees keys 0 to i.
 
     Args:
-      queries: static, how many.
-      keys: static, how many.
+      queries: static, number of queries.
+      keys: static, number of keys.
 
     Returns:
       (queries, keys) booleans.

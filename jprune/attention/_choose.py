@@ -1,10 +1,9 @@
-"""Who stays: the best of a row of scores, in their original order.
+"""Top-k selection of tokens and heads: exact, deterministic, in the original order.
 
-The count is static, so that the shapes of what follows are known when XLA compiles;
-the choice is exact and deterministic. What SpAtten's top-k engine does in hardware
-is done here in the same way: a threshold is found by counting, nothing is sorted,
-and what is kept is compacted in the order in which it came. A GPU, which waits longer
-for a loop's next turn than it works in it, counts for each key who is before it.
+The count is static, so XLA knows the shapes of everything that follows. As in SpAtten's
+top-k engine, a threshold is found by counting, nothing is sorted, and the kept entries
+are compacted in their original order. On a GPU, where each iteration of such a loop
+costs more in latency than in work, ranks are counted from all pairs instead.
 """
 
 import functools
@@ -17,8 +16,8 @@ from jax import lax
 
 from jprune._core import base, compat, ordering
 
-# Up to so many pairs in all a GPU compares them, which is several times faster than
-# forty passes over the keys, each of which it waits for (`bench attention_gpu`).
+# Up to this many pairs in all, comparing them is several times faster on a GPU than
+# forty passes over the keys, each with its latency (`bench attention_gpu`).
 _PAIRS = 2**26
 
 
@@ -29,20 +28,20 @@ def top_indices(
     valid: jax.Array | None = None,
     protected: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns the indices of the best tokens (or heads), in their original order.
+    """Returns the indices of the top-scoring tokens or heads, in their original order.
 
-    Protected tokens come first, then the others by their score, padding last. Ties
-    go to the earlier token, within the protected and within padding too. A NaN
-    ranks above infinity: it is kept, where it shows.
+    Protected tokens rank first, then the others by score, padding last. Ties go to the
+    earlier token, also among protected tokens and among padding. A NaN ranks above
+    infinity: it is kept, so that it shows.
 
     Args:
       scores: (..., n) floating; higher is kept.
-      count: static, how many are kept, in [1, n].
-      valid: (..., n) booleans, False for padding: kept only where there are fewer
-        than `count` real tokens. All are real by default.
-      protected: (..., n) booleans, True for tokens that stay whatever their score:
-        the class token, separators, sinks, a recent window. None by default.
-        Padding is not protected.
+      count: static, number of entries kept, in [1, n].
+      valid: (..., n) booleans, False for padding, which is kept only where fewer than
+        `count` tokens are real. All are real by default.
+      protected: (..., n) booleans, True for tokens kept whatever their score: the class
+        token, separators, attention sinks, a recent window. None by default. Padding
+        is never protected.
 
     Returns:
       (..., count) int32 indices, ascending.
@@ -59,12 +58,14 @@ def top_indices(
       [0, 4]
 
     References:
-      Wang et al., SpAtten, 2021, arXiv:2012.09852, algorithm 3 and section IV.B:
-      there the order among equals is that of arrival, too.
+      Wang et al., SpAtten, 2021, arXiv:2012.09852, algorithm 3 and section IV.B, where
+      equal scores keep their order of arrival, too.
     """
     n = scores.shape[-1]
     if not 1 <= count <= n:
-        raise base.PruningError(f"Cannot keep {count} of {n}.")
+        raise base.PruningError(
+            f"Cannot keep {count} of {n} entries: give a count in [1, {n}]."
+        )
     keys = sort_keys(scores, valid=valid, protected=protected)
     kept = top_mask(keys, count)
     by_pairs = functools.partial(_places_by_pairs, count=count)
@@ -78,22 +79,22 @@ def sort_keys(
     valid: jax.Array | None = None,
     protected: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns unsigned integers in the order in which tokens are kept.
+    """Returns unsigned integers that rank tokens in the order in which they are kept.
 
     Args:
       scores: (..., n) floating.
-      valid: (..., n) booleans; where False, 0, below every score.
-      protected: (..., n) booleans; where True, the greatest integer, above every
-        score.
+      valid: (..., n) booleans; entries that are False get 0, below every score.
+      protected: (..., n) booleans; entries that are True get the greatest integer,
+        above every score.
 
     Returns:
-      (..., n) unsigned integers of the scores' width.
+      (..., n) unsigned integers of the scores' bit width.
 
     Raises:
       PruningError: if scores are not floating.
     """
     if not jnp.issubdtype(scores.dtype, jnp.floating):
-        raise base.PruningError(f"Scores of type {scores.dtype} are not floating.")
+        raise base.PruningError(f"Scores have to be floating; got {scores.dtype}.")
     signed = ordering.ordered_bits(lax.stop_gradient(scores))
     unsigned = np.dtype(f"uint{8 * scores.dtype.itemsize}")
     half = np.array(1 << (8 * unsigned.itemsize - 1), unsigned)
@@ -104,15 +105,15 @@ def sort_keys(
 
 
 def top_mask(keys: jax.Array, count: Any) -> jax.Array:
-    """Returns the mask of the greatest integers of each row, ties to the earlier.
+    """Returns the mask of the greatest integers of each row, ties to the earlier one.
 
-    First the greatest threshold that `count` keys reach, bit by bit; then, by the
-    same halving, up to which index the keys that equal it are kept. On a GPU, where
-    pairs of keys are not too many, by the number of keys that are before each.
+    Bisects, bit by bit, for the greatest threshold that `count` keys reach, then for
+    the index up to which keys equal to it are kept. On a GPU, where the pairs of keys
+    are not too many, it counts for each key how many rank before it.
 
     Args:
-      keys: (..., n) unsigned integers, as of `sort_keys`.
-      count: how many of each row, an integer or integers that broadcast to the
+      keys: (..., n) unsigned integers, from `sort_keys`.
+      count: entries kept in each row, an integer or integers that broadcast to the
         leading axes; may be traced. Clipped to [0, n].
 
     Returns:
@@ -129,16 +130,16 @@ def top_mask(keys: jax.Array, count: Any) -> jax.Array:
 
 
 def take(tree: Any, ids: jax.Array, axis: int = 0) -> Any:
-    """Returns the chosen tokens of everything that has a token axis.
+    """Selects the chosen tokens of every array that has a token axis.
 
-    Activations, scores, positions and padding masks travel together:
+    Activations, scores, positions and padding masks are selected together:
     `x, positions, valid = take((x, positions, valid), ids)`.
 
     Args:
-      tree: a tree of arrays with a token axis. If `ids` has leading axes, the
-        arrays begin with them too.
-      ids: (..., count) integers in [0, n), as of `top_indices`.
-      axis: the token axis, counted without those leading axes; not negative.
+      tree: tree of arrays with a token axis. If `ids` has leading axes, the arrays
+        start with the same ones.
+      ids: (..., count) integers in [0, n), such as those of `top_indices`.
+      axis: the token axis, not negative, counted after those leading axes.
 
     Returns:
       The tree, with `count` entries along the axis.
@@ -156,12 +157,12 @@ def take(tree: Any, ids: jax.Array, axis: int = 0) -> Any:
 
 
 def put(into: jax.Array, ids: jax.Array, x: jax.Array) -> jax.Array:
-    """Returns an array with tokens written at their places: the inverse of `take`.
+    """Writes tokens at their positions: the inverse of `take`.
 
     Args:
-      into: (..., n, ...), what stands at all other places.
-      ids: (..., count) integers in [0, n), no two equal.
-      x: (..., count, ...), what is written.
+      into: (..., n, ...), the array that provides all other positions.
+      ids: (..., count) integers in [0, n), all different.
+      x: (..., count, ...), the tokens to write.
 
     Returns:
       An array in the shape of `into`.
@@ -178,7 +179,7 @@ def put(into: jax.Array, ids: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def _on_gpu(by_pairs: Any, otherwise: Any, x: jax.Array, *more: jax.Array) -> Any:
-    """`by_pairs` on a GPU, if the pairs of keys of a row are not too many."""
+    """Runs `by_pairs` on a GPU, if the rows do not have too many pairs of keys."""
     if x.shape[-1] * x.size > _PAIRS:
         return otherwise(x, *more)
     return lax.platform_dependent(
@@ -187,7 +188,7 @@ def _on_gpu(by_pairs: Any, otherwise: Any, x: jax.Array, *more: jax.Array) -> An
 
 
 def best_by_bits(keys: jax.Array, need: jax.Array) -> jax.Array:
-    """Returns `top_mask` by a threshold that is found bit by bit.
+    """Returns `top_mask` by bisecting the threshold bit by bit.
 
     Args:
       keys: (..., n) unsigned integers.
@@ -214,10 +215,10 @@ def best_by_bits(keys: jax.Array, need: jax.Array) -> jax.Array:
 
 
 def best_by_pairs(keys: jax.Array, need: jax.Array) -> jax.Array:
-    """Returns `top_mask` by how many keys are before each.
+    """Returns `top_mask` from the number of keys that rank before each.
 
-    One pass over all pairs of a row, where `best_by_bits` passes some forty times
-    over the row.
+    One pass over all pairs of a row, where `best_by_bits` takes some forty passes over
+    the row.
 
     Args:
       keys: (..., n) unsigned integers.
@@ -234,28 +235,30 @@ def best_by_pairs(keys: jax.Array, need: jax.Array) -> jax.Array:
 
 
 def _places_by_search(kept: jax.Array, count: int) -> jax.Array:
-    """The ascending indices of a mask with `count` True in each row."""
+    """Returns the ascending indices of a mask with `count` True in each row."""
     found = jnp.cumsum(kept, axis=-1, dtype=jnp.int32)
     place = jnp.arange(1, count + 1, dtype=jnp.int32)
-    search = functools.partial(jnp.searchsorted, v=place)  # the first to reach it
+    # The index of the j-th kept entry is the first whose running count reaches j.
+    search = functools.partial(jnp.searchsorted, v=place)
     for _ in range(kept.ndim - 1):
         search = jax.vmap(search)
     return compat.auto_partition(search, found, like=found).astype(jnp.int32)
 
 
 def _places_by_pairs(kept: jax.Array, count: int) -> jax.Array:
-    """The same, for a GPU."""
+    """Returns the same as `_places_by_search`; faster on a GPU."""
     *rows, n = kept.shape
     i, j = (
         lax.broadcasted_iota(jnp.int32, (*rows, n, n), len(rows) + d) for d in (0, 1)
     )
     found = _counted(kept[..., None, :] & (j <= i))
     place = lax.broadcasted_iota(jnp.int32, (*rows, count, n), len(rows))
-    return _counted(found[..., None, :] <= place)  # those before the first to reach it
+    # Its index is the number of entries whose running count is still below j.
+    return _counted(found[..., None, :] <= place)
 
 
 def _greatest(bits: int, holds: Any, zero: jax.Array) -> jax.Array:
-    """The greatest integer of so many bits for which a falling condition holds."""
+    """Returns the greatest integer of so many bits that meets a monotone condition."""
 
     def halve(i: jax.Array, found: jax.Array) -> jax.Array:
         tried = found | (np.ones((), zero.dtype) << (bits - 1 - i).astype(zero.dtype))

@@ -1,4 +1,4 @@
-"""The Pallas kernels of `jprune.attention.fused`: blocks of queries, blocks of keys."""
+"""Pallas kernels of `jprune.attention.fused`, over blocks of queries and keys."""
 
 import functools
 from typing import Any
@@ -9,7 +9,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-_BLOCK = 64  # queries or keys of a program; both axes are padded to multiples of it
+_BLOCK = 64  # queries or keys of a program; both axes are padded to multiples
 _WARPS, _STAGES = 4, 3
 _LEAST = -1e30  # below every product; an infinity would give NaN in its differences
 
@@ -27,13 +27,13 @@ def run(
     """Returns what `fused.attend_summed` does, by the two kernels.
 
     Args:
-      q: as of `attend_summed`, like the others; dims are powers of two from 16 on.
+      q: as in `attend_summed`, like the others; dims are powers of two, at least 16.
       k: keys.
       v: values.
-      valid: which tokens are real.
+      valid: booleans, True for real tokens.
       causal: static.
       scale: static.
-      interpret: static; run them step by step, on any device.
+      interpret: static; whether to interpret the kernels step by step, on any device.
 
     Returns:
       `(outputs, looks)`.
@@ -103,7 +103,7 @@ def _attend_block(
     causal: bool,
     scale: float,
 ) -> None:
-    """Outputs of a block of queries, and log sum exp of each row."""
+    """Computes outputs of a block of queries, and log sum exp of each row."""
     q, mine = q_ref[...], pl.program_id(1)
     blocks = k_ref.shape[0] // _BLOCK
 
@@ -127,7 +127,7 @@ def _attend_block(
     some = total > 0
     safe = jnp.where(some, total, 1)
     out_ref[...] = (out / safe[:, None]).astype(out_ref.dtype)
-    # Of a row that sees nothing, so high that all its exponentials are 0.
+    # For a row that sees nothing, so large that exp(logits - sum) is 0.
     sum_ref[...] = jnp.where(some, top + jnp.log(safe), -_LEAST)
 
 
@@ -142,7 +142,7 @@ def _sum_block(
     causal: bool,
     scale: float,
 ) -> None:
-    """Column sums of the probabilities of a block of keys."""
+    """Computes column sums of the probabilities of a block of keys."""
     k, mine = k_ref[...], pl.program_id(1)
     real = real_ref[...]
     blocks = q_ref.shape[0] // _BLOCK
@@ -166,7 +166,7 @@ def _products(q: jax.Array, k: jax.Array, scale: float) -> jax.Array:
 
 
 def _takes_part(real: jax.Array, i: Any, j: Any, causal: bool) -> jax.Array:
-    """Which pairs of query block i and key block j take part."""
+    """Returns the mask of the pairs of query block i and key block j that take part."""
     part = jnp.broadcast_to((real > 0)[None, :], (_BLOCK, _BLOCK))
     if not causal:
         return part

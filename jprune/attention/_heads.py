@@ -1,13 +1,13 @@
-"""Heads that are pruned: their projections go, or their outputs are masked.
+"""Head pruning: projections of pruned heads are removed, or their outputs are masked.
 
-One set of heads for a whole batch is removed physically: its columns leave the
-projections to queries, keys and values, its rows the output projection, and the
-products shrink. A set for each sample would need other weights for each sample, which
-no matrix product has, so there the outputs are masked, and nothing gets faster.
+One set of heads for the whole batch is removed physically: its columns leave the
+projections to queries, keys and values, its rows leave the output projection, and the
+products shrink. A set for each sample would need weights for each sample, which no
+matrix product has; there the outputs are masked, and nothing gets faster.
 
-The unit is a *group*: a key head with the query heads that it serves. Where each head
-has keys of its own, kv_heads are heads. A single query head of a group is not pruned:
-its keys and values would have to be fetched for the others all the same.
+The unit of pruning is a KV head with the query heads that it serves. A single query
+head that shares its KV head is not pruned: the keys and values would still be fetched
+for the others.
 """
 
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from jprune.attention._attend import heads_per_kv
 
 
 class HeadWeights(NamedTuple):
-    """An attention layer's projections, by heads; biases may be None.
+    """Projections of an attention layer, by heads; biases may be None.
 
     Attributes:
       query: (hidden, heads, dim).
@@ -44,18 +44,17 @@ class HeadWeights(NamedTuple):
 
 
 def take_heads(weights: HeadWeights, ids: jax.Array) -> HeadWeights:
-    """Returns the projections of some kv_heads of heads only.
+    """Returns the projections of chosen KV heads and of the query heads they serve.
 
     Args:
-      weights: of a layer.
-      ids: (count,) int32, which key heads stay, ascending; the query heads that they
-        serve stay with them.
+      weights: projections of a layer.
+      ids: (count,) int32, indices of the KV heads that stay, ascending.
 
     Returns:
-      The weights with `count` key heads. The output bias is as it was.
+      `HeadWeights` with `count` KV heads. The output bias is unchanged.
 
     Raises:
-      PruningError: if kv heads do not divide heads.
+      PruningError: if heads is not a multiple of kv heads.
 
     Example:
       >>> import jax.numpy as jnp
@@ -87,16 +86,16 @@ def project(
     """Returns the queries, keys and values of tokens.
 
     Args:
-      weights: of a layer.
+      weights: projections of a layer.
       x: (..., tokens, hidden).
 
     Returns:
-      `(q, k, v)`: (..., heads, tokens, dim), the latter two with the key heads.
+      `(q, k, v)`: (..., heads, tokens, dim) and twice (..., kv heads, tokens, dim).
     """
 
     def heads(w: jax.Array, bias: jax.Array | None) -> jax.Array:
-        # One product of two matrices for all heads, which then go to the front: for
-        # few tokens CPUs run that several times faster than heads as an axis.
+        # One matrix product for all heads, whose axis is then moved to the front: for
+        # few tokens CPUs run that several times faster than a product with that axis.
         hidden, count, dim = w.shape
         y = jnp.matmul(x, w.reshape(hidden, count * dim))
         y = y.reshape(*y.shape[:-1], count, dim)
@@ -110,10 +109,10 @@ def project(
 
 
 def combine(weights: HeadWeights, outputs: jax.Array) -> jax.Array:
-    """Returns the output projection of the heads' outputs.
+    """Applies the output projection to the outputs of the heads.
 
     Args:
-      weights: of a layer.
+      weights: projections of a layer.
       outputs: (..., heads, tokens, dim).
 
     Returns:
@@ -129,17 +128,17 @@ def combine(weights: HeadWeights, outputs: jax.Array) -> jax.Array:
 
 
 def sum_per_kv_head(scores: jax.Array, kv_heads: int) -> jax.Array:
-    """Returns the scores of kv_heads, the sums of those of their query heads.
+    """Sums scores of query heads over those that share a KV head.
 
     Args:
       scores: (..., heads).
-      kv_heads: static, a divisor of the number of heads.
+      kv_heads: static, number of KV heads, a divisor of heads.
 
     Returns:
-      (..., kv_heads).
+      (..., kv heads).
 
     Raises:
-      PruningError: if kv_heads do not divide heads.
+      PruningError: if heads is not a multiple of kv heads.
 
     Example:
       >>> import jax.numpy as jnp
@@ -153,15 +152,16 @@ def sum_per_kv_head(scores: jax.Array, kv_heads: int) -> jax.Array:
 def keep_heads(
     scores: jax.Array, count: jax.typing.ArrayLike, alive: jax.Array | None = None
 ) -> jax.Array:
-    """Returns for each sample which heads stay, as a mask.
+    """Returns the mask of the top-scoring heads of each sample.
 
     Args:
-      scores: (..., kv_heads) floating.
-      count: how many stay, may be traced.
-      alive: (..., kv_heads) booleans, False for those that went before. All by default.
+      scores: (..., kv heads) floating.
+      count: number of heads that stay; may be traced.
+      alive: (..., kv heads) booleans, False for heads pruned before. All are alive by
+        default.
 
     Returns:
-      (..., kv_heads) booleans.
+      (..., kv heads) booleans, True = keep.
 
     Example:
       >>> import jax.numpy as jnp
@@ -174,34 +174,34 @@ def keep_heads(
 
 
 def mask_heads(x: jax.Array, alive: jax.Array) -> jax.Array:
-    """Returns outputs, or probabilities, with zeros for heads that are pruned.
+    """Sets outputs, or probabilities, of pruned heads to zero.
 
     Args:
       x: (..., heads, m, n).
-      alive: (..., kv_heads) booleans.
+      alive: (..., kv heads) booleans, False for pruned heads.
 
     Returns:
       An array in the shape and type of `x`.
 
     Raises:
-      PruningError: if kv_heads do not divide heads.
+      PruningError: if heads is not a multiple of kv heads.
     """
     each = repeat_per_kv_head(alive, x.shape[-3])[..., None, None]
     return jnp.where(each, x, jnp.zeros((), x.dtype))
 
 
 def repeat_per_kv_head(x: jax.Array, heads: int) -> jax.Array:
-    """Returns for each query head what is known of its group.
+    """Repeats values of KV heads for the query heads that they serve.
 
     Args:
-      x: (..., kv_heads).
-      heads: static, a multiple of the number of kv_heads.
+      x: (..., kv heads).
+      heads: static, number of query heads.
 
     Returns:
       (..., heads).
 
     Raises:
-      PruningError: if kv_heads do not divide heads.
+      PruningError: if heads is not a multiple of kv heads.
     """
     return jnp.repeat(x, heads_per_kv(heads, x.shape[-1]), axis=-1)
 

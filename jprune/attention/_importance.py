@@ -1,13 +1,12 @@
-"""How much tokens and heads matter, from what attention computes anyway.
-
-A token matters as much as others look at it, a head as much as it says:
+"""Importance of tokens and heads, from what attention computes anyway (SpAtten).
 
     s_token[j] = sum_layers sum_heads sum_queries P[h, i, j]
     s_head[h]  = sum_layers sum_queries sum_dims |E[h, i, d]|
 
-The functions here are one layer's terms. Over layers, and over generated tokens,
-they are added: `scores + token_importance(probs)`; whoever selects tokens gathers
-their scores along, so that survivors keep what they have earned.
+A token is important if it receives much attention; a head, if its outputs are large.
+The functions return the terms of one layer. Sums over layers, and over generated
+tokens, are the caller's: `scores + token_importance(probs)`. Scores are gathered along
+with the tokens, so that surviving tokens keep what they have accumulated.
 """
 
 import jax
@@ -22,24 +21,23 @@ def token_importance(
     *,
     visible: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns how much attention each key gets, summed over heads and queries.
+    """Returns the attention that each key receives, summed over heads and queries.
 
     s[j] = sum_h sum_i P[h, i, j]
 
-    Always in float32, whatever the type that the model computes in: bfloat16
-    stops counting at 256.
+    The sum is in float32, whatever the type of the model: bfloat16 sums of ones stop at
+    256.
 
     Args:
       probs: (..., heads, queries, keys) attention probabilities.
-      queries: (..., queries) booleans, False for padding, whose attention does
-        not count. All by default.
-      keys: (..., keys) booleans, False for padding, whose score is 0. All by
+      queries: (..., queries) booleans, False for padding, whose attention does not
+        count. All count by default.
+      keys: (..., keys) booleans, False for padding, which scores 0. All are real by
         default.
-      visible: (..., queries, keys) booleans, True where a query could see a key.
-        If given, the score is divided by the number of real queries that could
-        see the key. Under a causal mask early tokens are seen by more queries and
-        get higher sums; the paper does not correct for that, so this is off by
-        default.
+      visible: (..., queries, keys) booleans, True where a query may see a key. If
+        given, each score is divided by the number of real queries that may see the
+        key. Under a causal mask early tokens are seen by more queries and get higher
+        sums; the paper does not correct for that, so this is off by default.
 
     Returns:
       (..., keys) float32 scores.
@@ -55,8 +53,8 @@ def token_importance(
     References:
       Wang et al., SpAtten: Efficient Sparse Attention Architecture with Cascade
       Token and Head Pruning, 2021, arXiv:2012.09852, algorithm 1. The division by
-      how often a token was seen is that of H2O's followers (Zhang et al., 2023,
-      arXiv:2306.14048).
+      the number of queries that see a token is that of H2O's followers (Zhang et al.,
+      2023, arXiv:2306.14048).
     """
     p = probs.astype(jnp.float32)
     if queries is None:
@@ -73,15 +71,15 @@ def token_importance(
 
 
 def head_importance(outputs: jax.Array, queries: jax.Array | None = None) -> jax.Array:
-    """Returns the magnitude of what each head says, summed over queries and dims.
+    """Returns the L1 norm of each head's outputs, over queries and dims.
 
     s[h] = sum_i sum_d |E[h, i, d]|,   E = P V
 
     Args:
-      outputs: (..., heads, queries, dim) the heads' outputs, before the output
-        projection mixes them.
-      queries: (..., queries) booleans, False for padding, which does not count.
-        All by default.
+      outputs: (..., heads, queries, dim), outputs of the heads before the output
+        projection.
+      queries: (..., queries) booleans, False for padding, which does not count. All
+        count by default.
 
     Returns:
       (..., heads) float32 scores.
@@ -102,11 +100,11 @@ def head_importance(outputs: jax.Array, queries: jax.Array | None = None) -> jax
 
 
 def _sum_at_once(probs: jax.Array, real: jax.Array) -> jax.Array:
-    """The sum over heads and over the queries that are real."""
+    """Sums over heads and over the real queries."""
     return jnp.sum(jnp.where(real[..., None, :, :], probs, 0), axis=(-3, -2))
 
 
 def _sum_by_heads(probs: jax.Array, real: jax.Array) -> jax.Array:
-    """The same, for a CPU, which writes what it masks before it sums that."""
+    """Sums the same; faster on a CPU, which writes a masked array before it sums it."""
     looks = sum(jnp.unstack(probs, axis=-3))
     return jnp.sum(jnp.where(real, looks, 0), axis=-2)

@@ -1,14 +1,14 @@
-"""Progressive quantization: attention from the upper bits, the lower ones on demand.
+"""Progressive quantization: attention from the keys' upper bits, lower bits on demand.
 
     x ~ scale (2^lsb M + L)      M signed, the upper bits;  0 <= L < 2^lsb, the lower
 
-The planes M and L stand at different addresses. Scores are computed from M; only a
-row whose probabilities are flat, max_j p_j < threshold, fetches L and is computed
-anew. A quantization error of one score moves the probabilities by at most half of it,
-and by little where one of them is near 1: hence the rule.
+The bit planes M and L are stored at different addresses. Scores are computed from M;
+only a row whose probabilities are flat, max_j p_j < threshold, fetches L and is
+recomputed. A quantization error of one score changes the probabilities by at most half
+of it, and by little where one of them is near 1: hence the rule.
 
-What M leaves out is on average the same for all keys, and a softmax does not see what
-is the same for all keys: nothing has to be added in the middle of the range.
+The mean of what M leaves out is about the same for all keys, and a softmax is invariant
+to a constant, so no half unit has to be added.
 """
 
 from typing import Any, NamedTuple
@@ -22,18 +22,18 @@ from jprune import gates
 from jprune._core import base
 from jprune.attention._attend import dot_heads, scores, softmax, weigh
 
-_EXACT_FLOAT = 2**24  # integers up to here are exact in float32, and so are their sums
+_EXACT_FLOAT = 2**24  # integers up to this are exact in float32
 _EXACT_INT = 2**31 - 1
 
 
 class Bits(NamedTuple):
-    """How many bits attention's operands have; static.
+    """Bit widths of attention's operands; static.
 
     Attributes:
-      query: of the queries, from 2 to 16.
-      msb: of the keys' upper plane, from 2 to 16: 4, 6, 8, 10 or 12 in practice.
-      lsb: of their lower plane, 4 in practice; 0 for static quantization of the keys.
-      value: of the values; 0 leaves them as they are.
+      query: bits of the queries, 2 to 16.
+      msb: bits of the keys' upper plane, 2 to 16; 4, 6, 8, 10 or 12 in practice.
+      lsb: bits of the keys' lower plane, 4 in practice; 0 for static quantization.
+      value: bits of the values, 2 to 16; 0 leaves them unquantized.
     """
 
     query: int = 12
@@ -43,12 +43,13 @@ class Bits(NamedTuple):
 
 
 class Planes(NamedTuple):
-    """Quantized numbers in two planes.
+    """Quantized numbers in two bit planes.
 
     Attributes:
       msb: the upper bits, signed integers.
       lsb: the lower bits, integers in [0, 2^lsb).
-      scale: float32, of one unit of the lowest bit; broadcasts to the numbers.
+      scale: float32, the value of one unit of the lowest bit; broadcasts to the
+        numbers.
     """
 
     msb: jax.Array
@@ -57,13 +58,13 @@ class Planes(NamedTuple):
 
 
 class Progressive(NamedTuple):
-    """What progressive attention gives.
+    """The result of progressive attention.
 
     Attributes:
       out: (..., heads, queries, dim).
-      probs: (..., heads, queries, keys) float32, of which `out` was made.
+      probs: (..., heads, queries, keys) float32, the probabilities behind `out`.
       refetched: (..., heads, queries) booleans, True for rows that fetched the lower
-        bits. Their share of the real rows is the paper's refetch fraction.
+        bits. Their fraction of the real rows is the paper's refetch fraction.
     """
 
     out: jax.Array
@@ -78,25 +79,26 @@ def quantize(
     axes: tuple[int, ...] = (-2, -1),
     where: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the nearest integers of a symmetric linear quantization, and its unit.
+    """Quantizes linearly and symmetrically to the nearest integers.
 
     scale = max |x| / (2^(bits - 1) - 1),   integers = round(x (1 / scale))
 
-    Halves go to the even integer.
+    Halves round to the even integer.
 
     Args:
       x: floating.
-      bits: static, from 2 to 16, the sign included.
-      axes: over which one unit is shared; of (..., heads, tokens, dim) all of a head.
-      where: booleans that broadcast to `x`, False for padding, which does not count
-        for the maximum (and is clipped to it).
+      bits: static, 2 to 16, including the sign.
+      axes: axes that share one scale; by default each head of (..., heads, tokens, dim)
+        has its own.
+      where: booleans that broadcast to `x`, False for padding, which does not count for
+        the maximum (and is clipped to it).
 
     Returns:
-      `(integers, scale)`: int8 up to 8 bits, else int16, of the shape of `x`; and
-      float32 with ones for `axes`.
+      `(integers, scale)`: integers in the shape of `x`, int8 up to 8 bits, else int16;
+      the scale in float32, of size 1 along `axes`.
 
     Raises:
-      PruningError: if `bits` is not from 2 to 16.
+      PruningError: if `bits` is not between 2 and 16.
 
     Example:
       >>> import jax.numpy as jnp
@@ -105,15 +107,15 @@ def quantize(
       ([[-7, 2, 0]], 1.0)
     """
     if not 2 <= bits <= 16:
-        raise base.PruningError(f"Quantization to {bits} bits; from 2 to 16 can be.")
+        raise base.PruningError(f"Quantization takes 2 to 16 bits; got {bits}.")
     most = 2 ** (bits - 1) - 1
     wide = lax.stop_gradient(x).astype(jnp.float32)
     size = jnp.abs(wide) if where is None else jnp.where(where, jnp.abs(wide), 0)
     top = jnp.max(size, axis=axes, keepdims=True, initial=0)
     some = top > 2.0**-100  # below that, 1 / top is not a float32
     top = jnp.where(some, top, most)
-    # By multiplication: XLA turns a quotient into one or not, as it sees fit, and
-    # what lies half way between two integers would go either way.
+    # A product, not a quotient: XLA may or may not turn a division into one, and
+    # numbers half way between two integers would then round either way.
     integers = jnp.round(jnp.where(some, wide, 0) * (most / top))
     integers, scale = jnp.clip(integers, -most, most), top / most
     return integers.astype(jnp.int8 if bits <= 8 else jnp.int16), scale
@@ -127,12 +129,12 @@ def split(
     axes: tuple[int, ...] = (-2, -1),
     where: jax.Array | None = None,
 ) -> Planes:
-    """Returns numbers quantized to msb + lsb bits, cut into two planes.
+    """Quantizes to msb + lsb bits and splits the integers into two bit planes.
 
     Args:
-      x: floating, (..., heads, tokens, dim), say.
-      msb: static, bits of the upper plane, the sign included.
-      lsb: static, bits of the lower plane; msb + lsb is from 2 to 16.
+      x: floating, such as (..., heads, tokens, dim).
+      msb: static, bits of the upper plane, including the sign.
+      lsb: static, bits of the lower plane; msb + lsb is between 2 and 16.
       axes: as in `quantize`.
       where: as in `quantize`.
 
@@ -152,7 +154,9 @@ def split(
       Wang et al., SpAtten, 2021, arXiv:2012.09852, section III.D.
     """
     if msb < 2 or lsb < 0:
-        raise base.PruningError(f"Planes of {msb} and {lsb} bits.")
+        raise base.PruningError(
+            f"Bit planes need at least 2 upper and 0 lower bits; got {msb} and {lsb}."
+        )
     integers, scale = quantize(x, msb + lsb, axes=axes, where=where)
     upper = integers >> np.array(lsb, integers.dtype)  # towards minus infinity
     lower = integers & np.array(2**lsb - 1, integers.dtype)
@@ -161,15 +165,15 @@ def split(
 
 
 def join(planes: Planes, lsb: int, *, lower: bool = True) -> jax.Array:
-    """Returns the numbers that planes stand for.
+    """Returns the numbers that bit planes represent.
 
     Args:
-      planes: as of `split`.
+      planes: result of `split`.
       lsb: static, bits of the lower plane.
-      lower: static; whether the lower bits count, or are taken as 0.
+      lower: static; whether to use the lower bits, or take them as 0.
 
     Returns:
-      float32 numbers, within half a unit of those that were split if `lower`.
+      float32 numbers; with `lower`, within half a unit of those that were split.
 
     Example:
       >>> import jax.numpy as jnp
@@ -190,11 +194,11 @@ def fake_quantize(
     axes: tuple[int, ...] = (-2, -1),
     where: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns the quantized numbers as floats, with the derivative of the identity.
+    """Rounds to quantized values; the gradient passes straight through.
 
     Args:
       x: floating.
-      bits: static, from 2 to 16; 0 for `x` as it is.
+      bits: static, 2 to 16; 0 returns `x` unchanged.
       axes: as in `quantize`.
       where: as in `quantize`.
 
@@ -202,7 +206,7 @@ def fake_quantize(
       Numbers in the shape and type of `x`.
 
     Raises:
-      PruningError: if `bits` is not from 2 to 16.
+      PruningError: if `bits` is neither 0 nor between 2 and 16.
 
     Example:
       >>> import jax
@@ -220,14 +224,14 @@ def fake_quantize(
 
 
 def center_keys(k: jax.Array, keys: jax.Array | None = None) -> jax.Array:
-    """Returns the keys without their mean, which no softmax can see.
+    """Subtracts the mean key, to which attention is invariant.
 
-    q . (k_j - mean) differs from q . k_j by what is the same for all j. What is left
-    has a smaller range, so that its quantization has a finer unit.
+    q . (k_j - mean) differs from q . k_j by a constant over j, which the softmax
+    cancels. The centred keys have a smaller range, and so a finer quantization.
 
     Args:
       k: (..., kv heads, keys, dim).
-      keys: (..., keys) booleans, False for padding, which is not in the mean.
+      keys: (..., keys) booleans, False for padding, which is left out of the mean.
 
     Returns:
       Keys in the shape and type of `k`.
@@ -251,22 +255,22 @@ def center_keys(k: jax.Array, keys: jax.Array | None = None) -> jax.Array:
 def progressive_scores(
     q: jax.Array, planes: Planes, bits: Bits, *, scale: float | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the scores from the upper bits, and those from all bits.
+    """Returns attention logits from the keys' upper bits, and from all bits.
 
-    Q . K = 2^lsb Q . M + Q . L. Both products are of integers and exact; the sum is
-    exact below 2^31, and correct to the rounding of float32 beyond.
+    Q . K = 2^lsb Q . M + Q . L. Both products are of integers and exact; their sum is
+    exact below 2^31, and rounded to float32 beyond.
 
     Args:
-      q: (..., heads, queries, dim) floating; quantized to `bits.query` here.
-      planes: of the keys, (..., kv heads, keys, dim).
-      bits: of queries and planes.
-      scale: of the products, 1 / sqrt(dim) by default.
+      q: (..., heads, queries, dim) floating; quantized here to `bits.query`.
+      planes: bit planes of the keys, (..., kv heads, keys, dim).
+      bits: bit widths of queries and planes.
+      scale: factor of the logits, 1 / sqrt(dim) by default.
 
     Returns:
-      `(from upper, from all)`: (..., heads, queries, keys) float32.
+      `(from upper, from all)`: (..., heads, queries, keys) float32 each.
 
     Raises:
-      PruningError: if so many bits overflow an int32.
+      PruningError: if the products overflow an int32 at these bit widths.
 
     Example:
       >>> import jax.numpy as jnp
@@ -300,29 +304,30 @@ def progressive_attend(
 ) -> Progressive:
     """Returns attention whose keys' lower bits are fetched only for flat rows.
 
-    A row's probabilities are computed from the upper bits; if the largest is below
-    the threshold, from all bits. The derivative is that of attention, at the
-    probabilities that were used, straight through all rounding.
+    A row's probabilities are computed from the upper bits and, if the largest is below
+    the threshold, recomputed from all bits. The gradient is that of plain attention at
+    the probabilities used, straight through all rounding.
 
-    XLA computes both versions: this says what a machine that fetches bits on demand
-    would answer, and `traffic` what it would fetch. It is not faster here.
+    XLA computes both versions: the result is what a machine that fetches bits on demand
+    would return, and `fetched` counts what it would read. It is not faster here.
 
     Args:
       q: (..., heads, queries, dim).
-      k: (..., kv heads, keys, dim); `center_keys` first if wanted.
+      k: (..., kv heads, keys, dim); apply `center_keys` first if wanted.
       v: (..., kv heads, keys, dim).
-      bits: static.
+      bits: static bit widths.
       threshold: in [0, 1], may be traced; 0 never fetches. About 0.1 for text.
-      mask: booleans that broadcast to (..., heads, queries, keys); True = take part.
-      keys: (..., keys) booleans, False for padding, which is not to stretch the
-        units of quantization.
+      mask: booleans that broadcast to (..., heads, queries, keys); True = may be seen.
+      keys: (..., keys) booleans, False for padding, which does not count for the scales
+        of the quantization.
 
     Returns:
-      `Progressive`. With padding among the queries, they are in `refetched` unless
-      the mask leaves them nothing to see.
+      `Progressive`. Padded queries count as refetched, unless the mask hides all keys
+      from them.
 
     Raises:
-      PruningError: if so many bits overflow an int32, or kv heads do not divide heads.
+      PruningError: if the products overflow an int32 at these bit widths, or heads is
+        not a multiple of kv heads.
 
     Example:
       >>> import jax.numpy as jnp
@@ -339,13 +344,13 @@ def progressive_attend(
     upper, whole = progressive_scores(q, planes, bits)
     first = softmax(upper, mask)
     top = jnp.max(first, axis=-1, initial=0)
-    # A row that may see nothing has 0 everywhere, and nothing to fetch.
+    # A fully masked row has probabilities of 0, and nothing to fetch.
     refetched = (top < jnp.asarray(threshold, jnp.float32)) & (top > 0)
     if bits.lsb == 0:
         refetched = jnp.zeros_like(refetched)
     used = lax.stop_gradient(jnp.where(refetched[..., None], whole, upper))
-    # XLA would work the first softmax into each use of the second, which GPUs pay for
-    # with three to four times the time to compile.
+    # Without the barrier XLA fuses the first softmax into each use of the second, which
+    # takes three to four times as long to compile on GPUs.
     used = lax.optimization_barrier(used)
     used = gates.straight_through(used, scores(q, k))
     probs = softmax(used, mask)
@@ -354,23 +359,23 @@ def progressive_attend(
 
 
 def _integer_dots(x: jax.Array, y: jax.Array, bound: int) -> jax.Array:
-    """Products of integers, which are at most `bound`: exact, in float32 or int32."""
+    """Multiplies integers exactly, in float32 or int32; sums are at most `bound`."""
     if bound <= _EXACT_FLOAT:
-        # Every partial sum is an integer that float32 holds, and this is faster than
-        # integers. At the highest precision no device rounds such operands.
+        # Every partial sum is an integer that float32 represents exactly, and float
+        # products are faster. At the highest precision no device rounds the operands.
         x, y, dtype = x.astype(jnp.float32), y.astype(jnp.float32), jnp.float32
     elif bound <= _EXACT_INT:
         x, y, dtype = x.astype(jnp.int32), y.astype(jnp.int32), jnp.int32
     else:
         raise base.PruningError(
-            f"Sums of products up to {bound} overflow an int32: fewer bits are needed."
+            f"Sums of products up to {bound} overflow an int32: use fewer bits."
         )
     dots = "...gqd,...gkd->...gqk"
     return dot_heads(dots, x, y, dtype, lax.Precision.HIGHEST)
 
 
 def _joined(coarse: jax.Array, fine: jax.Array, lsb: int, bound: int) -> jax.Array:
-    """2^lsb coarse + fine in float32, of integers that are at most `bound`."""
+    """Returns 2^lsb coarse + fine in float32, of integers that are at most `bound`."""
     if _EXACT_FLOAT < bound <= _EXACT_INT:
         upper = coarse.astype(jnp.int32) << np.int32(lsb)
         return (upper + fine.astype(jnp.int32)).astype(jnp.float32)

@@ -1,9 +1,9 @@
-"""How many tokens, heads and values each layer keeps: static, so compiled once.
+"""Schedules: how many tokens, heads and values each layer keeps.
 
 Counts are tuples of Python integers, one a layer, made by `ramp`, `ltp_ramp` or
-`from_ratios`, and put together by `schedule`. They never grow from layer to layer:
-what is pruned stays pruned. A `Schedule` is hashable, so it can be a static argument
-of `jax.jit`; every other schedule is another compilation.
+`from_ratios` and combined by `schedule`. They never grow from layer to layer: what is
+pruned stays pruned. A `Schedule` is hashable, so it can be a static argument of
+`jax.jit`; each different schedule compiles anew.
 """
 
 import itertools
@@ -18,14 +18,14 @@ Counts = tuple[int, ...]
 
 
 class Schedule(NamedTuple):
-    """What each layer keeps.
+    """Keep counts of each layer.
 
     Attributes:
-      length: of the input, in tokens.
-      tokens: how many leave the attention of each layer: those that its output
-        projection, its feed-forward part and all later layers compute.
-      heads: how many heads each layer computes; the first one all of the model's.
-      values: how many rows of V each query multiplies by, in each head.
+      length: tokens of the input.
+      tokens: tokens that leave the attention of each layer: those for which its output
+        projection, its feed-forward part and all later layers are computed.
+      heads: query heads that each layer computes; the first layer computes all.
+      values: rows of V that each query of each head multiplies by.
     """
 
     length: int
@@ -35,7 +35,7 @@ class Schedule(NamedTuple):
 
     @property
     def entering(self) -> Counts:
-        """How many tokens enter each layer: its queries and its keys."""
+        """Tokens that enter each layer: its queries and its keys."""
         return (self.length, *self.tokens[:-1])
 
 
@@ -45,21 +45,21 @@ def schedule(
     heads: Sequence[int],
     values: Sequence[int] | None = None,
 ) -> Schedule:
-    """Returns a schedule whose counts are checked.
+    """Returns a schedule from counts of each layer, after checking them.
 
     Args:
-      length: of the input, in tokens.
-      tokens: for each layer how many leave its attention, in [1, length].
-      heads: for each layer how many heads it computes; the first has all.
-      values: for each layer how many rows of V each query multiplies by; those of
-        all its keys by default.
+      length: tokens of the input.
+      tokens: for each layer, tokens that leave its attention, in [1, length].
+      heads: for each layer, query heads that it computes; the first layer computes all.
+      values: for each layer, rows of V that each query multiplies by; those of all its
+        keys by default.
 
     Returns:
       A `Schedule`.
 
     Raises:
-      PruningError: if there are not as many counts of each kind, if tokens or heads
-        grow from layer to layer, or if there are more values than keys.
+      PruningError: if the numbers of counts differ, if tokens or heads grow from layer
+        to layer, or if there are more values than keys.
 
     Example:
       >>> s = schedule(128, tokens=(128, 96, 64), heads=(12, 12, 10))
@@ -71,15 +71,21 @@ def schedule(
         length, tuple(tokens), tuple(heads), tuple(keys if values is None else values)
     )
     if not len(tokens) or len({len(counts) for counts in made[1:]}) > 1:
-        raise base.PruningError(f"Not one count of each kind for each layer: {made}.")
+        raise base.PruningError(
+            "A schedule has one count of tokens, heads and values for each layer; got "
+            f"{made}."
+        )
     for name, counts in (("tokens", (length, *tokens)), ("heads", made.heads)):
         if min(counts) < 1 or _grows(counts):
             raise base.PruningError(
-                f"What is pruned stays pruned, but {name} go from layer to layer as "
-                f"{counts}."
+                f"Counts of {name} have to be positive and must not grow from layer to "
+                f"layer, as what is pruned stays pruned; got {counts}."
             )
     if any(not 0 <= v <= n for v, n in zip(made.values, keys, strict=True)):
-        raise base.PruningError(f"Values {made.values} are not among keys {keys}.")
+        raise base.PruningError(
+            f"Counts of values have to be between 0 and those of keys, {keys}; got "
+            f"{made.values}."
+        )
     return made
 
 
@@ -87,9 +93,9 @@ def dense(layers: int, length: int, heads: int) -> Schedule:
     """Returns the schedule that keeps everything.
 
     Args:
-      layers: how many.
-      length: of the input, in tokens.
-      heads: of each layer.
+      layers: number of layers.
+      length: tokens of the input.
+      heads: query heads of each layer.
 
     Returns:
       A `Schedule`.
@@ -98,23 +104,23 @@ def dense(layers: int, length: int, heads: int) -> Schedule:
 
 
 def from_ratios(ratios: Sequence[float], total: int, multiple: int = 1) -> Counts:
-    """Returns counts for keep ratios.
+    """Converts keep ratios to counts.
 
     max(multiple, multiple floor(ratio total / multiple)), and `total` where the
     ratio is 1.
 
     Args:
       ratios: for each layer the fraction of `total` that it keeps, in (0, 1].
-      total: of what is kept, the length or the number of heads.
-      multiple: what the counts are rounded down to a multiple of. On a CPU or GPU
-        8 or 16 tokens cost as much as a few more, and with fewer different counts
-        there are fewer compilations.
+      total: count at ratio 1: the length, or the number of heads.
+      multiple: counts are rounded down to a multiple of this. On a CPU or GPU a few
+        tokens up to the next multiple of 8 or 16 are free, and fewer different counts
+        mean fewer compilations.
 
     Returns:
       One count a layer.
 
     Raises:
-      PruningError: if a ratio is not in (0, 1], or ratios grow.
+      PruningError: if a ratio is not in (0, 1], or ratios grow from layer to layer.
 
     Example:
       >>> from_ratios([1.0, 0.9, 0.7, 0.2], 1024)
@@ -123,10 +129,14 @@ def from_ratios(ratios: Sequence[float], total: int, multiple: int = 1) -> Count
       (1024, 920, 712, 200)
     """
     if not all(0 < r <= 1 for r in ratios):
-        raise base.PruningError(f"Keep ratios are in (0, 1]; got {list(ratios)}.")
+        raise base.PruningError(
+            f"Keep ratios have to be in (0, 1]; got {list(ratios)}."
+        )
     if _grows(ratios, 1e-9):
-        raise base.PruningError(f"Keep ratios must not grow; got {list(ratios)}.")
-    # 0.29 of 100 is 29, although the product of the floats is a little less.
+        raise base.PruningError(
+            f"Keep ratios must not grow from layer to layer; got {list(ratios)}."
+        )
+    # The slack keeps 0.29 of 100 at 29, although the floats multiply to slightly less.
     floors = (multiple * math.floor(r * total / multiple + 1e-9) for r in ratios)
     each = zip(floors, ratios, strict=True)
     return tuple(
@@ -145,17 +155,17 @@ def ramp(
 ) -> Counts:
     """Returns counts that fall linearly over the layers, as SpAtten's do.
 
-    The first ceil(front layers) layers keep all. Over the others the keep ratio
-    goes linearly from `start` to `end`, with start + end = 2 average.
+    The first ceil(front layers) layers keep all. Over the others the keep ratio falls
+    linearly from `start` to `end`, with start + end = 2 average.
 
     Args:
-      layers: how many.
-      total: of what is kept, the length or the number of heads.
-      average: the mean keep ratio of the layers that prune, in (0, 1].
-      start: the keep ratio of the first of them, in [average, 2 average).
-      front: the share of layers in front that prune nothing: 0.15 for tokens, 0.3
-        for heads.
-      multiple: what the counts are rounded down to a multiple of; 1 for heads.
+      layers: number of layers.
+      total: count at ratio 1: the length, or the number of heads.
+      average: mean keep ratio of the layers that prune, in (0, 1].
+      start: keep ratio of the first layer that prunes, in [average, 2 average).
+      front: fraction of the layers, at the front, that prune nothing: 0.15 for tokens,
+        0.3 for heads.
+      multiple: counts are rounded down to a multiple of this; 1 for heads.
 
     Returns:
       One count a layer.
@@ -188,16 +198,16 @@ def ramp(
 
 
 def ltp_ramp(layers: int, total: int, last: float, *, multiple: int = 8) -> Counts:
-    """Returns counts that fall linearly to a keep ratio of the last layer.
+    """Returns counts that fall linearly to the keep ratio of the last layer.
 
     With n0 = max(3, ceil(0.15 layers)) layers that keep all, layer i = n0, ... keeps
     1 + (last - 1) (i - n0 + 1) / (layers - n0).
 
     Args:
-      layers: how many, more than 3.
-      total: of what is kept.
-      last: the keep ratio of the last layer, in (0, 1].
-      multiple: what the counts are rounded down to a multiple of.
+      layers: number of layers, more than 3.
+      total: count at ratio 1: the length, or the number of heads.
+      last: keep ratio of the last layer, in (0, 1].
+      multiple: counts are rounded down to a multiple of this.
 
     Returns:
       One count a layer.
@@ -211,11 +221,14 @@ def ltp_ramp(layers: int, total: int, last: float, *, multiple: int = 8) -> Coun
 
     References:
       Kim et al., Learned Token Pruning for Transformers, 2022, arXiv:2107.00910:
-      how its code reads SpAtten's rule.
+      SpAtten's rule as its code implements it.
     """
     whole = max(3, math.ceil(0.15 * layers - 1e-9))
     if layers <= whole or not 0 < last <= 1:
-        raise base.PruningError(f"No ramp to {last} in {layers} layers, {whole} whole.")
+        raise base.PruningError(
+            f"A ramp needs more layers than the {whole} that keep all, and its last "
+            f"layer a keep ratio in (0, 1]; got {layers} layers and {last}."
+        )
     falling = (
         1 + (last - 1) * (i - whole + 1) / (layers - whole)
         for i in range(whole, layers)
@@ -224,10 +237,10 @@ def ltp_ramp(layers: int, total: int, last: float, *, multiple: int = 8) -> Coun
 
 
 class LayerCost(NamedTuple):
-    """Multiply-adds of one layer, or of several; integers, or real if counts are.
+    """Multiply-adds of one layer or a sum of layers; integers, or real if counts are.
 
     Attributes:
-      projections: of the input to queries, keys and values.
+      projections: from the input to queries, keys and values.
       scores: Q K^T.
       values: P V.
       output: the output projection.
@@ -245,7 +258,7 @@ class LayerCost(NamedTuple):
 def multiply_adds(
     plan: Schedule, hidden: int, feed_forward: int, *, heads_per_kv: int = 1
 ) -> LayerCost:
-    """Returns the multiply-adds of an encoder under a schedule, one sample.
+    """Returns the multiply-adds of an encoder under a schedule, for one sample.
 
     With n tokens that enter a layer, m that leave its attention, h heads of d dims,
     and v rows of V for each query,
@@ -260,16 +273,16 @@ def multiply_adds(
       plan: the schedule; its first layer has all heads, of hidden / heads dims. For
         soft counts, a `Schedule` of sequences of real numbers, traced or not, except
         for the first number of heads.
-      hidden: the model's width.
-      feed_forward: the width of the feed-forward part.
-      heads_per_kv: query heads for each key head, a divisor of the numbers of heads.
+      hidden: width of the model.
+      feed_forward: width of the feed-forward part.
+      heads_per_kv: query heads that share a KV head, a divisor of all numbers of heads.
 
     Returns:
-      The sums over all layers, by kind; `sum(...)` of it is the total. Divide by
-      that of `dense` for the share. Exact integers for integers.
+      `LayerCost`, the sums over all layers; `sum(...)` of it is the total. Divide by
+      that of `dense` for the fraction left. Exact integers for integers.
 
     Raises:
-      PruningError: if heads do not divide `hidden`.
+      PruningError: if `hidden` is not a multiple of the number of heads.
 
     Example:
       >>> full = sum(multiply_adds(dense(12, 128, 12), 768, 3072))
@@ -279,7 +292,9 @@ def multiply_adds(
       (11173625856, 1.318)
     """
     if hidden % plan.heads[0]:
-        raise base.PruningError(f"{plan.heads[0]} heads do not divide {hidden}.")
+        raise base.PruningError(
+            f"A hidden width of {hidden} is not a multiple of {plan.heads[0]} heads."
+        )
     dim = hidden // plan.heads[0]
     each = [
         LayerCost(

@@ -1,9 +1,9 @@
-"""What a machine that fetches on demand reads from memory, counted row by row.
+"""Memory traffic of a machine that fetches rows and bit planes on demand.
 
-XLA reads every array whole. SpAtten's hardware reads the rows of Q, K and V that are
-needed, in the planes that are needed; these counts are exact and feed the cost model.
-Rows are counted on the device, in int32; bits are Python integers, which do not
-overflow.
+XLA reads every array whole. SpAtten's hardware reads only the rows of Q, K and V that
+are needed, in the bit planes that are needed. The counts here are exact and feed the
+cost model. Rows are counted on the device, in int32; bits are Python integers, which
+cannot overflow.
 """
 
 from typing import Any, NamedTuple
@@ -18,13 +18,13 @@ from jprune.attention._quantize import Bits
 
 
 class Fetched(NamedTuple):
-    """Rows of `dim` numbers that are read, (..., kv heads) integers, or their bits.
+    """Rows of `dim` numbers read, (..., kv heads) integers; or their bits.
 
     Attributes:
-      queries: of Q.
-      keys: of the upper plane of K.
-      lower: of the lower plane of K.
-      values: of V.
+      queries: rows of Q.
+      keys: rows of the upper bit plane of K.
+      lower: rows of the lower bit plane of K.
+      values: rows of V.
     """
 
     queries: Any
@@ -41,27 +41,28 @@ def fetched(
     kept: jax.Array | None = None,
     shared: bool = True,
 ) -> Fetched:
-    """Returns how many rows of Q, K and V are read.
+    """Counts the rows of Q, K and V that are read.
 
-    The query heads of a group use a row together. In the summarization stage K and V
-    of a head stay on the chip for all queries (`shared`): a row is read once if any
-    query needs it. In the generation stage each query reads anew.
+    Query heads that share a KV head read its rows together. While a prompt or an
+    encoder's input is processed (the summarization stage), K and V of a head stay on
+    the chip for all queries (`shared`): a row is read once if any query needs it. While
+    text is generated, each query reads anew.
 
     Args:
-      visible: (..., heads, queries, keys) booleans, True where a row of probabilities
-        sees a key; False for padding of either kind and for pruned heads.
-      kv_heads: static, how many key heads; they divide heads.
-      refetched: (..., heads, queries) booleans, rows that fetch the lower plane. None
-        do by default.
-      kept: (..., heads, queries, keys) booleans, whose values are fetched. All that
-        are visible by default.
+      visible: (..., heads, queries, keys) booleans, True where a query sees a key;
+        False for padded queries and keys and for pruned heads.
+      kv_heads: static, number of KV heads, a divisor of heads.
+      refetched: (..., heads, queries) booleans, True for rows of probabilities that
+        fetch the lower bit plane. None do by default.
+      kept: (..., heads, queries, keys) booleans, True for values that are fetched. All
+        visible ones are by default.
       shared: static; whether a row is read once for all queries.
 
     Returns:
-      `Fetched`.
+      `Fetched`, in rows.
 
     Raises:
-      PruningError: if kv heads do not divide heads.
+      PruningError: if heads is not a multiple of kv heads.
 
     Example:
       >>> import jax.numpy as jnp
@@ -83,7 +84,7 @@ def fetched(
 
     def rows(needed: jax.Array) -> jax.Array:
         shape = (*needed.shape[:-3], kv_heads, each, *needed.shape[-2:])
-        needed = needed.reshape(shape).any(axis=-3)  # of a group
+        needed = needed.reshape(shape).any(axis=-3)  # of the heads that share a KV head
         needed = needed.any(axis=-2, keepdims=True) if shared else needed
         return jnp.sum(needed, axis=(-2, -1), dtype=jnp.int32)
 
@@ -97,15 +98,15 @@ def fetched(
 
 
 def fetched_bits(rows: Fetched, dim: int, bits: Bits) -> Fetched:
-    """Returns how many bits those rows are, in all.
+    """Returns the total number of bits in the fetched rows.
 
     Args:
-      rows: as of `fetched`, on the host or the device; is waited for.
+      rows: result of `fetched`, on the host or the device; blocks until it is computed.
       dim: numbers in a row.
-      bits: of each; a `value` of 0 bits is counted as 32.
+      bits: bit widths; a `value` of 0 bits counts as 32.
 
     Returns:
-      `Fetched` of Python integers; their sum is the traffic.
+      `Fetched` of Python integers, in bits; their sum is the traffic.
 
     Example:
       >>> import jax.numpy as jnp
@@ -119,15 +120,15 @@ def fetched_bits(rows: Fetched, dim: int, bits: Bits) -> Fetched:
 
 
 def refetch_fraction(refetched: jax.Array, visible: jax.Array) -> jax.Array:
-    """Returns the share of rows of probabilities that fetched the lower bits.
+    """Returns the fraction of rows of probabilities that fetched the lower bits.
 
     Args:
       refetched: (..., heads, queries) booleans.
-      visible: (..., heads, queries, keys) booleans; a row that sees nothing, of
-        padding, say, is not counted.
+      visible: (..., heads, queries, keys) booleans; rows that see nothing, such as
+        padding, do not count.
 
     Returns:
-      A float32 scalar; 0 if there are no rows.
+      A float32 scalar in [0, 1]; 0 if there are no rows.
     """
     real = visible.any(axis=-1)
     asked = jnp.sum(refetched & real, dtype=jnp.float32)

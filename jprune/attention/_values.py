@@ -1,10 +1,9 @@
-"""Local value pruning: only the largest probabilities of a row fetch their values.
+"""Local value pruning: each row fetches values for its largest probabilities only.
 
-Each query of each head has its own choice, after the softmax, and keeps it for one
-layer only. In hardware the other rows of V are never read. XLA has nothing to gain
-from that: gathering rows costs more than multiplying by them (5 to 20 times on a CPU),
-so here it is a mask, and `jprune.attention.fetched` counts what a machine with a top-k
-engine would fetch.
+Each query of each head selects after its own softmax, for one layer. In hardware the
+other rows of V are never read. XLA gains nothing from that, as gathering rows costs
+more than multiplying them (5 to 20 times on a CPU), so here the selection is a mask,
+and `jprune.attention.fetched` counts what a machine with a top-k engine would read.
 """
 
 from typing import Any
@@ -17,18 +16,18 @@ from jprune.attention._attend import weigh
 
 
 def keep_values(probs: jax.Array, count: Any) -> jax.Array:
-    """Returns which values each row of probabilities fetches.
+    """Returns the mask of the values that each row of probabilities fetches.
 
-    The `count` largest of a row, ties to the earlier key, but none of probability 0:
-    a masked key has no value to fetch.
+    The `count` largest probabilities of a row, ties to the earlier key. A probability
+    of 0 is never kept: a masked key has no value to fetch.
 
     Args:
       probs: (..., heads, queries, keys), not negative.
-      count: an integer, or integers that broadcast to (..., heads, queries); may be
-        traced. `count_values` makes them from a fraction.
+      count: values kept in each row, an integer or integers that broadcast to (...,
+        heads, queries); may be traced. `count_values` computes it from a fraction.
 
     Returns:
-      Booleans in the shape of `probs`.
+      Booleans in the shape of `probs`, True = fetch.
 
     Example:
       >>> import jax.numpy as jnp
@@ -43,12 +42,12 @@ def keep_values(probs: jax.Array, count: Any) -> jax.Array:
 
 
 def count_values(fraction: Any, visible: jax.Array) -> jax.Array:
-    """Returns how many values a fraction of the visible keys is, at least one.
+    """Returns the number of values that a fraction of the visible keys amounts to.
 
     max(1, floor(fraction n)) for a row that may see n keys.
 
     Args:
-      fraction: in (0, 1]; may be traced.
+      fraction: fraction of the visible keys, in (0, 1]; may be traced.
       visible: (..., keys) booleans, True where a row may see a key.
 
     Returns:
@@ -61,7 +60,7 @@ def count_values(fraction: Any, visible: jax.Array) -> jax.Array:
     """
     seen = jnp.sum(visible, axis=-1, dtype=jnp.float32)
     share = jnp.asarray(fraction, jnp.float32) * seen
-    # As in `from_ratios`: what rounds to an integer is one. A float32 knows less.
+    # As in `from_ratios`, rounding must not lose a whole value; float32 is coarser.
     return jnp.maximum(1, jnp.floor(share + 1e-4)).astype(jnp.int32)
 
 
@@ -73,15 +72,15 @@ def weigh_values(
     Args:
       probs: (..., heads, queries, keys).
       v: (..., kv heads, keys, dim).
-      kept: booleans in the shape of `probs`, as of `keep_values`.
-      renormalize: static; whether what is kept is divided by its sum. The paper's
-        hardware does not.
+      kept: booleans in the shape of `probs`, from `keep_values`.
+      renormalize: static; whether to divide the kept probabilities by their sum. The
+        paper's hardware does not.
 
     Returns:
       (..., heads, queries, dim) in the type of `v`.
 
     Raises:
-      PruningError: if kv heads do not divide heads.
+      PruningError: if heads is not a multiple of kv heads.
 
     Example:
       >>> import jax.numpy as jnp

@@ -1,16 +1,16 @@
-"""Pruned attention in the shape in which Flax calls it.
+"""Pruned attention for Flax's attention modules.
 
-Flax's attention modules, of Linen and of NNX, take an `attention_fn(query, key, value,
-mask=..., dropout_rate=..., ...)` in the layout (..., tokens, heads, dim). The one that
-`attention_fn` makes prunes values and quantizes, and reports what it saw, from which a
-block of the user's own carries importance on:
+Flax's attention modules, in Linen and NNX, take an `attention_fn(query, key, value,
+mask=..., dropout_rate=..., ...)` in the layout (..., tokens, heads, dim). The function
+that `attention_fn` makes prunes values and quantizes, and reports outputs and
+probabilities, from which the caller's block accumulates importance:
 
     seen = []
     y = nn.MultiHeadDotProductAttention(8, attention_fn=attention_fn(
         lambda *saw: seen.append(saw)))(x, mask=valid[:, None, None, :])
     state = after_attention(state._replace(x=x + y), *seen[0], tokens=64)
 
-No Flax is imported here: the signature is all that there is to adapt to.
+Flax is not imported: only the signature is adapted to.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,8 @@ from jprune.attention._quantize import Bits, fake_quantize, progressive_attend
 from jprune.attention._values import count_values, keep_values
 
 Report = Callable[[jax.Array, jax.Array], Any]
-"""`(outputs, probs)`: (..., heads, queries, dim) and (..., heads, queries, keys)."""
+"""`(outputs, probs) -> Any`, with (..., heads, queries, dim) and
+(..., heads, queries, keys)."""
 
 
 def attention_fn(
@@ -35,24 +36,24 @@ def attention_fn(
     bits: Bits | None = None,
     threshold: Any = 0.1,
 ) -> Callable[..., jax.Array]:
-    """Returns a function for the `attention_fn` of Flax's attention modules.
+    """Returns an `attention_fn` for Flax's attention modules.
 
     Args:
-      report: called while the function is traced; what it does with its arguments, to
-        append them to a list or to sow them, is the caller's business. Under `nn.remat`
-        or `nn.scan` a list would hold tracers that have ended: sow there.
-      values: the share of the visible keys whose values each row fetches, in (0, 1];
+      report: `(outputs, probs)` callback, called while the function is traced, to
+        append to a list or to sow. Under `nn.remat` or `nn.scan` a list would hold
+        tracers whose trace has ended: sow there.
+      values: fraction of the visible keys whose values each row fetches, in (0, 1];
         None for all. May be traced.
-      bits: of progressive quantization; None for none.
+      bits: bit widths of progressive quantization; None for none.
       threshold: as in `progressive_attend`.
 
     Returns:
-      `(query, key, value, **options) -> outputs` in the layout of Flax. Of the options
-      it knows mask, is_causal, dropout (dropout_rng, dropout_rate, deterministic,
+      `(query, key, value, **options) -> outputs` in Flax's layout. Of the options it
+      supports mask, is_causal, dropout (dropout_rng, dropout_rate, deterministic,
       broadcast_dropout) and dtype; precision and module are ignored.
 
     Raises:
-      ValueError: if dropout is asked for without a key.
+      ValueError: by that function, if dropout has no key.
 
     Example:
       >>> import jax.numpy as jnp
@@ -102,23 +103,23 @@ def after_attention(
     probs: jax.Array,
     tokens: int | None = None,
 ) -> cascade.Cascade:
-    """Returns the state with importance credited, and the least important pruned.
+    """Accumulates importance after an attention module, and prunes tokens.
 
-    For blocks whose attention module has already projected its outputs: the residual
-    sum is in `state.x`, and what follows sees `tokens` tokens. The result is that of
-    `cascade.cascade_layer`, which also spares pruned tokens the output projection.
+    For blocks whose attention module has already projected its outputs, with the
+    residual sum in `state.x`; later layers see `tokens` tokens. The result equals that
+    of `cascade.cascade_layer`, which also saves the output projection of pruned tokens.
 
     Args:
-      state: whose `x` already has the attention's output added.
+      state: state whose `x` already includes the attention's output.
       outputs: as reported.
       probs: as reported.
-      tokens: static, how many stay; all by default.
+      tokens: static, tokens that stay; all by default.
 
     Returns:
       A `Cascade`.
 
     Raises:
-      PruningError: if there are fewer tokens than that.
+      PruningError: if there are fewer tokens than `tokens`.
     """
     state = cascade.credit(state, outputs, probs)
     return cascade.prune_tokens(state, tokens, outputs)[0]
@@ -129,7 +130,7 @@ def _attended(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     if bits is None:
         return *attend(q, k, v, mask=mask), v
-    # What no query sees is padding.
+    # A key that no query may see is padding.
     rows = jnp.broadcast_to(mask, (*q.shape[:-1], k.shape[-2]))
     keys = rows.any(axis=(-3, -2))
     found = progressive_attend(
@@ -153,9 +154,9 @@ def _dropped(
     probs: jax.Array, key: jax.Array | None, rate: float, broadcast: bool
 ) -> jax.Array:
     if key is None:
-        raise ValueError(f"Dropout at a rate of {rate} needs dropout_rng.")
+        raise ValueError(f"Dropout at a rate of {rate} needs dropout_rng, a key.")
     shape = probs.shape
-    if broadcast:  # the same for all of a batch and all heads, as in Flax
+    if broadcast:  # one mask for all of the batch and all heads, as in Flax
         shape = (*(1,) * (probs.ndim - 2), *probs.shape[-2:])
     kept = jax.random.bernoulli(key, 1 - rate, shape)
     return jnp.where(kept, probs / (1 - rate), 0)

@@ -1,15 +1,16 @@
-"""Pruning by thresholds, made fast: as many tokens are computed as the batch has left.
+"""Token pruning by learned thresholds, compiled for a few numbers of tokens.
 
-How many tokens are above a learned threshold is known only when the layer runs, and
-XLA wants shapes before. So a layer is compiled for a few sizes, and while it runs the
-smallest one that holds every sentence's tokens is taken (`lax.switch`): one program,
-one compilation, and no result that depends on the sizes.
+How many tokens exceed a threshold is known only when the layer runs, but XLA compiles
+for fixed shapes. So a layer is compiled for a few sizes, and at run time `lax.switch`
+takes the smallest one that holds the tokens of every sentence in the batch: one
+program, one compilation, and results that do not depend on the sizes.
 
     state = cascade.start(x, kv_heads, valid=valid, protected=first)
     for params, threshold in zip(layers, thresholds):
         state = threshold_layer(state, mix, finish, threshold, sizes)
 
-Under `vmap` a switch computes all sizes and chooses afterwards: batch the arrays.
+Under `vmap` a switch computes all sizes and selects afterwards: batch the arrays
+instead.
 """
 
 import itertools
@@ -32,29 +33,29 @@ def threshold_layer(
     threshold: Any,
     sizes: Sequence[int],
 ) -> Cascade:
-    """Returns the state after a layer that prunes what is below a threshold.
+    """Returns the state after a layer that prunes tokens below a threshold.
 
-    With the tokens that are left, S, of a sentence
+    With S the tokens of a sentence that are left,
 
         s[j] = sum_h sum_(i in S) P[h, i, j] / (heads |S|)
         S   <- {j in S: s[j] > threshold, or j is protected}
 
-    after the attention and before what follows it; `soft.threshold_keep` has the
-    derivatives that the threshold is learned by.
+    after the attention and before the rest of the layer. `soft.threshold_keep` is the
+    differentiable version by which the threshold is learned.
 
     Args:
-      state: before the layer, of `cascade.start`. No heads are pruned.
+      state: state before the layer, from `cascade.start`. No heads are pruned.
       mix: `(x, valid, heads) -> (outputs, probs)`, as for `cascade.cascade_layer`.
       finish: `(x, outputs, heads) -> x`, likewise.
-      threshold: of the layer; may be traced. Protect a token that is always needed:
-        nothing else keeps a sentence from losing all of its tokens.
-      sizes: static, ascending numbers of tokens to compile the layer for; the last
-        one is the state's.
+      threshold: threshold of the layer, may be traced. Protect any token that is always
+        needed: otherwise a sentence may lose all of its tokens.
+      sizes: static, ascending numbers of tokens to compile the layer for; the last is
+        the state's.
 
     Returns:
-      A `Cascade` of as many tokens, those that are left first and in their order. Its
-      scores are those of this layer; what has gone is no longer `valid`, and its x
-      means nothing.
+      A `Cascade` of as many tokens as before, those that are left first and in order.
+      Its scores are those of this layer; pruned tokens are no longer `valid`, and their
+      x is undefined.
 
     Raises:
       PruningError: if the sizes do not ascend to the number of tokens.
@@ -82,7 +83,7 @@ def threshold_layer(
     def attend(size: int) -> tuple[jax.Array, jax.Array]:
         some = _cut(state, size)
         outputs, probs = mix(some.x, some.valid, some.heads)
-        # Of queries that are left; `mix` hides the other keys.
+        # Averaged over the queries that are left; `mix` hides the other keys.
         seen = soft.mean_importance(probs, some.valid)
         missing = state.x.shape[-2] - size
         return _widen(outputs, missing, axis=-2), _widen(seen, missing, axis=-1)
@@ -101,13 +102,13 @@ def threshold_layer(
 
 
 def packed(state: Cascade) -> tuple[Cascade, jax.Array]:
-    """Returns the state with the tokens that are left first, in their order.
+    """Moves the tokens that are left to the front, in order.
 
     Args:
-      state: any.
+      state: any state.
 
     Returns:
-      `(state, ids)`, where each token stood before, for `choose.take`.
+      `(state, ids)`, with each token's previous index, for `choose.take`.
     """
     ids = jnp.argsort(~state.valid, axis=-1, stable=True).astype(jnp.int32)
     travelling = (state.x, state.positions, state.valid, state.protected, state.scores)
@@ -119,7 +120,7 @@ def packed(state: Cascade) -> tuple[Cascade, jax.Array]:
 
 
 def _at_least(valid: jax.Array, sizes: Sequence[int], run: Callable[[int], Any]) -> Any:
-    """What `run` gives at the smallest size that holds every row's real tokens."""
+    """Runs the smallest size that holds the real tokens of every row."""
     count = jnp.max(jnp.sum(valid, axis=-1, dtype=jnp.int32), initial=0)
     which = jnp.searchsorted(jnp.asarray(sizes, jnp.int32), count)
     return lax.switch(which, [lambda n=n: run(n) for n in sizes])
@@ -145,5 +146,5 @@ def _check(sizes: Sequence[int], length: int) -> None:
     rising = all(a < b for a, b in itertools.pairwise(sizes))
     if not sizes or sizes[0] < 1 or not rising or sizes[-1] != length:
         raise base.PruningError(
-            f"Sizes {tuple(sizes)} do not ascend to the {length} tokens."
+            f"Sizes {tuple(sizes)} do not ascend from 1 or more to the {length} tokens."
         )

@@ -1,12 +1,12 @@
-"""A cache of keys and values in a static budget of slots, pruned by overwriting.
+"""KV cache of a fixed number of slots: a new token overwrites the least important one.
 
-A token that is pruned gives its slot to the next one, so what attention reads is the
-budget and no more, nothing is gathered while decoding, and XLA compiles one step.
+Attention reads as many slots as the budget allows, nothing is gathered while decoding,
+and XLA compiles one step.
 
 Keys are `(batch * kv_heads, dim, slots)`, values `(batch * kv_heads, slots, dim)`, so
-that both products of a token are weighted sums of rows: on CPU a tenth faster where
-caches are larger than its own. With a separate axis for a batch of one, XLA's products
-are several times slower.
+that both products of a token are weighted sums of rows: on a CPU a tenth faster for
+caches larger than the processor's. With a separate axis for a batch of one, XLA's
+products are several times slower.
 """
 
 from typing import NamedTuple
@@ -20,13 +20,13 @@ from jprune.attention import _choose
 
 
 class Cache(NamedTuple):
-    """The tokens that a layer of a decoder still attends to.
+    """Keys and values of the tokens that a decoder layer still attends to.
 
     Attributes:
       keys: `(batch * kv_heads, dim, slots)`; with rotary positions already applied.
       values: `(batch * kv_heads, slots, dim)`.
-      positions: `(batch, slots)` int32, of each slot's token in its sequence.
-      used: `(batch,)` int32: so many slots hold a token, the first ones.
+      positions: `(batch, slots)` int32, position in the sequence of each slot's token.
+      used: `(batch,)` int32, number of slots that hold a token: the first ones.
     """
 
     keys: jax.Array
@@ -36,14 +36,14 @@ class Cache(NamedTuple):
 
 
 class Stream(NamedTuple):
-    """What passes from layer to layer, and from the last one to the next token.
+    """State passed from layer to layer, and from the last layer to the next token.
 
     Attributes:
-      scores: `(batch, length)` float32: each position's importance so far, summed over
-        heads, layers and queries. `length` bounds the positions that can be decoded.
-      position: `(batch,)` int32, of the token that is decoded now.
-      evicted: `(batch,)` int32: the position that the layer before has given up in
-        this step, or -1.
+      scores: `(batch, length)` float32, accumulated importance of each position, summed
+        over heads, layers and queries. Positions from `length` on cannot be decoded.
+      position: `(batch,)` int32, position of the token being decoded.
+      evicted: `(batch,)` int32, position that the previous layer evicted in this step,
+        or -1.
     """
 
     scores: jax.Array
@@ -57,17 +57,17 @@ def init(
     """Returns an empty cache.
 
     Args:
-      batch: sequences.
-      kv_heads: heads of keys and values, which queries may share.
-      slots: tokens that it holds at most: the layer's budget.
-      dim: of a head.
-      dtype: of keys and values.
+      batch: number of sequences.
+      kv_heads: number of KV heads, which query heads may share.
+      slots: the layer's budget: the largest number of tokens that it holds.
+      dim: dimension of a head.
+      dtype: type of keys and values.
 
     Returns:
-      The cache, all zeros.
+      A `Cache` of zeros.
 
     Raises:
-      PruningError: A size is not positive (a batch may be empty).
+      PruningError: if a size is not positive (a batch may be empty).
 
     Example:
       >>> import jax.numpy as jnp
@@ -76,7 +76,8 @@ def init(
     """
     if batch < 0 or min(kv_heads, slots, dim) < 1:
         raise base.PruningError(
-            f"no cache has batch {batch}, {kv_heads} heads, {slots} slots of {dim}"
+            f"Sizes of a cache have to be positive; got batch={batch}, "
+            f"kv_heads={kv_heads}, slots={slots}, dim={dim}."
         )
     rows = batch * kv_heads
     return Cache(
@@ -97,18 +98,18 @@ def start(
     """Returns the stream before the first token, or after a prompt.
 
     Args:
-      batch: sequences.
+      batch: number of sequences.
       length: static, more than any position that will be decoded.
-      scores: `(batch, prompt)`: the importance of the prompt's tokens, summed over
-        layers (`importance.token_importance`); none for an empty prompt.
-      position: `(batch,)`: of the next token, where prompts are padded at their end;
-        the prompt's width if None.
+      scores: `(batch, prompt)`, importance of the prompt's tokens, summed over layers
+        (`token_importance`); None for an empty prompt.
+      position: `(batch,)`, position of the next token, where prompts are padded at
+        their end; the width of the prompt if None.
 
     Returns:
-      The stream.
+      A `Stream`.
 
     Raises:
-      PruningError: The prompt is longer than `length`.
+      PruningError: if the prompt is longer than `length`.
 
     Example:
       >>> stream = start(1, 6, scores=jnp.array([[2.0, 0.5, 0.5]]))
@@ -119,7 +120,9 @@ def start(
         scores = jnp.zeros((batch, 0), jnp.float32)
     prompt = scores.shape[1]
     if prompt > length:
-        raise base.PruningError(f"a prompt of {prompt} tokens, a length of {length}")
+        raise base.PruningError(
+            f"A prompt of {prompt} tokens does not fit a length of {length}."
+        )
     if position is None:
         position = jnp.full(batch, prompt, jnp.int32)
     real = jnp.arange(prompt, dtype=jnp.int32)[None] < position[:, None]
@@ -132,11 +135,11 @@ def advance(stream: Stream) -> Stream:
     """Returns the stream for the next token, after the last layer.
 
     Args:
-      stream: after the last layer.
+      stream: stream after the last layer.
 
     Returns:
-      The same scores, one position on: the cascade goes on from the last layer of this
-      token to the first of the next.
+      The stream with the same scores, one position on: pruning continues from the last
+      layer of this token to the first layer of the next.
     """
     return stream._replace(
         position=stream.position + 1, evicted=jnp.full_like(stream.evicted, -1)
@@ -158,19 +161,20 @@ def fill(
     Args:
       keys: `(batch, kv_heads, prompt, dim)`.
       values: `(batch, kv_heads, prompt, dim)`.
-      stream: after the prompt, with its scores and the next token's position, as for
-        all layers, so that what a layer keeps is among what the one before keeps.
+      stream: stream after the prompt, with its scores and the next token's position.
+        Use the same one for all layers, so that a layer keeps a subset of what the
+        previous layer keeps.
       slots: the layer's budget.
-      positions: `(batch, prompt)` of the given tokens, if they are already pruned ones;
-        those at or beyond `stream.position` are padding.
-      sinks: the first tokens of the sequence that stay.
-      recent: the last tokens that stay, the one to come among them.
+      positions: `(batch, prompt)`, positions of the given tokens, if some were already
+        pruned; those from `stream.position` on are padding.
+      sinks: number of first tokens of the sequence that are never evicted.
+      recent: number of last tokens that are never evicted, including the next one.
 
     Returns:
-      The cache, its slots in the order of the sequence.
+      A `Cache`, its slots in the order of the sequence.
 
     Raises:
-      PruningError: `sinks` and `recent` leave no slot to prune.
+      PruningError: if `sinks` and `recent` leave no slot to evict.
     """
     batch, heads, prompt, dim = keys.shape
     if positions is None:
@@ -189,24 +193,24 @@ def fill(
 def compact(
     cache: Cache, stream: Stream, slots: int, *, sinks: int = 0, recent: int = 0
 ) -> Cache:
-    """Returns the most important tokens of a cache in another budget of slots.
+    """Keeps the most important tokens of a cache, in another number of slots.
 
-    The one gather of a generation. In the paper's traces the first token still reads
-    all keys: fill caches with room for the prompt and that token, and compact them
-    after it.
+    The only gather of a generation. In the paper's traces the first generated token
+    still reads all keys: fill caches with room for the prompt and that token, and
+    compact them after it.
 
     Args:
-      cache: of any budget.
-      stream: with the scores, between two tokens.
+      cache: cache of any number of slots.
+      stream: stream with the scores, between two tokens.
       slots: the new budget, smaller or larger.
-      sinks: the first tokens of the sequence that stay.
-      recent: the last tokens that stay, the one to come among them.
+      sinks: number of first tokens of the sequence that are never evicted.
+      recent: number of last tokens that are never evicted, including the next one.
 
     Returns:
-      The cache, its slots in the order of the sequence if those of `cache` were.
+      A `Cache`, its slots in the order of the sequence if those of `cache` were.
 
     Raises:
-      PruningError: `sinks` and `recent` leave no slot to prune.
+      PruningError: if `sinks` and `recent` leave no slot to evict.
     """
     check_protected(slots, sinks, recent)
     old = cache.positions.shape[1]
@@ -216,7 +220,7 @@ def compact(
         stays = protected_slots(cache, stream, sinks, recent)
         scores = slot_scores(cache, stream)
         ids = _choose.top_indices(scores, slots, valid=live, protected=stays)
-    # Tokens first, then what is left of padding.
+    # Tokens first, then padding.
     order = jnp.argsort(~_pick(live, ids), axis=1, stable=True)
     ids = _pick(ids, order)
     rows = _for_heads(ids, cache.keys.shape[0] // max(ids.shape[0], 1))
@@ -243,30 +247,31 @@ def append(
     sinks: int = 0,
     recent: int = 0,
 ) -> tuple[Cache, Stream]:
-    """Writes a token, over the least important one where no slot is free.
+    """Writes a token into a free slot, or over the least important token.
 
-    The one that the layer before has given up in this step goes first, so that what is
-    pruned in a layer is pruned in all after it; else the one of the least score, of
-    equal ones the latest. Two rows are written; no other key or value moves.
+    The token that the previous layer evicted in this step is overwritten first, so that
+    what a layer prunes is pruned in all later layers; otherwise the token of the lowest
+    score, the latest among equals. Two rows are written; no other key or value moves.
 
     Args:
-      cache: the layer's.
-      stream: from the layer before.
-      k: `(batch, kv_heads, dim)`, the key of the token at `stream.position`.
+      cache: the layer's cache.
+      stream: stream from the previous layer.
+      k: `(batch, kv_heads, dim)`, key of the token at `stream.position`.
       v: `(batch, kv_heads, dim)`, its value.
-      sinks: the first tokens of the sequence that stay.
-      recent: the last tokens that stay, this one among them.
+      sinks: number of first tokens of the sequence that are never evicted.
+      recent: number of last tokens that are never evicted, including this one.
 
     Returns:
-      The cache with the token, and the stream with the position that was given up.
+      `(cache, stream)`: the cache with the token, and the stream with the position that
+      was evicted.
 
     Raises:
-      PruningError: `sinks` and `recent` leave no slot to prune.
+      PruningError: if `sinks` and `recent` leave no slot to evict.
     """
     slots = cache.positions.shape[1]
     check_protected(slots, sinks, recent)
     slot, evicted = cache.used, jnp.full_like(stream.evicted, -1)
-    if slots < stream.scores.shape[1]:  # else there is always one free
+    if slots < stream.scores.shape[1]:  # otherwise a slot is always free
         scores = slot_scores(cache, stream)
         stays = protected_slots(cache, stream, sinks, recent)
         scores = jnp.where(stays, jnp.inf, scores)
@@ -286,73 +291,74 @@ def append(
 
 
 def live_slots(cache: Cache) -> jax.Array:
-    """Returns `(batch, slots)`: True where a slot holds a token.
+    """Returns which slots hold a token.
 
     Args:
-      cache: any.
+      cache: any cache.
 
     Returns:
-      A boolean array.
+      `(batch, slots)` booleans.
     """
     slots = jnp.arange(cache.positions.shape[1], dtype=jnp.int32)
     return slots[None] < cache.used[:, None]
 
 
 def slot_scores(cache: Cache, stream: Stream) -> jax.Array:
-    """Returns `(batch, slots)`: the importance so far of each slot's token.
+    """Returns the accumulated importance of each slot's token.
 
     Args:
-      cache: any.
-      stream: of its sequences.
+      cache: any cache.
+      stream: stream of its sequences.
 
     Returns:
-      Float32; that of an empty slot means nothing.
+      `(batch, slots)` float32; undefined for empty slots.
     """
     return _pick(stream.scores, cache.positions)
 
 
 def protected_slots(cache: Cache, stream: Stream, sinks: int, recent: int) -> jax.Array:
-    """Returns `(batch, slots)`: True for tokens that are not to be pruned.
+    """Returns which slots hold a token that must not be evicted.
 
     Args:
-      cache: any.
-      stream: of its sequences, with the position that is decoded now.
-      sinks: the first tokens of the sequence that stay.
-      recent: the last tokens that stay, that one among them.
+      cache: any cache.
+      stream: stream of its sequences, at the position being decoded.
+      sinks: number of first tokens of the sequence that are never evicted.
+      recent: number of last tokens that are never evicted, including the one decoded.
 
     Returns:
-      A boolean array.
+      `(batch, slots)` booleans.
     """
     late = cache.positions > (stream.position - recent)[:, None]
     return (cache.positions < sinks) | late
 
 
 def check_protected(slots: int, sinks: int, recent: int) -> None:
-    """Refuses a budget that its protected tokens fill.
+    """Raises if protected tokens fill all slots.
 
     Args:
-      slots: the budget.
-      sinks: the first tokens that stay.
-      recent: the last tokens that stay.
+      slots: number of slots.
+      sinks: number of first tokens that are never evicted.
+      recent: number of last tokens that are never evicted.
 
     Raises:
-      PruningError: They leave no slot to prune.
+      PruningError: if they leave no slot to evict.
     """
     if min(sinks, recent) < 0 or slots < 1 or sinks + max(recent, 1) > slots:
         raise base.PruningError(
-            f"{slots} slots do not hold {sinks} sinks and the last {recent} tokens"
+            f"{slots} slots do not hold {sinks} sinks and the last {recent} tokens: "
+            "give more slots, or protect fewer tokens."
         )
 
 
 def _least(scores: jax.Array, positions: jax.Array) -> jax.Array:
-    """Returns the slot of the least score; of equal ones that of the latest token."""
+    """Returns the slot of the lowest score, of the latest token among equals."""
     least = scores == scores.min()
     return jnp.argmax(jnp.where(least, positions, -1)).astype(jnp.int32)
 
 
 def _for_heads(x: jax.Array, heads: int) -> jax.Array:
-    """Returns `(batch * heads, ...)`, each sequence's entry for all of its heads."""
-    # Not `jnp.repeat`, which gathers a batch over several devices on each of them.
+    """Repeats entries of sequences for each of their heads: `(batch * heads, ...)`."""
+    # Not `jnp.repeat`, which gathers a sharded batch on every device.
     wide = jnp.broadcast_to(x[:, None], (x.shape[0], heads, *x.shape[1:]))
     return wide.reshape(-1, *x.shape[1:])
 

@@ -1,15 +1,16 @@
-"""An encoder in which pruned tokens and heads leave for good, and arrays shrink.
+"""Cascade pruning in an encoder: pruned tokens and heads leave for all later layers.
 
-A layer is two functions of the user's own,
+A layer is two functions that the user provides,
 
     mix(params, x, valid, heads) -> (outputs, probs)     projections and attention
                                  or (outputs, looks)     as of `fused.attend_summed`
-    finish(params, x, outputs, heads) -> x               output projection, the rest
+    finish(params, x, outputs, heads) -> x               output projection and the rest
 
-and between them, where the probabilities are known, the least important tokens leave:
-the output projection, the residual, the feed-forward part and all later layers never
-see them. Heads leave before the projections of the next layer. With a schedule that
-keeps everything this is the plain encoder, operation for operation.
+Between them, where the probabilities are known, the least important tokens are dropped:
+the output projection, the residual, the feed-forward part and all later layers are not
+computed for them, so that arrays shrink. Heads are dropped before the projections of
+the next layer. With a schedule that keeps everything this is the plain encoder,
+operation for operation.
 
     state = start(x, kv_heads=12, valid=valid, protected=positions == 0)
     state = encode(state, layers, plan, mix, finish)
@@ -33,28 +34,29 @@ from jprune.attention._schedules import Schedule
 Mix = Callable[[Any, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 """`(params, x, valid, heads) -> (outputs, probs)`.
 
-x is (..., tokens, hidden), valid (..., tokens), heads (kept,) the ids of the key heads
-to compute; outputs are (..., heads, tokens, dim), probs (..., heads, tokens, tokens),
-for the query heads of those. In place of the probabilities their sums over the real
-queries do, (..., heads, tokens).
+x is (..., tokens, hidden), valid (..., tokens) and heads (kept,), the indices of the KV
+heads to compute. For the query heads that those serve, outputs are (..., heads, tokens,
+dim) and probs (..., heads, tokens, tokens), or their sums over the real queries, (...,
+heads, tokens).
 """
 
 Finish = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
-"""`(params, x, outputs, heads) -> x`: what a layer does after its attention."""
+"""`(params, x, outputs, heads) -> x`: the rest of a layer after its attention."""
 
 
 class Cascade(NamedTuple):
-    """What goes from layer to layer.
+    """State passed from layer to layer.
 
     Attributes:
-      x: (..., tokens, hidden).
-      positions: (..., tokens) int32, where in the input each token stood.
+      x: (..., tokens, hidden), the activations.
+      positions: (..., tokens) int32, each token's position in the input.
       valid: (..., tokens) booleans, False for padding.
-      protected: (..., tokens) booleans, True for tokens that stay.
-      scores: (..., tokens) float32, their importance so far.
-      heads: (kept groups,) int32, the key heads that are left.
-      alive: (..., groups) booleans, which are left in each sample.
-      head_scores: (groups,) float32 of a batch, or (..., groups) of each sample.
+      protected: (..., tokens) booleans, True for tokens that are never pruned.
+      scores: (..., tokens) float32, accumulated importance of each token.
+      heads: (kept,) int32, indices of the KV heads that are left.
+      alive: (..., kv heads) booleans, the heads left in each sample.
+      head_scores: accumulated importance of heads, float32: (kv heads,) for the batch,
+        or (..., kv heads) for each sample.
     """
 
     x: jax.Array
@@ -80,19 +82,19 @@ def start(
 
     Args:
       x: (..., tokens, hidden), embedded tokens.
-      kv_heads: static, number of key-value heads of a layer; without grouped-query
-        attention, its number of heads.
+      kv_heads: static, number of KV heads of a layer; without grouped-query attention,
+        its number of heads.
       valid: (..., tokens) booleans, False for padding. All are real by default.
-      protected: (..., tokens) booleans, True for what is never pruned: the token that
-        a classifier reads, say. None by default.
-      per_sample: static; whether each sample has its own set of heads, a mask that
-        saves nothing, instead of one set for the batch, which is removed.
+      protected: (..., tokens) booleans, True for tokens that are never pruned, such as
+        the one that a classifier reads. None by default.
+      per_sample: static; whether each sample has its own set of heads, which are masked
+        and save nothing, instead of one set for the batch, whose complement is removed.
 
     Returns:
       A `Cascade`.
     """
-    # Zeros from x itself, so that on a mesh all are laid out as it is: `zeros_like`
-    # does not see to that from JAX 0.12 on.
+    # Zeros computed from x, so that on a mesh they are sharded like x: from JAX 0.12 on
+    # `zeros_like` does not ensure that.
     none = (x[..., 0] > x[..., 0]).astype(jnp.float32)
     rows, tokens = x.shape[:-2], x.shape[-2]
     places = lax.broadcasted_iota(jnp.int32, (*rows, tokens), len(rows))
@@ -121,21 +123,21 @@ def encode(
     """Returns the state after all layers.
 
     Args:
-      state: of `start`.
-      layers: the params of each layer.
-      plan: static, how many tokens and heads each keeps. It counts query heads; of
-        groups the layers keep heads / group size.
+      state: result of `start`.
+      layers: params of each layer.
+      plan: static, tokens and query heads that each layer keeps; a KV head is kept with
+        all the query heads that it serves.
       mix: projections and attention of a layer.
-      finish: what follows it.
-      scan: static; whether neighbouring layers that prune nothing are one
-        `lax.scan`, which compiles faster and, as it stacks their params, runs slower
-        where these are not small.
+      finish: the rest of a layer.
+      scan: static; whether consecutive layers that prune nothing run as one `lax.scan`,
+        which compiles faster and, as it stacks their params, runs slower where these
+        are large.
 
     Returns:
       A `Cascade` with `plan.tokens[-1]` tokens.
 
     Raises:
-      PruningError: if the plan is for another length, number of layers or of heads.
+      PruningError: if the plan has another length, number of layers or of heads.
 
     Example:
       >>> import jax.numpy as jnp
@@ -181,25 +183,25 @@ def cascade_layer(
     """Returns the state after one layer.
 
     Args:
-      state: before it.
+      state: state before the layer.
       mix: `(x, valid, heads) -> (outputs, probs or looks)`, as `Mix` without params.
       finish: `(x, outputs, heads) -> x`, as `Finish` without params.
-      tokens: static, how many leave the attention; all by default.
-      kv_heads: static, number of KV heads that the layer computes, each with the query
-        heads that it serves; all that are left by default.
+      tokens: static, tokens that leave the attention; all by default.
+      kv_heads: static, KV heads that the layer computes, each with the query heads that
+        it serves; all that are left by default.
 
     Returns:
       A `Cascade`.
 
     Raises:
-      PruningError: if more are to be kept than there are.
+      PruningError: if it is to keep more than there are.
     """
     if kv_heads is not None:
         state = prune_heads(state, kv_heads)
     outputs, probs = mix(state.x, state.valid, state.heads)
-    if probs.ndim < outputs.ndim:  # sums already: those of one row are the row
+    if probs.ndim < outputs.ndim:  # already summed: treat the sums as one row
         probs = probs[..., None, :]
-    if _per_sample(state):  # pruned heads neither speak nor vote
+    if _per_sample(state):  # pruned heads add neither output nor importance
         outputs, probs = (_heads.mask_heads(y, state.alive) for y in (outputs, probs))
     state = credit(state, outputs, probs)
     state, outputs = prune_tokens(state, tokens, outputs)
@@ -207,13 +209,13 @@ def cascade_layer(
 
 
 def credit(state: Cascade, outputs: jax.Array, probs: jax.Array) -> Cascade:
-    """Returns the state with a layer's importance of tokens and heads added.
+    """Adds one layer's importance of tokens and heads to the accumulated scores.
 
     Args:
-      state: with the tokens and heads of the layer.
+      state: state with the tokens and heads of the layer.
       outputs: (..., heads, tokens, dim).
-      probs: (..., heads, tokens, tokens), or one row, (..., heads, 1, tokens), that
-        is the sum over the real queries.
+      probs: (..., heads, tokens, tokens), or (..., heads, 1, tokens) if already summed
+        over the real queries.
 
     Returns:
       A `Cascade`.
@@ -233,15 +235,15 @@ def credit(state: Cascade, outputs: jax.Array, probs: jax.Array) -> Cascade:
 def prune_tokens(
     state: Cascade, count: int | None, outputs: jax.Array
 ) -> tuple[Cascade, jax.Array]:
-    """Returns the state, and the heads' outputs, of the most important tokens.
+    """Keeps the most important tokens of the state and of the heads' outputs.
 
     Args:
-      state: with the scores of this layer.
-      count: static, how many stay; all if None.
-      outputs: (..., heads, tokens, dim), which go along.
+      state: state with the scores of this layer.
+      count: static, tokens that stay; all if None.
+      outputs: (..., heads, tokens, dim), pruned alike.
 
     Returns:
-      `(state, outputs)` with `count` tokens, in their order.
+      `(state, outputs)` with `count` tokens, in their original order.
 
     Raises:
       PruningError: if there are fewer tokens than `count`.
@@ -260,17 +262,17 @@ def prune_tokens(
 
 
 def prune_heads(state: Cascade, count: int) -> Cascade:
-    """Returns the state with the most important groups of heads.
+    """Keeps the most important KV heads, each with the query heads that it serves.
 
     Args:
-      state: with the scores of all layers so far.
-      count: static, how many stay.
+      state: state with the scores of all layers so far.
+      count: static, KV heads that stay.
 
     Returns:
       A `Cascade`.
 
     Raises:
-      PruningError: if there are fewer than `count` left.
+      PruningError: if fewer than `count` are left.
     """
     if count == state.heads.shape[0]:
         return state
@@ -284,13 +286,13 @@ def prune_heads(state: Cascade, count: int) -> Cascade:
 def mix_heads(
     weights: _heads.HeadWeights, x: jax.Array, valid: jax.Array, heads: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns plain attention of the heads that are left: the usual `Mix`.
+    """Computes plain attention of the heads that are left: the usual `Mix`.
 
     Args:
-      weights: of the layer, with all heads.
+      weights: projections of the layer, with all heads.
       x: (..., tokens, hidden).
-      valid: (..., tokens) booleans.
-      heads: (kept groups,) int32.
+      valid: (..., tokens) booleans, False for padding.
+      heads: (kept,) int32, indices of the KV heads that are left.
 
     Returns:
       `(outputs, probs)`.
@@ -302,11 +304,11 @@ def mix_heads(
 
 
 def restore(state: Cascade, into: jax.Array) -> jax.Array:
-    """Returns tokens at their places in the input, for what reads every place.
+    """Writes tokens back to their positions in the input.
 
     Args:
-      state: after some layers.
-      into: (..., length, hidden), what stands where tokens were pruned.
+      state: state after some layers.
+      into: (..., length, hidden), the values at pruned positions.
 
     Returns:
       An array in the shape of `into`.
@@ -327,7 +329,7 @@ def _per_sample(state: Cascade) -> bool:
 
 
 def _runs(plan: Schedule, scan: bool) -> list[list[int]]:
-    """The layers, one by one, or neighbours that prune nothing together."""
+    """Returns runs of layers: single ones, or consecutive ones that prune nothing."""
     runs: list[list[int]] = []
     before, joined = (plan.length, plan.heads[0]), False
     for i, now in enumerate(zip(plan.tokens, plan.heads, strict=True)):
@@ -345,8 +347,8 @@ def _check(
 ) -> None:
     if plan.length != state.x.shape[-2] or len(plan.tokens) != len(layers):
         raise base.PruningError(
-            f"A plan for {plan.length} tokens in {len(plan.tokens)} layers does not "
-            f"fit {state.x.shape[-2]} tokens in {len(layers)}."
+            f"The plan is for {plan.length} tokens in {len(plan.tokens)} layers; got "
+            f"{state.x.shape[-2]} tokens and {len(layers)} layers."
         )
     size = max(1, plan.heads[0] // kv_heads)
     if plan.heads[0] % kv_heads or any(h % size for h in plan.heads):

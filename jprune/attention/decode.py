@@ -1,7 +1,8 @@
-"""A token of decoding: attention over a pruned cache, and what it says of importance.
+"""One decoding step over a pruned KV cache, with the importance update.
 
-A layer is `cache.append`, `attend`, `credit`; `step` is the three. Between tokens comes
-`cache.advance`. Any model that has projected its queries, keys and values can use it:
+A layer is `cache.append`, `attend`, `credit`; `step` is all three. After the last layer
+of a token comes `cache.advance`. Any model can use it that has projected its queries,
+keys and values:
 
     for each layer:  out, caches[l], stream = step(q, k, v, caches[l], stream)
     stream = advance(stream)
@@ -29,33 +30,33 @@ def step(
     sinks: int = 0,
     recent: int = 0,
 ) -> tuple[jax.Array, Cache, Stream]:
-    """Attends from one token to those of a layer that are left, itself among them.
+    """Attends from the new token to the tokens left in a layer's cache, and itself.
 
-    The importance of a token is shared by all layers,
+    All layers share the importance of a token,
 
         s[j] += sum_heads p[head, j],
 
-    and accumulates over layers and generated tokens: the scores that this layer leaves
-    decide what the next one prunes, those of the last layer what the first one prunes
-    for the next token. A layer prunes at most one token in a step, for good. Budgets
-    that do not grow with depth keep the paper's cascade: what a layer has, all before
-    it have.
+    which accumulates over layers and generated tokens: the scores after this layer
+    decide what the next layer evicts, those after the last layer what the first layer
+    evicts for the next token. A layer evicts at most one token a step, for good. With
+    budgets that do not grow with depth this is the paper's cascade: every earlier layer
+    has all tokens that a layer has.
 
     Args:
       q: `(batch, heads, dim)`; head h reads the keys of head h // (heads / kv_heads).
       k: `(batch, kv_heads, dim)`; q and k with rotary positions already applied.
       v: `(batch, kv_heads, dim)`.
-      cache: the layer's.
-      stream: from the layer before.
-      sinks: the first tokens of the sequence that stay.
-      recent: the last tokens that stay, this one among them.
+      cache: the layer's cache.
+      stream: stream from the previous layer.
+      sinks: number of first tokens of the sequence that are never evicted.
+      recent: number of last tokens that are never evicted, including this one.
 
     Returns:
-      The output `(batch, heads, dim)`, and the cache and stream after this layer.
+      `(out, cache, stream)`: the output `(batch, heads, dim)`, and the cache and stream
+      after this layer.
 
     Raises:
-      PruningError: Shapes that do not belong together, or a budget that the protected
-        tokens fill.
+      PruningError: if shapes do not match, or the protected tokens fill all slots.
 
     Example:
       >>> import jax.numpy as jnp
@@ -71,9 +72,9 @@ def step(
 
     References:
       Wang et al., SpAtten: Efficient Sparse Attention Architecture with Cascade Token
-      and Head Pruning, 2021, arXiv:2012.09852, Algorithm 2. There a layer chooses anew
-      among all tokens that the layer before has kept; here, as its keys are gone, no
-      token comes back.
+      and Head Pruning, 2021, arXiv:2012.09852, Algorithm 2. There a layer selects anew
+      among all tokens that the previous layer kept; here, as its keys are gone, no
+      evicted token comes back.
     """
     _check(q, k, v, cache)
     cache, stream = append(cache, stream, k, v, sinks=sinks, recent=recent)
@@ -88,12 +89,12 @@ def attend(
 
     Args:
       q: `(batch, heads, dim)`.
-      cache: with the query's own token.
-      scale: of the logits; 1 / sqrt(dim) if None.
+      cache: cache that includes the query's own token.
+      scale: factor of the logits; 1 / sqrt(dim) if None.
 
     Returns:
-      The output `(batch, heads, dim)` of q's type, and the probabilities
-      `(batch, heads, slots)` in float32, zero for empty slots.
+      `(out, probs)`: the output `(batch, heads, dim)` in the type of q, and the
+      probabilities `(batch, heads, slots)` in float32, zero for empty slots.
     """
     logits = query(q, cache, scale=scale)
     probs = softmax(logits, live_slots(cache)[:, None])
@@ -101,15 +102,15 @@ def attend(
 
 
 def query(q: jax.Array, cache: Cache, *, scale: float | None = None) -> jax.Array:
-    """Returns the logits of a query of each head, for all slots.
+    """Returns the logits of one query of each head for all slots.
 
     Args:
       q: `(batch, heads, dim)`.
-      cache: any.
-      scale: of the logits; 1 / sqrt(dim) if None.
+      cache: any cache.
+      scale: factor of the logits; 1 / sqrt(dim) if None.
 
     Returns:
-      `(batch, heads, slots)` in float32; those of empty slots mean nothing.
+      `(batch, heads, slots)` in float32; undefined for empty slots.
     """
     batch, heads, dim = q.shape
     rows, _, slots = cache.keys.shape
@@ -122,11 +123,11 @@ def query(q: jax.Array, cache: Cache, *, scale: float | None = None) -> jax.Arra
 
 
 def mix(probs: jax.Array, cache: Cache) -> jax.Array:
-    """Returns the values of a cache, weighted.
+    """Returns the weighted sum of a cache's values.
 
     Args:
-      probs: `(batch, heads, slots)`; a head that does not fetch a value has 0 there.
-      cache: any.
+      probs: `(batch, heads, slots)`, 0 where a head does not fetch a value.
+      cache: any cache.
 
     Returns:
       `(batch, heads, dim)` in float32.
@@ -144,11 +145,11 @@ def mix(probs: jax.Array, cache: Cache) -> jax.Array:
 
 
 def credit(stream: Stream, cache: Cache, probs: jax.Array) -> Stream:
-    """Adds what a layer's heads have looked at to the tokens' importance.
+    """Adds a layer's attention to the accumulated importance of tokens.
 
     Args:
-      stream: of the layer.
-      cache: of the layer.
+      stream: the layer's stream.
+      cache: the layer's cache.
       probs: `(batch, heads, slots)`, zero for empty slots.
 
     Returns:
@@ -169,10 +170,11 @@ def _check(q: jax.Array, k: jax.Array, v: jax.Array, cache: Cache) -> None:
     heads = rows // max(batch, 1) or k.shape[1]
     if k.shape != (batch, heads, dim) or v.shape[:2] != k.shape[:2]:
         raise base.PruningError(
-            f"keys {k.shape} and values {v.shape} for a cache of {batch} sequences, "
-            f"{heads} heads, {dim} channels"
+            f"The cache holds {batch} sequences, {heads} KV heads, dim {dim}; got keys "
+            f"{k.shape} and values {v.shape}."
         )
     if q.shape[0] != batch or q.shape[2] != dim or q.shape[1] % heads:
         raise base.PruningError(
-            f"queries {q.shape} for keys {k.shape}: heads must share theirs evenly"
+            f"Queries {q.shape} do not match keys {k.shape}: batch and dim have to be "
+            "equal, and heads a multiple of KV heads."
         )

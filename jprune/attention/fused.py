@@ -1,15 +1,15 @@
-"""Attention and its importance without the probabilities in memory, for GPUs.
+"""Fused attention with token importance, without the probabilities in memory, for GPUs.
 
-The importance of a token is a column sum of probabilities. XLA writes all of them to
-memory, in float32, to add them up; that takes several times longer than the products.
-Here one kernel computes outputs block by block, as FlashAttention does, and keeps of
-each row only the logarithm of its sum; a second computes the probabilities again,
-column by column, and keeps their sums alone. Where there is no GPU, XLA does it; and
-where JAX has no Triton in Pallas any more, of which it warns from 0.12 on.
+The importance of a token is a column sum of probabilities. To add them up, XLA writes
+all of them to memory in float32, which takes several times longer than the products.
+Here one kernel computes outputs block by block, as FlashAttention does, and keeps only
+the log-sum-exp of each row; a second kernel recomputes the probabilities column by
+column and keeps only their sums. XLA computes the same where there is no GPU, and where
+JAX no longer has Triton in Pallas, which it warns of from 0.12 on.
 
     mix = lambda w, x, valid, heads: fused.attend_summed(*ja.project(w, x), valid)
 
-is a `mix` for `jprune.attention.cascade`, which takes the sums for probabilities.
+is a `mix` for `jprune.attention.cascade`, which accepts the sums for probabilities.
 """
 
 import functools
@@ -33,29 +33,29 @@ def attend_summed(
     causal: bool = False,
     scale: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns attention and how much each head looks at each key.
+    """Returns attention, and the attention that each key receives from each head.
 
     E = P V,   l[h, j] = sum_i P[h, i, j],   P = softmax(scale Q K^T)
 
-    On a GPU of NVIDIA or AMD by two kernels that leave P out of memory, elsewhere by
-    `attend`. Gradients are those of `attend`, which computes P again, in reverse mode
-    only. The sum of l over heads is `token_importance`.
+    On an NVIDIA or AMD GPU, two kernels keep P out of memory; elsewhere it is `attend`.
+    Gradients are those of `attend`, which recomputes P; reverse mode only. The sum of l
+    over heads is `token_importance`.
 
     Args:
       q: (..., heads, tokens, dim).
-      k: (..., kv heads, tokens, dim); kv heads divide heads.
+      k: (..., kv heads, tokens, dim); heads is a multiple of kv heads.
       v: (..., kv heads, tokens, dim).
-      valid: (..., tokens) booleans, False for padding, which neither looks nor is
-        looked at; its output means nothing. All are real by default.
-      causal: static; a query sees the keys up to itself.
-      scale: static, of the products, 1 / sqrt(dim) by default.
+      valid: (..., tokens) booleans, False for padding, which neither sees nor is seen;
+        its output is undefined. All are real by default.
+      causal: static; query i sees keys 0 to i.
+      scale: static, factor of the logits, 1 / sqrt(dim) by default.
 
     Returns:
       `(outputs, looks)`: (..., heads, tokens, dim) in the type of `v`, and
       (..., heads, tokens) float32.
 
     Raises:
-      PruningError: if kv heads do not divide heads, or shapes do not fit.
+      PruningError: if heads is not a multiple of kv heads, or shapes do not match.
 
     Example:
       >>> import jax.numpy as jnp
@@ -63,10 +63,6 @@ def attend_summed(
       >>> out, looks = attend_summed(x, x, x, causal=True)
       >>> out.shape, looks.shape, round(float(looks.sum()), 5)
       ((1, 2, 2), (1, 2), 2.0)
-
-    References:
-      Wang et al., SpAtten, 2021, arXiv:2012.09852, algorithm 1. Blocks: Dao et al.,
-      FlashAttention, 2022, arXiv:2205.14135.
     """
     _check(q, k, v, valid)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
@@ -75,9 +71,9 @@ def attend_summed(
     if not _fits(q, k, v):
         return by_xla(q, k, v, valid)
     try:
-        # Not before: Pallas takes a second to import, and few need it.
+        # Imported here, as Pallas takes a second to import and few need it.
         from jprune.attention import _fused_kernels
-    except ImportError:  # JAX 0.12 announces that Pallas will lose Triton
+    except ImportError:  # JAX 0.12 announces the end of Triton in Pallas
         return by_xla(q, k, v, valid)
 
     by_kernels = functools.partial(_fused_kernels.run, causal=causal, scale=scale)
@@ -106,13 +102,13 @@ def reference(
     causal: bool,
     scale: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the same by `attend`: what the kernels are held against.
+    """Returns the same by `attend`: the reference that the kernels are tested against.
 
     Args:
-      q: as of `attend_summed`, like the others.
+      q: as in `attend_summed`, like the others.
       k: keys.
       v: values.
-      valid: which tokens are real.
+      valid: booleans, True for real tokens.
       causal: static.
       scale: static.
 
@@ -126,7 +122,7 @@ def reference(
 
 
 def _fits(q: jax.Array, k: jax.Array, v: jax.Array) -> bool:
-    """Whether the kernels' blocks exist: powers of two of one type, not empty."""
+    """Returns whether the kernels apply: dims powers of two, one type, not empty."""
     dims = (q.shape[-1], v.shape[-1])
     short = all(16 <= d <= 128 and d & (d - 1) == 0 for d in dims)
     one_type = q.dtype == k.dtype == v.dtype and q.dtype.itemsize <= 4
@@ -141,4 +137,6 @@ def _check(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None) ->
     if not fits or (valid is not None and valid.shape != (*rows, tokens)):
         shapes = [x.shape for x in (q, k, v)]
         mask = "" if valid is None else f" and valid {valid.shape}"
-        raise base.PruningError(f"Queries, keys, values {shapes}{mask} do not fit.")
+        raise base.PruningError(
+            f"Shapes of queries, keys, values {shapes}{mask} do not fit."
+        )

@@ -1,7 +1,7 @@
-"""Tokens that are merged instead of pruned: their mean stays, weighted by size.
+"""Token merging (ToMe): similar tokens are replaced by their mean, weighted by size.
 
-Every second token of a layer may join the most similar of the others; the `count`
-most similar pairs do. A token that stands for s others counts s times in attention,
+Every second token of a layer may merge into the most similar of the others; the `count`
+most similar pairs do. A token that represents s others counts s times in attention,
 
     P_ij = s_j exp(q_i . k_j) / sum_l s_l exp(q_i . k_l),
 
@@ -19,12 +19,12 @@ from jprune.attention import _choose
 
 
 class Matching(NamedTuple):
-    """Who joins whom.
+    """Assignment of merged tokens to their targets.
 
     Attributes:
-      kept: (..., n - count) int32, the tokens that are left, ascending.
-      source: (..., n) int32, for each token the one that stands for it, as an index
-        into `kept`.
+      kept: (..., n - count) int32, indices of the tokens that are left, ascending.
+      source: (..., n) int32, for each token the index into `kept` of the token that
+        represents it.
     """
 
     kept: jax.Array
@@ -38,19 +38,20 @@ def match(
     valid: jax.Array | None = None,
     protected: jax.Array | None = None,
 ) -> Matching:
-    """Returns which tokens join which, by the cosine of what describes them.
+    """Matches tokens for merging: bipartite, by cosine similarity of a metric.
 
-    Tokens at even places (A) may join those at odd places (B). Each of A has one
-    candidate, the most similar of B, the earlier of equals; of these pairs the `count`
-    most similar merge, again the earlier of equals.
+    Tokens at even indices (A) may merge into tokens at odd indices (B). Each of A has
+    one candidate, the most similar of B; the `count` most similar pairs merge. Ties go
+    to the earlier token.
 
     Args:
-      metric: (..., n, dim), what is compared: the mean of a layer's keys over heads.
-      count: static, how many tokens go, in [0, n // 2].
-      valid: (..., n) booleans, False for padding, which joins nobody while there are
-        others to join, and is joined by nobody.
-      protected: (..., n) booleans, True for tokens that are joined by nobody, the class
-        token, say, and that join nobody while fewer than all of A have to go.
+      metric: (..., n, dim), the vectors compared: usually a layer's keys, averaged over
+        heads.
+      count: static, tokens to merge away, in [0, n // 2].
+      valid: (..., n) booleans, False for padding. Nothing merges into padding, and
+        padding merges only where real tokens do not suffice.
+      protected: (..., n) booleans, True for tokens, such as the class token, into which
+        nothing merges and which do not merge unless all of A have to.
 
     Returns:
       `Matching`.
@@ -71,7 +72,7 @@ def match(
     """
     n = metric.shape[-2]
     if not 0 <= count <= n // 2:
-        raise base.PruningError(f"Cannot merge {count} of {n} tokens, half at most.")
+        raise base.PruningError(f"Cannot merge {count} of {n} tokens: half at most.")
     wide = lax.stop_gradient(metric).astype(jnp.float32)
     norm = jnp.linalg.norm(wide, axis=-1, keepdims=True)
     unit = wide / jnp.maximum(norm, jnp.finfo(jnp.float32).tiny)
@@ -81,7 +82,7 @@ def match(
     pairs = free[..., ::2, None] & free[..., None, 1::2]
     cosine = jnp.where(pairs, cosine, -2)
     best = jnp.max(cosine, axis=-1, initial=-2)
-    # Protected tokens are last among those that go; padding goes before them.
+    # If too few others can merge, padding does, and protected tokens last.
     safe = jnp.zeros(free.shape, bool) if protected is None else protected
     best = jnp.where(safe[..., ::2], -3, best)
     goes = _choose.top_mask(_choose.sort_keys(best), count)
@@ -92,13 +93,13 @@ def match(
 def merge(
     x: jax.Array, sizes: jax.Array, matching: Matching
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the means of the tokens that were merged, and their sizes.
+    """Replaces merged tokens by their means, weighted by size.
 
     Args:
       x: (..., n, dim).
-      sizes: (..., n), how many tokens of the input each stands for: at first 1, and 0
-        for padding.
-      matching: of `match`.
+      sizes: (..., n), input tokens that each token represents: 1 at first, and 0 for
+        padding.
+      matching: result of `match`.
 
     Returns:
       `(x, sizes)` of the n - count tokens that are left, in the types given.
@@ -114,18 +115,18 @@ def merge(
     weight = sizes.astype(jnp.float32)
     total = _summed(weight, matching)
     sums = _summed(weight[..., None] * x.astype(jnp.float32), matching)
-    # Where all is padding, anything finite will do: nobody looks at it.
+    # Tokens that represent only padding are never seen: any finite value will do.
     mean = sums / jnp.where(total > 0, total, 1)[..., None]
     return mean.astype(x.dtype), total.astype(sizes.dtype)
 
 
 def unmerge(x: jax.Array, source: jax.Array) -> jax.Array:
-    """Returns for each token of the input what stands for it.
+    """Returns for each input token the token that represents it.
 
     Args:
-      x: (..., m, dim), what is left.
-      source: (..., n) int32, of a matching; of two layers, the second's `source`
-        taken at the first's: `take(second.source, first.source)`.
+      x: (..., m, dim), the tokens that are left.
+      source: (..., n) int32, `Matching.source`; for two layers, the second's taken at
+        the first's: `take(second.source, first.source)`.
 
     Returns:
       (..., n, dim).
@@ -134,7 +135,7 @@ def unmerge(x: jax.Array, source: jax.Array) -> jax.Array:
 
 
 def _matching(goes: jax.Array, whither: jax.Array, n: int, count: int) -> Matching:
-    """From which of A go, and to which token."""
+    """Builds a matching from which tokens of A merge, and into which token."""
     place = lax.broadcasted_iota(jnp.int32, (*goes.shape[:-1], n), goes.ndim - 1)
     left = place.at[..., ::2].set(jnp.where(goes, whither, place[..., ::2]))
     stays = left == place
@@ -144,7 +145,7 @@ def _matching(goes: jax.Array, whither: jax.Array, n: int, count: int) -> Matchi
 
 
 def _summed(x: jax.Array, matching: Matching) -> jax.Array:
-    """Sums over the tokens that one stands for, of (..., n) or (..., n, dim)."""
+    """Sums (..., n) or (..., n, dim) over the tokens with the same representative."""
     count = matching.kept.shape[-1]
 
     def row(x: jax.Array, source: jax.Array) -> jax.Array:

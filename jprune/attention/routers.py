@@ -1,12 +1,13 @@
-"""Tokens that skip a block and return, and masks that are predicted before computing.
+"""Token routing: tokens that skip a block and return; predicted masks.
 
-In a cascade a pruned token is gone. A router only decides who is worth a block:
+In a cascade a pruned token is gone. A router only decides which tokens go through a
+block:
 
-    ids = top_indices(logits, count)        the best, a static number of them
-    x = through(block, x, ids)           they go through it, the others pass by
+    ids = top_indices(logits, count)     the best, a static number of them
+    x = through(block, x, ids)           they go through the block, the others skip it
 
-`factors` and `route` are FTP's router on four numbers a token, `guide_loss`,
-`sparsity_loss` and `distillation_loss` what trains it. `mass_mask` with `guide_loss` is
+`factors` and `route` are FTP's router on four features of each token; `guide_loss`,
+`sparsity_loss` and `distillation_loss` train it. `mass_mask` with `guide_loss` is
 FTWT's self-supervised mask of channels.
 """
 
@@ -23,7 +24,7 @@ from jprune.attention import _choose
 
 
 class Router(NamedTuple):
-    """A network of two layers, from four factors to one logit.
+    """A two-layer network from four features of a token to one logit.
 
     Attributes:
       weight: (4, hidden).
@@ -43,7 +44,7 @@ def init_router(key: jax.Array, hidden: int = 16) -> Router:
 
     Args:
       key: a `jax.random.key`.
-      hidden: its width.
+      hidden: width of the hidden layer.
 
     Returns:
       A `Router`.
@@ -57,15 +58,16 @@ def init_router(key: jax.Array, hidden: int = 16) -> Router:
 def factors(
     importance: jax.Array, sparsity: Any, valid: jax.Array | None = None
 ) -> jax.Array:
-    """Returns what the router knows of each token: four numbers in [0, 1].
+    """Returns the router's input: four features of each token, in [0, 1].
 
-    Its position, its importance as a share of the greatest, the rank of its importance
-    (1 for the greatest; the earlier of equals is above), and how sparse the block is to
-    be.
+    The token's position, its importance relative to the largest, the rank of its
+    importance (1 for the largest; the earlier of equals ranks higher), and the sparsity
+    of the block.
 
     Args:
-      importance: (..., tokens), as of `token_importance`.
-      sparsity: of the block, in [0, 1], broadcasts to the leading axes; traced.
+      importance: (..., tokens), from `token_importance`.
+      sparsity: target sparsity of the block, in [0, 1]; broadcasts to the leading axes,
+        may be traced.
       valid: (..., tokens) booleans, False for padding, which ranks last.
 
     Returns:
@@ -78,8 +80,8 @@ def factors(
 
     References:
       Li et al., FTP: A Fine-grained Token-wise Pruner for Large Language Models via
-      Token Routing, 2024, arXiv:2412.11494. How its numbers are scaled is not what is
-      copied here: all four are brought to [0, 1].
+      Token Routing, 2024, arXiv:2412.11494. Its scaling of the features is not copied:
+      here all four are scaled to [0, 1].
     """
     n = importance.shape[-1]
     score = importance.astype(jnp.float32)
@@ -97,11 +99,11 @@ def factors(
 
 
 def route(router: Router, known: jax.Array) -> jax.Array:
-    """Returns a logit for each token: how much it is worth to be computed.
+    """Returns a logit for each token: how much it gains from being computed.
 
     Args:
-      router: of the block.
-      known: (..., tokens, 4), of `factors`.
+      router: router of the block.
+      known: (..., tokens, 4), from `factors`.
 
     Returns:
       (..., tokens) float32.
@@ -112,12 +114,13 @@ def route(router: Router, known: jax.Array) -> jax.Array:
 
 
 def through(block: Callable[[jax.Array], jax.Array], x: jax.Array, ids: Any) -> Any:
-    """Returns tokens after a block that only some of them went through.
+    """Passes the chosen tokens through a block; the others skip it.
 
     Args:
-      block: (..., count, hidden) -> the same shape, its residual sum included.
+      block: (..., count, hidden) -> the same shape, including its residual sum.
       x: (..., tokens, hidden).
-      ids: (..., count) int32, who goes through; the others are returned as they are.
+      ids: (..., count) int32, indices of the tokens that go through; the others are
+        returned unchanged.
 
     Returns:
       (..., tokens, hidden).
@@ -130,7 +133,7 @@ def through(block: Callable[[jax.Array], jax.Array], x: jax.Array, ids: Any) -> 
 
     References:
       Raposo et al., Mixture-of-Depths, 2024, arXiv:2404.02258. Where the block has
-      attention, FTP keeps the keys and values of tokens that pass by: compute those of
+      attention, FTP keeps the keys and values of tokens that skip it: compute those of
       all tokens outside, and let `block` close over them.
     """
     return _choose.put(x, ids, block(_choose.take(x, ids)))
@@ -139,9 +142,9 @@ def through(block: Callable[[jax.Array], jax.Array], x: jax.Array, ids: Any) -> 
 def gated_through(
     block: Callable[[jax.Array], jax.Array], x: jax.Array, logits: jax.Array
 ) -> jax.Array:
-    """Returns tokens after a block that those with a positive logit go through.
+    """Passes tokens with a positive logit through a block; differentiable.
 
-    All are computed; the decision has the derivative of a sigmoid, for training.
+    All tokens are computed; the decision has the derivative of a sigmoid, for training.
 
     Args:
       block: (..., tokens, hidden) -> the same shape.
@@ -159,16 +162,18 @@ def gated_through(
 def guide_loss(
     logits: jax.Array, target: jax.Array, valid: jax.Array | None = None
 ) -> jax.Array:
-    """Returns the cross entropy to a mask that is known: that of a static router.
+    """Returns the cross-entropy of a router's decisions to a static router's.
+
+    -(y log sigma(l) + (1 - y) log(1 - sigma(l))), averaged.
 
     Args:
       logits: (..., n).
-      target: (..., n) booleans; the tokens of the greatest importance for FTP, the
-        channels of the greatest mass for FTWT.
-      valid: (..., n) booleans, False where nothing is to be learned.
+      target: (..., n) booleans, True for what goes through: the tokens of the largest
+        importance for FTP, the channels of the largest mass for FTWT.
+      valid: (..., n) booleans, False for entries that do not count.
 
     Returns:
-      A float32 scalar, the mean over what is valid.
+      A float32 scalar, the mean over valid entries.
 
     Example:
       >>> import jax.numpy as jnp
@@ -185,13 +190,14 @@ def guide_loss(
 def sparsity_loss(
     logits: jax.Array, sparsity: Any, valid: jax.Array | None = None
 ) -> jax.Array:
-    """Returns how far the share that goes through is from what was asked for.
+    """Returns the squared error of the fraction of tokens that go through.
 
     (mean_i [l_i > 0] - (1 - sparsity))^2, with the derivative of sigma(l) for the step.
 
     Args:
       logits: (..., tokens).
-      sparsity: in [0, 1], broadcasts to the leading axes.
+      sparsity: target fraction of tokens that skip, in [0, 1]; broadcasts to the
+        leading axes.
       valid: (..., tokens) booleans, False for padding.
 
     Returns:
@@ -208,14 +214,14 @@ def sparsity_loss(
 def distillation_loss(
     logits: jax.Array, teacher: jax.Array, temperature: Any = 1.0
 ) -> jax.Array:
-    """Returns the divergence of the pruned model's predictions from the whole one's.
+    """Returns the divergence of the routed model's predictions from the full model's.
 
     T^2 mean KL(softmax(teacher / T) || softmax(logits / T))
 
     Args:
       logits: (..., classes), of the model with routers.
-      teacher: (..., classes), of the whole model; no derivative flows there.
-      temperature: positive, may be traced.
+      teacher: (..., classes), of the full model; no gradient flows into it.
+      temperature: T, positive, may be traced.
 
     Returns:
       A float32 scalar.
@@ -238,13 +244,13 @@ def distillation_loss(
 
 
 def mass_mask(scores: jax.Array, share: Any) -> jax.Array:
-    """Returns the fewest units that hold a share of the whole mass.
+    """Returns the mask of the fewest units that hold a given fraction of the mass.
 
-    The k greatest, with the least k for which they add up to `share` of the sum.
+    The k largest, with the least k for which they sum to at least `share` of the total.
 
     Args:
-      scores: (..., n), not negative: the largest activation of each channel, say.
-      share: in (0, 1], may be traced.
+      scores: (..., n), not negative, such as the largest activation of each channel.
+      share: fraction of the total, in (0, 1]; may be traced.
 
     Returns:
       (..., n) booleans, the earlier of equals first.

@@ -1,15 +1,15 @@
-"""Pruning that can be learned: soft and straight-through versions of what stays.
+"""Learned token and head pruning: soft and straight-through versions of the selection.
 
-A token's gate is a number in [0, 1]. A key with gate g takes part in a softmax with
-weight g, so that gates of zeros and ones are exactly the pruning that gathers, and
-gates between them have derivatives:
+A token's gate is a number in [0, 1]. A key with gate g enters the softmax with weight
+g, so gates of zeros and ones give exactly the pruning that gathers, and gates in
+between are differentiable:
 
-    soft_keep        gates that add up to a count, which may itself be learned
-    straight_keep    the mask of the best, with the derivative of those
+    soft_keep        gates that sum to a count, which may itself be learned
+    straight_keep    the mask of the top scores, with the derivatives of `soft_keep`
     threshold_keep   gates of scores above a learned threshold (LTP)
 
-Train with `soft_layer`, charge what the gates keep with `over_budget`, then round to a
-`Schedule` and gather.
+Train with `soft_layer`, penalize the cost of the gates with `over_budget`, then round
+the counts to a `Schedule` and gather.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from jprune.attention import _choose, _heads
 from jprune.attention._attend import scores as scores_of
 from jprune.attention._attend import weigh
 
-_FAR = 30.0  # temperatures; a sigmoid of it is 1 to rounding
+_FAR = 30.0  # in temperatures; the sigmoid of 30 is 1 to rounding
 
 
 def soft_keep(
@@ -35,20 +35,20 @@ def soft_keep(
     valid: jax.Array | None = None,
     protected: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns gates of tokens, or heads, that add up to a count in each row.
+    """Returns gates of tokens, or heads, that sum to a count in each row.
 
     g_i = sigma((s_i - tau) / T), tau such that sum_i g_i = count.
 
     Args:
-      scores: (..., n) floating. Their scale is that of T.
+      scores: (..., n) floating, in the unit of T.
       count: real, broadcasts to the leading axes; may be traced and learned.
-      temperature: positive, may be traced.
+      temperature: T, positive, may be traced.
       valid: (..., n) booleans; gates of padding are 0.
-      protected: (..., n) booleans; gates of those are 1, within the count.
+      protected: (..., n) booleans; gates of protected entries are 1, within the count.
 
     Returns:
-      (..., n) gates in the type of the scores. Where the count exceeds the number
-      of real tokens all of theirs are near 1.
+      (..., n) gates in the type of the scores. Where the count exceeds the number of
+      real tokens, all of their gates are near 1.
 
     Example:
       >>> import jax.numpy as jnp
@@ -74,10 +74,10 @@ def straight_keep(
     valid: jax.Array | None = None,
     protected: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns the mask of the best, as zeros and ones with derivatives.
+    """Returns the mask of the top scores as zeros and ones, straight-through.
 
-    Forward the mask of the round(count) best, as `top_indices` keeps them; derivatives
-    by the scores and by the count are those of `soft_keep`.
+    The forward value is the mask of the round(count) top scores, as `top_indices` keeps
+    them; the derivatives by the scores and by the count are those of `soft_keep`.
 
     Args:
       scores: as in `soft_keep`.
@@ -114,17 +114,17 @@ def threshold_keep(
     hard: bool = False,
     protected: jax.Array | None = None,
 ) -> jax.Array:
-    """Returns gates of tokens whose mean attention is above a learned threshold.
+    """Returns gates of tokens whose mean attention exceeds a learned threshold.
 
     g_j = sigma((s_j - theta) / T), or [s_j > theta] with its derivative.
 
     Args:
-      scores: (..., tokens), as of `mean_importance`.
-      threshold: of the layer; may be traced, and is what is learned.
-      temperature: positive; LTP has 1e-5 to 1e-3.
-      hard: static; False in the first stage of training, True in the second, where
-        the thresholds rest.
-      protected: (..., tokens) booleans; gates of those are 1.
+      scores: (..., tokens), from `mean_importance`.
+      threshold: theta of the layer, the learned parameter; may be traced.
+      temperature: T, positive; LTP uses 1e-5 to 1e-3.
+      hard: static; False in the first stage of training, True in the second, where the
+        thresholds are fixed.
+      protected: (..., tokens) booleans; gates of protected tokens are 1.
 
     Returns:
       (..., tokens) gates in the type of the scores.
@@ -155,24 +155,24 @@ def gated_attend(
     *,
     scale: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns attention in which each key takes part with the weight of its gate.
+    """Returns attention in which each key enters with the weight of its gate.
 
     P_ij = g_j exp(s_ij) / sum_l g_l exp(s_il)
 
-    With gates of zeros and ones it is the attention of the tokens that are kept.
+    With gates of zeros and ones it is the attention over the tokens that are kept.
 
     Args:
       q: (..., heads, queries, dim).
       k: (..., kv heads, keys, dim).
       v: (..., kv heads, keys, dim).
       gates: (..., keys), not negative.
-      scale: of the products, 1 / sqrt(dim) by default.
+      scale: factor of the logits, 1 / sqrt(dim) by default.
 
     Returns:
-      `(outputs, probs)` as of `attend`.
+      `(outputs, probs)`, as `attend` returns.
 
     Raises:
-      PruningError: if kv heads do not divide heads.
+      PruningError: if heads is not a multiple of kv heads.
 
     Example:
       >>> import jax.numpy as jnp
@@ -181,16 +181,16 @@ def gated_attend(
       [[[1.0, 0.0], [1.0, 0.0]]]
 
     References:
-      Rao et al., DynamicViT, 2021, arXiv:2106.02034, equation 11, where a token
-      always sees itself too; here a pruned one is not read by anyone.
+      Rao et al., DynamicViT, 2021, arXiv:2106.02034, equation 11, where a token always
+      sees itself too; here a pruned token is seen by none.
     """
     logits = scores_of(q, k, scale)
     g = gates.astype(jnp.float32)[..., None, None, :]
-    # The largest among those that take part at all: far larger ones that do not
-    # would push the others under what float32 holds.
+    # The maximum is over keys with a gate above 0 only: a far larger logit of a pruned
+    # key would make the others underflow.
     part = jnp.where(g > 0, logits, jnp.finfo(jnp.float32).min)
     top = jax.lax.stop_gradient(jnp.max(part, axis=-1, keepdims=True))
-    # A pruned key counts for the derivative by its gate as if it were no larger.
+    # For the gradient by its gate, a pruned key is clipped to that maximum.
     shifted = jnp.where(g > 0, logits - top, jnp.minimum(logits - top, 0))
     e = g * jnp.exp(shifted)
     total = jnp.sum(e, axis=-1, keepdims=True)
@@ -199,7 +199,7 @@ def gated_attend(
 
 
 def gated_importance(probs: jax.Array, gates: jax.Array) -> jax.Array:
-    """Returns the importance of tokens where the queries are gated too.
+    """Returns the importance of tokens where queries are gated too.
 
     s[j] = g_j sum_h sum_i g_i P[h, i, j]
 
@@ -208,14 +208,14 @@ def gated_importance(probs: jax.Array, gates: jax.Array) -> jax.Array:
       gates: (..., tokens).
 
     Returns:
-      (..., tokens) float32: with gates of zeros and ones `token_importance`.
+      (..., tokens) float32; with gates of zeros and ones it is `token_importance`.
     """
     g = gates.astype(jnp.float32)
     return g * jnp.einsum("...hij,...i->...j", probs.astype(jnp.float32), g)
 
 
 def mean_importance(probs: jax.Array, gates: jax.Array) -> jax.Array:
-    """Returns LTP's importance: how much attention a token gets on average.
+    """Returns LTP's importance: the attention that a token receives on average.
 
     sum_h sum_i g_i P[h, i, j] / (heads sum_i g_i)
 
@@ -234,12 +234,12 @@ def mean_importance(probs: jax.Array, gates: jax.Array) -> jax.Array:
 
 
 class SoftCascade(NamedTuple):
-    """What goes from layer to layer while gates are learned.
+    """State passed from layer to layer while gates are learned.
 
     Attributes:
-      x: (..., tokens, hidden).
+      x: (..., tokens, hidden), the activations.
       gates: (..., tokens) float32; those of padding are 0.
-      scores: (..., tokens) float32, importance so far.
+      scores: (..., tokens) float32, accumulated importance.
     """
 
     x: jax.Array
@@ -253,16 +253,16 @@ def soft_layer(
     finish: Callable[[jax.Array, jax.Array], jax.Array],
     keep: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> SoftCascade:
-    """Returns the state after one layer, all of whose tokens are computed.
+    """Returns the state after one layer, which computes all tokens under their gates.
 
-    What was pruned stays pruned: gates are multiplied from layer to layer.
+    A pruned token stays pruned: gates are multiplied from layer to layer.
 
     Args:
-      state: before the layer.
-      mix: `(x, gates) -> (outputs, probs)`, with `gated_attend` inside.
-      finish: `(x, outputs) -> x`, what a layer does after its attention.
-      keep: `(scores, valid) -> gates` of this layer, `straight_keep` with a count,
-        say, where valid is False for what has gone; None keeps all.
+      state: state before the layer.
+      mix: `(x, gates) -> (outputs, probs)`, using `gated_attend`.
+      finish: `(x, outputs) -> x`, the rest of a layer after its attention.
+      keep: `(scores, valid) -> gates` of this layer, such as `straight_keep` with a
+        count; valid is False for pruned tokens. None keeps all.
 
     Returns:
       A `SoftCascade`.
@@ -276,34 +276,34 @@ def soft_layer(
 
 
 def gate_heads(outputs: jax.Array, gates: jax.Array) -> jax.Array:
-    """Returns outputs multiplied by the gates of their heads.
+    """Multiplies outputs by the gates of their heads.
 
     Args:
       outputs: (..., heads, tokens, dim).
-      gates: (..., groups); groups divide heads.
+      gates: (..., kv heads).
 
     Returns:
       An array in the shape and type of the outputs.
 
     Raises:
-      PruningError: if groups do not divide heads.
+      PruningError: if heads is not a multiple of kv heads.
     """
     each = _heads.repeat_per_kv_head(gates, outputs.shape[-3])
     return outputs * each[..., None, None].astype(outputs.dtype)
 
 
 def over_budget(cost: Any, budget: Any) -> jax.Array:
-    """Returns a penalty for costing more than a budget, else 0.
+    """Returns a penalty for costs above a budget.
 
-    max(0, log(cost / budget)): of one scale for tokens, heads and FLOPs.
+    max(0, log(cost / budget)): on the same scale for tokens, heads and FLOPs.
 
     Args:
-      cost: a positive real number: the sum of gates, or `multiply_adds` of a
-        `Schedule` of such sums.
-      budget: positive, in the same unit.
+      cost: positive real number: the sum of gates, or `multiply_adds` of a `Schedule`
+        of such sums.
+      budget: positive, in the unit of the cost.
 
     Returns:
-      A float32 scalar.
+      A float32 scalar, 0 within the budget.
 
     Example:
       >>> float(over_budget(8.0, 10.0)), round(float(over_budget(20.0, 10.0)), 3)
@@ -316,11 +316,11 @@ def over_budget(cost: Any, budget: Any) -> jax.Array:
 def _aside(
     scores: jax.Array, real: jax.Array, protected: jax.Array | None, far: jax.Array
 ) -> jax.Array:
-    """The scores, with padding far below all others and the protected far above."""
+    """Moves scores of padding far below all others, and protected ones far above."""
     fixed = jax.lax.stop_gradient(scores)
     low = jnp.min(jnp.where(real, fixed, jnp.inf), axis=-1, keepdims=True)
     high = jnp.max(jnp.where(real, fixed, -jnp.inf), axis=-1, keepdims=True)
     if protected is not None:
         scores = jnp.where(protected & real, high + far, scores)
-    below = jnp.where(jnp.isfinite(low), low - far, 0)  # of a row of padding alone
+    below = jnp.where(jnp.isfinite(low), low - far, 0)  # a row of padding only
     return jnp.where(real, scores, below)

@@ -108,11 +108,11 @@ def test_what_cannot_be_meant_is_refused():
     q, k = jnp.zeros((1, 4, 8)), jnp.zeros((1, 2, 8))
     with pytest.raises(jp.PruningError, match="4 slots do not hold 2 sinks"):
         decode.step(q, k, k, cache, stream, sinks=2, recent=3)
-    with pytest.raises(jp.PruningError, match="queries"):
+    with pytest.raises(jp.PruningError, match="Queries"):
         decode.step(q[:, :3], k, k, cache, stream)
     with pytest.raises(jp.PruningError, match="keys"):
         decode.step(q, q, q, cache, stream)
-    with pytest.raises(jp.PruningError, match="0 slots"):
+    with pytest.raises(jp.PruningError, match="slots=0"):
         caches.init(1, 2, 0, 8, dtype=jnp.float32)
-    with pytest.raises(jp.PruningError, match="a prompt of 6 tokens"):
+    with pytest.raises(jp.PruningError, match="A prompt of 6 tokens"):
         caches.start(1, 5, scores=jnp.zeros((1, 6)))

@@ -170,7 +170,7 @@ def test_ramps_never_grow(layers, total, average, front, multiple):
         (lambda: ja.ramp(12, 128, 0.5, start=0.4), "start=0.4"),
         (lambda: ja.from_ratios([0.5, 0.6], 10), r"\[0\.5, 0\.6\]"),
         (lambda: ja.from_ratios([0.5, 0.0], 10), r"\[0\.5, 0\.0\]"),
-        (lambda: ja.ltp_ramp(3, 10, 0.5), "3 whole"),
+        (lambda: ja.ltp_ramp(3, 10, 0.5), "than the 3 that keep all"),
         (lambda: ja.schedule(8, (8, 9), (2, 2)), r"tokens .* \(8, 8, 9\)"),
         (lambda: ja.schedule(8, (8, 8), (2, 3)), r"heads .* \(2, 3\)"),
         (lambda: ja.schedule(8, (8,), (2, 2)), "each layer"),
