@@ -25,13 +25,15 @@ Names on this page:
 
     attend, softmax, scores                  dense attention, the reference
     token_importance, head_importance        SpAtten's scores
-    top_indices, top_mask, sort_keys, take   exact selection with a static count
+    top_indices, top_mask, sort_keys         exact selection with a static count
+    take, put                                gather chosen tokens; write them back
     Schedule, schedule, ramp, ltp_ramp       tokens and heads that each layer keeps
     from_ratios, dense, multiply_adds        counts from ratios; the cost of a schedule
     HeadWeights, project, combine            projections by heads
     take_heads, keep_heads, mask_heads       heads: removed, chosen, masked
     keep_values, count_values, weigh_values  local value pruning
     Bits, progressive_attend                 keys in two bit planes, read on demand
+    progressive_scores, split_planes         logits from upper bits and from all bits
     quantize, fake_quantize, center_keys     linear quantization
     fetched, fetched_bits, refetch_fraction  rows and bits read from memory
 """
@@ -50,6 +52,7 @@ from jprune.attention import soft as soft
 from jprune.attention._attend import attend as attend
 from jprune.attention._attend import scores as scores
 from jprune.attention._attend import softmax as softmax
+from jprune.attention._choose import put as put
 from jprune.attention._choose import sort_keys as sort_keys
 from jprune.attention._choose import take as take
 from jprune.attention._choose import top_indices as top_indices
@@ -64,12 +67,16 @@ from jprune.attention._importance import head_importance as head_importance
 from jprune.attention._importance import token_importance as token_importance
 from jprune.attention._quantize import Bits as Bits
 from jprune.attention._quantize import Planes as Planes
+from jprune.attention._quantize import Progressive as Progressive
 from jprune.attention._quantize import center_keys as center_keys
 from jprune.attention._quantize import fake_quantize as fake_quantize
+from jprune.attention._quantize import join_planes as join_planes
 from jprune.attention._quantize import progressive_attend as progressive_attend
 from jprune.attention._quantize import progressive_scores as progressive_scores
 from jprune.attention._quantize import quantize as quantize
+from jprune.attention._quantize import split_planes as split_planes
 from jprune.attention._schedules import Counts as Counts
+from jprune.attention._schedules import LayerCost as LayerCost
 from jprune.attention._schedules import Schedule as Schedule
 from jprune.attention._schedules import dense as dense
 from jprune.attention._schedules import from_ratios as from_ratios

@@ -121,7 +121,7 @@ def quantize(
     return integers.astype(jnp.int8 if bits <= 8 else jnp.int16), scale
 
 
-def split(
+def split_planes(
     x: jax.Array,
     msb: int,
     lsb: int,
@@ -146,7 +146,7 @@ def split(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> planes = split(jnp.array([[127.0, -20.0, 5.0]]), 4, 4)
+      >>> planes = split_planes(jnp.array([[127.0, -20.0, 5.0]]), 4, 4)
       >>> planes.msb.tolist(), planes.lsb.tolist()
       ([[7, -2, 0]], [[15, 12, 5]])
 
@@ -164,11 +164,11 @@ def split(
     return Planes(upper, lower.astype(jnp.int8 if lsb < 8 else jnp.int16), scale)
 
 
-def join(planes: Planes, lsb: int, *, lower: bool = True) -> jax.Array:
+def join_planes(planes: Planes, lsb: int, *, lower: bool = True) -> jax.Array:
     """Returns the numbers that bit planes represent.
 
     Args:
-      planes: result of `split`.
+      planes: result of `split_planes`.
       lsb: static, bits of the lower plane.
       lower: static; whether to use the lower bits, or take them as 0.
 
@@ -177,8 +177,8 @@ def join(planes: Planes, lsb: int, *, lower: bool = True) -> jax.Array:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> planes = split(jnp.array([[127.0, -20.0, 5.0]]), 4, 4)
-      >>> join(planes, 4).tolist(), join(planes, 4, lower=False).tolist()
+      >>> planes = split_planes(jnp.array([[127.0, -20.0, 5.0]]), 4, 4)
+      >>> join_planes(planes, 4).tolist(), join_planes(planes, 4, lower=False).tolist()
       ([[127.0, -20.0, 5.0]], [[112.0, -32.0, 0.0]])
     """
     units = planes.msb.astype(jnp.float32) * 2**lsb
@@ -275,7 +275,8 @@ def progressive_scores(
     Example:
       >>> import jax.numpy as jnp
       >>> q, k = jnp.array([[[1.0, 0.0]]]), jnp.array([[[1.0, 0.0], [0.3, 0.0]]])
-      >>> upper, whole = progressive_scores(q, split(k, 4, 4), Bits(8, 4, 4), scale=1)
+      >>> planes = split_planes(k, 4, 4)
+      >>> upper, whole = progressive_scores(q, planes, Bits(8, 4, 4), scale=1)
       >>> [round(float(s), 2) for s in (*upper[0, 0], *whole[0, 0])]
       [0.88, 0.25, 1.0, 0.3]
     """
@@ -340,7 +341,7 @@ def progressive_attend(
       the probabilities are rounded to 12 bits too; here they are float32.
     """
     real = None if keys is None else keys[..., None, :, None]
-    planes = split(k, bits.msb, bits.lsb, where=real)
+    planes = split_planes(k, bits.msb, bits.lsb, where=real)
     upper, whole = progressive_scores(q, planes, bits)
     first = softmax(upper, mask)
     top = jnp.max(first, axis=-1, initial=0)

@@ -1,6 +1,6 @@
 """Schedules: how many tokens, heads and values each layer keeps.
 
-Counts are tuples of Python integers, one a layer, made by `ramp`, `ltp_ramp` or
+Counts are tuples of Python integers, one per layer, made by `ramp`, `ltp_ramp` or
 `from_ratios` and combined by `schedule`. They never grow from layer to layer: what is
 pruned stays pruned. A `Schedule` is hashable, so it can be a static argument of
 `jax.jit`; each different schedule compiles anew.
@@ -117,7 +117,7 @@ def from_ratios(ratios: Sequence[float], total: int, multiple: int = 1) -> Count
         mean fewer compilations.
 
     Returns:
-      One count a layer.
+      One count per layer.
 
     Raises:
       PruningError: if a ratio is not in (0, 1], or ratios grow from layer to layer.
@@ -168,7 +168,7 @@ def ramp(
       multiple: counts are rounded down to a multiple of this; 1 for heads.
 
     Returns:
-      One count a layer.
+      One count per layer.
 
     Raises:
       PruningError: if the ratios would grow, or end at 0 or below.
@@ -210,7 +210,7 @@ def ltp_ramp(layers: int, total: int, last: float, *, multiple: int = 8) -> Coun
       multiple: counts are rounded down to a multiple of this.
 
     Returns:
-      One count a layer.
+      One count per layer.
 
     Raises:
       PruningError: if there are too few layers, or `last` is not in (0, 1].

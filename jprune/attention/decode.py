@@ -38,7 +38,7 @@ def step(
 
     which accumulates over layers and generated tokens: the scores after this layer
     decide what the next layer evicts, those after the last layer what the first layer
-    evicts for the next token. A layer evicts at most one token a step, for good. With
+    evicts for the next token. A layer evicts at most one token per step, for good. With
     budgets that do not grow with depth this is the paper's cascade: every earlier layer
     has all tokens that a layer has.
 

@@ -1,21 +1,30 @@
-"""What a workload costs on an accelerator: cycles, seconds, energy, bytes, area.
+"""Analytical cost of workloads on accelerators: time, energy, DRAM bytes, area.
 
-    gemm = hw.workload.product(m=512, n=768, k=768)
-    hw.cost(gemm, hw.machines.tpu_v1())    one pure function of two pytrees
+    bert, chip = hw.networks.bert_base(128), hw.machines.tpu_v5e()
+    hw.cost(bert, chip).seconds       a pure function of two pytrees of arrays
 
-    machines        presets: TPU v1 and v5e, A100, H100, Eyeriss, SpAtten, ...
-    networks        workloads of well-known networks; `from_graph` of any function
-    workload        make, join and count workloads
-    accelerators    peaks, ridges, scaling of `Accelerator`s
-    cost            cycles, energy, DRAM bytes and area; differentiable, vmappable
-    fit, worth, saving     prune under a limit of seconds, joules or bytes
-    search          many designs at once, or down the gradient of one
-    evolve          Pareto fronts of designs by NSGA-II
-    systolic, topk, spatten    parts of the model: arrays, selection, SpAtten's pipeline
+Read `Workload` and `Accelerator`, whose fields have units, then `cost`, which is
+differentiable and can be vmapped over millions of machines. In reading order:
 
-Read `Workload` and `Accelerator` (all fields have units), then `cost`.
+    Workload, workload       operations of a network as numbers; build and count them
+    networks                 workloads of BERT, GPT-2, ViT, ResNet-50, attention
+    from_graph               the workload of any JAX function
+    Accelerator, accelerator a machine as numbers; one from its fields
+    machines                 presets: tpu_v5e, tpu_v1, a100, h100, h200, eyeriss, ...
+    accelerators             peaks, ridge points, areas, technology scaling
+    cost, Cost, Energy       the cost model and its result
+    RESOURCES                what can limit an operation
+
+    on, worth, saving, fit   pruning to a budget of time, energy or bytes
+    search                   search over designs: evaluate many, or descend by gradients
+    evolve                   search over designs: Pareto fronts by NSGA-II
+
+    systolic, topk, spatten  closed forms of arrays, top-k selection, SpAtten's pipeline
+
+`jprune.search` has what such searches share: grids, random designs, Pareto fronts.
 """
 
+from jprune._core.deprecation import renamed as _renamed
 from jprune.hardware import accelerators as accelerators
 from jprune.hardware import evolve as evolve
 from jprune.hardware import machines as machines
@@ -38,3 +47,5 @@ from jprune.hardware._tracing import Metric as Metric
 from jprune.hardware._tracing import from_graph as from_graph
 from jprune.hardware._tracing import on as on
 from jprune.hardware._workload import Workload as Workload
+
+__getattr__ = _renamed(__name__, {"constraints": "jprune.hardware"})

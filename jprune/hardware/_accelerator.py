@@ -1,6 +1,6 @@
-"""An accelerator as numbers: what a cost model has to know of a machine.
+"""Accelerators as pytrees of numbers: what the cost model knows of a machine.
 
-All fields are arrays (scalars but for two), so that machines can be vmapped over,
+All fields are arrays (scalars except two), so machines can be vmapped over,
 interpolated and differentiated. `jprune.hardware.machines` has published ones.
 """
 
@@ -14,51 +14,52 @@ from jprune._core import base
 
 
 class Accelerator(NamedTuple):
-    """A machine, as a pytree of arrays; scalars where no shape is given.
+    """A machine as a pytree of arrays; scalars unless a shape is given.
 
-    Multipliers stand in `arrays` arrays of `rows` times `columns`. A tile of an
-    operand stays in an array while another streams through it, one line a cycle.
+    Multipliers form `arrays` arrays of `rows` times `columns`. A tile of one operand
+    stays in an array while another operand streams through it, one line per cycle.
 
     Attributes:
-      clock: GHz.
+      clock: clock rate, GHz.
       rows: multipliers along one side of an array.
       columns: multipliers along the other side.
-      arrays: how many arrays there are.
-      dataflows: (3,), 1 where the machine can keep the weights, the outputs, the
-        inputs in place, else 0. The fastest one is taken for each operation.
-      fill: in [0, 1], the share of filling and draining a systolic array that is not
-        hidden: 1 counts it for each tile, as SCALE-Sim does, 0 hides it.
-      rates: (4,), multiply-adds in a cycle by each multiplier for operands of up to
-        4, 8, 16 and 32 bits.
-      efficiency: in (0, 1], the share of the peak that a product sustains.
-      vector: element-wise operations in a cycle.
-      softmax: exponentials in a cycle.
-      topk: scores that the selection compares in a cycle.
+      arrays: number of arrays.
+      dataflows: (3,), 1 where the machine supports keeping weights, outputs or inputs
+        in place, else 0. The fastest supported one is taken for each operation.
+      fill: fraction in [0, 1] of a systolic array's fill and drain that is not hidden:
+        1 counts it for every tile, as SCALE-Sim does, 0 hides it.
+      rates: (4,), multiply-adds per cycle of each multiplier for operands of up to 4,
+        8, 16 and 32 bits.
+      efficiency: fraction in (0, 1] of the peak that a product sustains.
+      vector: element-wise operations per cycle.
+      softmax: exponentials per cycle.
+      topk: scores that the top-k selection compares per cycle.
       latency: cycles from the first operand to the last result of an operation.
-      pipelined: in [0, 1], the share of joined operations' work that overlaps.
-      launch: microseconds in which an operation starts.
-      sram: KiB on the chip for operands.
-      sram_bandwidth: bytes in a cycle.
-      overlap: in [0, 1], the share of transfers that hide behind work or the other
-        way round: 1 is double buffering, which halves the room for operands.
+      pipelined: fraction in [0, 1] of the work of joined operations that overlaps.
+      launch: microseconds to start an operation.
+      sram: on-chip memory for operands, KiB.
+      sram_bandwidth: bytes per cycle.
+      overlap: fraction in [0, 1] of transfers hidden behind compute, or the reverse: 1
+        is double buffering, which halves the room for operands.
       dram_bandwidth: GB/s.
-      skip: in [0, 1], the share of unstructured zeros of weights that take no time.
-      lanes: which work on weights of their own and wait for the slowest.
-      n_of_m: the most that an N:M pattern makes products faster, 1 if nothing.
-      compressed: in [0, 1], 1 if DRAM holds only non-zero weights and their places.
-      gating: in [0, 1], the share of a product's energy that a zero operand saves.
-      mac_energy: pJ for a multiply-add of operands of `mac_bits`.
-      mac_bits: to which `mac_energy` refers; it grows as the product of the widths.
-      vector_energy: pJ for an element-wise operation or exponential.
-      topk_energy: pJ for a comparison of the selection.
-      sram_energy: pJ for a byte.
-      dram_energy: pJ for a bit.
-      leakage: W, whatever the machine does.
-      area_base: mm^2 of what does not depend on the fields below.
-      area_multiplier: mm^2 of a multiplier with its share of control.
-      area_sram: mm^2 of a KiB.
-      area_lane: mm^2 of a lane of softmax or selection.
-      node: nm.
+      skip: fraction in [0, 1] of unstructured zero weights that take no time.
+      lanes: lanes with weights of their own, which wait for the slowest lane.
+      n_of_m: largest speed-up of products by N:M sparsity, 1 if none.
+      compressed: in [0, 1], 1 if DRAM stores only non-zero weights and their indices.
+      gating: fraction in [0, 1] of a product's energy that a zero operand saves.
+      mac_energy: pJ per multiply-add of operands of `mac_bits`.
+      mac_bits: bit width that `mac_energy` refers to; energy scales with the product of
+        the operands' widths.
+      vector_energy: pJ per element-wise operation or exponential.
+      topk_energy: pJ per comparison of the selection.
+      sram_energy: pJ per byte.
+      dram_energy: pJ per bit.
+      leakage: static power, W.
+      area_base: mm^2 that do not depend on the fields below.
+      area_multiplier: mm^2 per multiplier, including its share of control.
+      area_sram: mm^2 per KiB.
+      area_lane: mm^2 per lane of softmax or selection.
+      node: technology node, nm.
     """
 
     clock: Any
@@ -108,9 +109,9 @@ _FRACTIONS = (
     *("compressed", "gating"),
 )
 
-# Plain digital logic with enough of everything beside its multipliers: what a field
-# is where a machine's description says nothing. Energies: Horowitz, Computing's
-# Energy Problem, ISSCC 2014 (45 nm): 0.2 + 0.03 pJ for an 8-bit multiply-add,
+# Defaults for fields that a machine's description does not give: plain digital logic in
+# which little but the multipliers limits. Energies: Horowitz, Computing's Energy
+# Problem, ISSCC 2014 (45 nm): 0.2 + 0.03 pJ for an 8-bit multiply-add,
 # 20 pJ for 8 bytes of a 32 KiB SRAM, 1.3 to 2.6 nJ for 8 bytes of DRAM.
 _PLAIN = {
     "arrays": 1.0,
@@ -147,24 +148,25 @@ _PLAIN = {
 
 
 def accelerator(**fields: Any) -> Accelerator:
-    """Returns a machine from its fields, the others plain; checked.
+    """Returns a machine from its fields; fields left out get generic values.
 
     Args:
-      **fields: of `Accelerator`. `clock`, `rows`, `columns`, `sram` and
-        `dram_bandwidth` have no default. The defaults of the others are ample:
-        transfers are double-buffered, softmax and SRAM rarely bound, nothing is
-        skipped, and energies are those of 45 nm (Horowitz, 2014).
+      **fields: fields of `Accelerator`. `clock`, `rows`, `columns`, `sram` and
+        `dram_bandwidth` have no default. The other defaults are ample: transfers are
+        double-buffered, softmax and SRAM rarely limit, nothing is skipped, and energies
+        are those of 45 nm (Horowitz, 2014).
 
     Returns:
-      An `Accelerator` of float32 arrays: of NumPy, unless a field is JAX's.
+      An `Accelerator` of float32 arrays: NumPy's, unless a field is JAX's.
 
     Raises:
-      PruningError: if a field is missing, unknown, or cannot be meant; names it.
+      PruningError: if a field is missing, unknown or out of range; names it.
 
     Example:
       >>> chip = accelerator(
       ...     clock=1.0, rows=16, columns=16, sram=256, dram_bandwidth=32)
-      >>> round(float(peak_tops(chip)), 3)  # 2 * 256 multipliers at 1 GHz
+      >>> from jprune.hardware import accelerators
+      >>> round(float(accelerators.peak_tops(chip)), 3)  # 2 * 256 operations at 1 GHz
       0.512
     """
     unknown = sorted(set(fields) - set(Accelerator._fields))
@@ -172,19 +174,19 @@ def accelerator(**fields: Any) -> Accelerator:
     missing = [name for name in Accelerator._fields if name not in given]
     if unknown or missing:
         raise base.PruningError(
-            f"An accelerator lacks the fields {missing} and has no {unknown}."
+            f"An accelerator lacks the fields {missing} and has no fields {unknown}."
         )
     return check(Accelerator(**{k: as_float32(v) for k, v in given.items()}))
 
 
 def as_float32(value: Any) -> Any:
-    """Returns an array in float32: NumPy's, unless it is JAX's, which may be traced.
+    """Converts to a float32 array: NumPy's, unless it is JAX's, which may be traced.
 
     Args:
       value: a number, an array or a tracer.
 
     Returns:
-      An array. Constants stay NumPy's, so that they are known inside `jit`, too.
+      An array. Constants stay NumPy's, so that their values are known inside `jit`.
     """
     if isinstance(value, jax.Array):
         return value.astype(jnp.float32)
@@ -192,20 +194,20 @@ def as_float32(value: Any) -> Any:
 
 
 def check(machine: Accelerator) -> Accelerator:
-    """Returns the machine; raises if a field cannot be meant.
+    """Returns the machine; raises if a field is out of range.
 
-    Looks at the numbers, so it waits for the device: call it on the host, once. Fields
-    that are traced pass unchecked.
+    Reads the values, so it blocks on the device: call it on the host, once. Traced
+    fields are not checked.
 
     Args:
-      machine: perhaps many, along leading axes.
+      machine: one or, along leading axes, many.
 
     Returns:
       The argument.
 
     Raises:
-      PruningError: if a field is NaN, infinite or negative, zero where that is
-        nonsense, above 1 where it is a share, or of another shape; names it.
+      PruningError: if a field is NaN, infinite or negative, 0 where it must be
+        positive, above 1 where it is a fraction, or of another shape; names it.
     """
     for name, value in machine._asdict().items():
         if isinstance(value, jax.core.Tracer):
@@ -213,7 +215,7 @@ def check(machine: Accelerator) -> Accelerator:
         found = np.asarray(value, np.float64)
         if name in _VECTORS and (not found.ndim or found.shape[-1] != _VECTORS[name]):
             raise base.PruningError(
-                f"{name} has {_VECTORS[name]} entries; got the shape {found.shape}."
+                f"{name} has {_VECTORS[name]} entries; got shape {found.shape}."
             )
         complaint = None
         if not np.all(np.isfinite(found)) or np.any(found < 0):
@@ -225,9 +227,9 @@ def check(machine: Accelerator) -> Accelerator:
         elif name == "n_of_m" and np.any(found < 1):
             complaint = "at least 1"
         elif name in _VECTORS and np.any(found.max(-1) == 0):
-            complaint = "positive somewhere"
+            complaint = "positive in at least one entry"
         if complaint:
             raise base.PruningError(
-                f"{name} of an accelerator is {complaint}; got {found.tolist()}."
+                f"{name} of an accelerator has to be {complaint}; got {found.tolist()}."
             )
     return machine

@@ -1,7 +1,7 @@
-"""Rounding, maxima and choices, hard or smooth: what one cost code computes with.
+"""Hard and smooth rounding, maxima and choices: one cost code computes with either.
 
-The smooth ones are homogeneous of degree one where the hard ones are, so no unit has to
-be chosen: a temperature of 0.05 is about five percent, of a tile or of a time.
+The smooth versions are homogeneous of degree one where the hard ones are, so results do
+not depend on units: a temperature of 0.05 is about five percent of a tile or of a time.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,17 +10,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-_TINY = 1e-30  # below every time and byte, so that zeros have derivatives
+_TINY = 1e-30  # below every time and byte; keeps derivatives at 0 finite
 
 
 class Arithmetic(NamedTuple):
-    """What hard and smooth costs do in another way.
+    """The operations in which the hard and the smooth cost differ.
 
     Attributes:
-      whole: a positive size to a whole number of units, not more.
-      tiles: a positive number of tiles, of which the last may be in part, to tiles.
-      larger: two times or more to the largest.
-      weights: costs of choices to weights of sum 1: how much each is taken.
+      whole: rounds a positive size down to a whole number.
+      tiles: rounds a positive number of tiles, the last of which may be partial, up.
+      larger: maximum of two or more times.
+      weights: converts costs of choices to weights that sum to 1: how much of each is
+        taken.
     """
 
     whole: Callable[[Any], Any]
@@ -33,13 +34,13 @@ class Arithmetic(NamedTuple):
         return a + b - self.larger(a, b)
 
     def best(self, costs: Sequence[Any], values: Sequence[Any]) -> Any:
-        """Returns the value of the choice that costs least."""
+        """Returns the value of the choice with the lowest cost."""
         weights = self.weights(costs)
         return sum(w * v for w, v in zip(weights, values, strict=True))
 
 
 def hard() -> Arithmetic:
-    """Returns integer tiles, true maxima and the one best choice."""
+    """Returns whole tiles, exact maxima and the single best choice."""
     return Arithmetic(_floor, jnp.ceil, _largest, _first_least)
 
 
@@ -51,14 +52,14 @@ def smooth(temperature: Any) -> Arithmetic:
         larger(a, b) = (a + b + sqrt((a - b)^2 + T^2 a b)) / 2
         weights(c)   = softmax(-log(c) / T)
 
-    So tiles are at least one, and true where sizes divide; where they do not, the
-    smooth version is below the hard one by a part of the last tile.
+    So there is at least one tile, and the number is exact where sizes divide; elsewhere
+    the smooth version lies below the hard one by part of the last tile.
 
     Args:
-      temperature: T, positive, may be traced; hard maxima towards 0.
+      temperature: T, positive, may be traced; the hard maximum is its limit at 0.
 
     Returns:
-      The arithmetic.
+      An `Arithmetic`.
     """
 
     def tiles(x: Any) -> Any:
@@ -89,7 +90,7 @@ def _largest(*times: Any) -> Any:
 
 
 def _floor(x: Any) -> Any:
-    return jnp.floor(x + 1e-3)  # 0.3 * 10 is a hair below 3
+    return jnp.floor(x + 1e-3)  # 0.3 * 10 is slightly below 3
 
 
 def _first_least(costs: Sequence[Any]) -> list[Any]:

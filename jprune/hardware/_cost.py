@@ -1,15 +1,15 @@
-"""What a workload costs on an accelerator: one pure function, hard or smooth.
+"""The cost of a workload on an accelerator: one pure function, hard or smooth.
 
-A roofline that knows tiles. Each operation has a time on the multipliers (tiles of the
-array, precision, zeros), on the vector unit, the softmax, the selection and the SRAM,
-and a time for its DRAM traffic (which operand stays on chip, how often the others are
-read again); the largest is the time, as far as the machine overlaps them. The smooth
-cost is the same code with smooth rounding, maxima and choices.
+A tile-aware roofline. Each operation has a time on the multipliers (tiles of the array,
+precision, zeros), on the vector unit, the softmax, the selection and the SRAM, and a
+time for its DRAM traffic (which operand stays on chip, how often the others are
+re-read). The largest is the operation's time, as far as the machine overlaps them. The
+smooth cost runs the same code with smooth rounding, maxima and choices.
 
     cost(workload, machine)                      hard: whole tiles
     cost(workload, machine, temperature=0.05)    smooth, for gradients
 
-Both are vmapped over machines and workloads and differentiated by both.
+Both can be vmapped over and differentiated by machines and workloads.
 """
 
 from typing import Any, NamedTuple
@@ -24,18 +24,18 @@ from jprune.hardware._workload import Workload
 from jprune.hardware.systolic import Tiles
 
 RESOURCES = "multipliers", "vector", "softmax", "top-k", "sram", "dram", "launch"
-"""What bounds an operation: `Cost.bound` counts in this order."""
+"""What can limit an operation, in the order of `Cost.bound`."""
 
 
 class Energy(NamedTuple):
-    """Where energy goes, in J.
+    """Energy by component, J.
 
     Attributes:
-      multipliers: of multiply-adds.
-      vector: of element-wise operations, exponentials and selections.
-      sram: of bytes on the chip.
-      dram: of bytes beyond it.
-      leakage: of time.
+      multipliers: multiply-adds.
+      vector: element-wise operations, exponentials and selections.
+      sram: on-chip traffic.
+      dram: DRAM traffic.
+      leakage: static power times time.
     """
 
     multipliers: Any
@@ -46,16 +46,17 @@ class Energy(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What a workload costs.
+    """The cost of a workload on a machine.
 
     Attributes:
-      cycles: of the machine's clock.
-      seconds: for the same.
-      energy: J, the sum of the parts.
-      dram_bytes: read and written.
-      area: mm^2 of the machine.
-      bound: int32, `(operations,)`, what takes each operation longest, in `RESOURCES`.
-      parts: `Energy`.
+      cycles: cycles of the machine's clock.
+      seconds: the same time in seconds.
+      energy: J, the sum of `parts`.
+      dram_bytes: bytes read from and written to DRAM.
+      area: of the machine, mm^2.
+      bound: int32, `(operations,)`, index into `RESOURCES` of what limits each
+        operation.
+      parts: `Energy` by component.
     """
 
     cycles: Any
@@ -68,14 +69,14 @@ class Cost(NamedTuple):
 
 
 class Use(NamedTuple):
-    """What an operation asks of a machine.
+    """Resources that one operation uses.
 
     Attributes:
-      compute: cycles on the chip: multipliers, vector, softmax, selection, SRAM.
-      transfer: cycles of DRAM.
-      start: cycles in which it starts.
-      dram_bytes: moved.
-      bound: in `RESOURCES`.
+      compute: on-chip cycles: multipliers, vector, softmax, selection, SRAM.
+      transfer: cycles of DRAM transfers.
+      start: cycles of the launch.
+      dram_bytes: bytes moved to and from DRAM.
+      bound: index into `RESOURCES` of what limits the operation.
       energy: pJ, without leakage.
     """
 
@@ -88,7 +89,7 @@ class Use(NamedTuple):
 
 
 def cost(workload: Workload, machine: Accelerator, *, temperature: Any = None) -> Cost:
-    """Returns what a workload costs on a machine.
+    """Returns cycles, seconds, energy, DRAM bytes and area of a workload on a machine.
 
     The sum over operations of
 
@@ -96,17 +97,17 @@ def cost(workload: Workload, machine: Accelerator, *, temperature: Any = None) -
         compute = max(multipliers, vector, softmax, selection, SRAM), or their sum on
             machines that are not pipelined
 
-    where joined operations count with the one before as one, if the machine has a
+    where a joined operation and the one before it count as one, if the machine has a
     pipeline: their compute times overlap, their transfers add up.
 
     Args:
-      workload: operations; see `workload.check`.
-      machine: the accelerator; see `accelerators.check`.
-      temperature: None for the hard cost. A positive number, which may be traced, for
-        the smooth one; 0.05 rounds corners of 5 %.
+      workload: the operations; `product` and `networks` make them.
+      machine: the accelerator; `machines` has presets.
+      temperature: None for the hard cost; a positive number, which may be traced, for
+        the smooth one. 0.05 rounds corners over about 5 %.
 
     Returns:
-      A `Cost` of scalars, but for `bound`.
+      A `Cost` of scalars, except for `bound`.
 
     Example:
       >>> from jprune.hardware import machines, workload
@@ -118,7 +119,7 @@ def cost(workload: Workload, machine: Accelerator, *, temperature: Any = None) -
     return _cost(workload, machine, temperature)
 
 
-# Jitted, as hundreds of small steps would be compiled one by one.
+# Jitted: otherwise hundreds of small operations would be compiled one by one.
 @jax.jit
 def _cost(workload: Workload, machine: Accelerator, temperature: Any) -> Cost:
     r = _arithmetic.hard() if temperature is None else _arithmetic.smooth(temperature)
@@ -139,12 +140,12 @@ def _cost(workload: Workload, machine: Accelerator, temperature: Any) -> Cost:
 
 
 def operation(o: Workload, machine: Accelerator, r: Arithmetic) -> Use:
-    """Returns what one operation asks of a machine.
+    """Returns the resources that one operation uses.
 
     Args:
-      o: the operation: scalars, but for `keep`.
+      o: the operation: scalars, except for `keep`.
       machine: the accelerator.
-      r: hard or smooth.
+      r: hard or smooth arithmetic.
 
     Returns:
       A `Use` of scalars.
@@ -162,7 +163,7 @@ def operation(o: Workload, machine: Accelerator, r: Arithmetic) -> Use:
         _on_chip((c, *others, s / machine.sram_bandwidth), machine, r)
         for c, s in zip(cycles, sram, strict=True)
     ]
-    # A dataflow that the machine lacks is never the best.
+    # Never choose a dataflow that the machine lacks.
     barred = [t * (1 + 1e9 * (1 - machine.dataflows[i])) for i, t in enumerate(times)]
     weights = r.weights(barred)
     compute, multipliers, sram_bytes = (
@@ -199,7 +200,7 @@ def _energy(
 
 
 def _on_chip(stages: tuple[Any, ...], machine: Accelerator, r: Arithmetic) -> Any:
-    """The longest stage in a pipeline, else one after another; SRAM runs along."""
+    """Returns the longest pipeline stage, or the sum of stages; SRAM overlaps."""
     together = r.larger(*stages)
     in_turn = r.larger(sum(stages[:-1]), stages[-1])
     busy = machine.pipelined * together + (1 - machine.pipelined) * in_turn
@@ -209,9 +210,9 @@ def _on_chip(stages: tuple[Any, ...], machine: Accelerator, r: Arithmetic) -> An
 def _multiplier_cycles(
     flow: Tiles, sizes: list[Any], o: Workload, machine: Accelerator, r: Arithmetic
 ) -> Any:
-    """Waves of tiles over the arrays, each as long as what streams through it."""
+    """Returns waves of tiles over the arrays, times lines streaming through each."""
     share = 1 - machine.pipelined * (1 - o.share)
-    # One array takes tiles one by one, so they are whole already.
+    # A single array takes tiles one by one, so their number is already whole.
     waves = r.tiles(sizes[0] * flow.down * flow.across / (machine.arrays * share))
     wide = jnp.maximum(o.input_bits, o.weight_bits + o.lsb_bits)
     speed = accelerators.rate(machine, wide) * machine.efficiency
@@ -223,7 +224,7 @@ def _multiplier_cycles(
 
 
 def _in_turn(use: Use, workload: Workload, machine: Accelerator, r: Arithmetic) -> Any:
-    """Cycles by which each operation lengthens the whole."""
+    """Returns the cycles that each operation adds to the total."""
 
     def time(compute: Any, transfer: Any) -> Any:
         longer = r.larger(compute, transfer)

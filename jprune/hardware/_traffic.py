@@ -1,4 +1,4 @@
-"""Bytes: between DRAM and the chip, and between the chip's SRAM and its arrays."""
+"""Traffic in bytes: between DRAM and the chip, and between SRAM and the arrays."""
 
 from typing import Any
 
@@ -14,21 +14,22 @@ from jprune.hardware.systolic import Tiles
 def dram_bytes(
     sizes: list[Any], o: Workload, machine: Accelerator, r: Arithmetic
 ) -> Any:
-    """Returns the least traffic of three loop orders.
+    """Returns the least DRAM traffic of three loop orders.
 
-    Weights stay on chip in chunks, and all inputs pass once for each; or the other
-    way round; or a square tile of outputs stays, and stripes of both operands pass:
+    Weights stay on chip in chunks while all inputs pass for each; or inputs stay while
+    all weights pass; or a square tile of outputs stays while stripes of both operands
+    pass:
 
         W + A tiles(W / S),   A + W tiles(A / S),   A tiles(n / t) + W tiles(m / t)
 
-    with S the room on chip, half of it if the other half is being filled, and t^2
+    with S the on-chip room, half of it if the other half is being filled, and t^2
     results in it. Results are written once.
 
     Args:
       sizes: batch, m, n, k.
       o: the operation.
       machine: the accelerator.
-      r: hard or smooth.
+      r: hard or smooth arithmetic.
 
     Returns:
       Bytes.
@@ -49,18 +50,18 @@ def dram_bytes(
 
 
 def sram_bytes(sizes: list[Any], flows: tuple[Tiles, ...], o: Workload) -> list[Any]:
-    """Returns bytes between SRAM and arrays in the three dataflows.
+    """Returns the traffic between SRAM and arrays in the three dataflows.
 
-    What stays is read once; what streams is read for each tile across it; partial
-    sums come back where a result needs several tiles of k.
+    The stationary operand is read once, a streaming one once for each tile across it,
+    and partial sums are read back where a result needs several tiles of k.
 
     Args:
       sizes: batch, m, n, k.
-      flows: of `systolic.tiling`.
+      flows: result of `systolic.tiling`.
       o: the operation.
 
     Returns:
-      Bytes for kept weights, outputs and inputs.
+      Bytes for stationary weights, outputs and inputs.
     """
     batch, m, n, k = sizes
     a = batch * m * k * o.input_bits / 8

@@ -1,10 +1,11 @@
-"""A workload as numbers: the operations of a network, along the leading axis.
+"""Workloads as pytrees of numbers: the operations of a network.
 
-Each operation is a product of matrices, A (m, k) times W (k, n), `batch` times, with
-the work that goes along with it: element-wise, exponentials, selections, gathers. A
-convolution is the product of its patches with its kernel.
+Operations lie along the leading axis. Each is a product of matrices, A (m, k) times
+W (k, n), `batch` times, with the work that accompanies it: element-wise operations,
+exponentials, selections, gathers. A convolution is the product of its patches with its
+kernel.
 
-`jprune.hardware.networks` has well-known networks, `jprune.hardware.tracing` makes a
+`jprune.hardware.networks` has well-known networks; `jprune.hardware.from_graph` makes a
 workload from any JAX function.
 """
 
@@ -16,42 +17,46 @@ import numpy as np
 from jprune._core import base
 
 DENSE, UNSTRUCTURED, N_OF_M = 0.0, 1.0, 2.0
-"""Patterns of zeros in weights: none that a machine may use; anywhere; N of M."""
+"""Sparsity patterns of weights: none that a machine can use; unstructured; N:M."""
 
 
 class Workload(NamedTuple):
-    """Operations as a pytree of arrays, `(operations,)` where no shape is given.
+    """Operations as a pytree of arrays, `(operations,)` unless a shape is given.
 
     Attributes:
-      batch: products of these sizes, each with weights of its own: heads, groups.
-      m: rows of the inputs: examples, tokens, places of an image.
-      n: columns of the weights: outputs.
-      k: over which the products are summed.
-      keep: (operations, 4), the shares in (0, 1] of batch, m, n and k that pruning
-        leaves: heads, queries, keys and values, channels. Hard costs round down.
-      input_bits: of an entry of A.
-      weight_bits: of an entry of W that is fetched for all: both parts, or the MSBs.
-      output_bits: of an entry of the result.
-      lsb_bits: of what is fetched later, by a share `refetch`.
-      refetch: in [0, 1], the share of products that are computed again with the LSBs.
-      input_dram: in [0, 1], the share of A that comes from DRAM, not from the chip.
+      batch: number of products of these sizes, each with its own weights, such as
+        attention heads or the groups of a convolution.
+      m: rows of the inputs: examples, tokens, output pixels.
+      n: columns of the weights: output channels.
+      k: inner size, over which the products are summed.
+      keep: (operations, 4), fractions in (0, 1] of batch, m, n and k that pruning
+        leaves: heads, queries, keys and values, channels. Hard costs round sizes down.
+      input_bits: bits of an entry of A.
+      weight_bits: bits of an entry of W that are fetched for all products: the whole
+        entry, or its MSBs.
+      output_bits: bits of an entry of the result.
+      lsb_bits: bits of an entry of W that are fetched later, for the fraction
+        `refetch`.
+      refetch: fraction in [0, 1] of products that are recomputed with the LSBs.
+      input_dram: fraction in [0, 1] of A that comes from DRAM, not from the chip.
       weight_dram: the same of W.
-      output_dram: the share of the result that goes to DRAM.
-      input_unique: in (0, 1], the share of A's entries that are not copies: 1 / 9 for
-        the patches of a 3 x 3 convolution.
-      density: in [0, 1], the share of W that is not zero.
-      pattern: `DENSE`, `UNSTRUCTURED` or `N_OF_M`.
-      input_density: in [0, 1], the share of A that is not zero.
-      elementwise: operations on single entries along with the product.
-      exponentials: of a softmax.
-      selections: rows of which the largest are selected.
+      output_dram: fraction in [0, 1] of the result that is written to DRAM.
+      input_unique: fraction in (0, 1] of A's entries that are not copies: 1 / 9 for the
+        patches of a 3 x 3 convolution.
+      density: fraction in [0, 1] of W that is not zero.
+      pattern: sparsity pattern of W: `DENSE`, `UNSTRUCTURED` or `N_OF_M`.
+      input_density: fraction in [0, 1] of A that is not zero.
+      elementwise: number of element-wise operations that accompany the product.
+      exponentials: number of exponentials, of a softmax.
+      selections: number of rows from which the largest entries are selected.
       select_from: entries of such a row.
-      select_keep: how many of them are kept.
-      gathered: bytes of DRAM read by index beside A and W.
-      joined: in [0, 1], 1 if a machine with a pipeline runs the operation together
-        with the one before it, which is not itself joined.
-      share: in (0, 1], of the multipliers that such a machine gives the operation.
-      repeats: how often the operation runs, as in layers alike.
+      select_keep: entries of such a row that are kept.
+      gathered: bytes of DRAM read by index in addition to A and W.
+      joined: in [0, 1], 1 if a pipelined machine runs the operation together with the
+        one before it, which itself is not joined.
+      share: fraction in (0, 1] of the multipliers that such a machine gives the
+        operation.
+      repeats: number of times that the operation runs, such as once in each layer.
     """
 
     batch: Any
@@ -115,20 +120,20 @@ _SHARES = (
 
 
 def check(workload: Workload) -> Workload:
-    """Returns the workload; raises if a field cannot be meant.
+    """Returns the workload; raises if a field is out of range.
 
-    Looks at the numbers, so it waits for the device: call it on the host, once. Fields
-    that are traced pass unchecked.
+    Reads the values, so it blocks on the device: call it on the host, once. Traced
+    fields are not checked.
 
     Args:
-      workload: perhaps many, along leading axes.
+      workload: one or, along leading axes, many.
 
     Returns:
       The argument.
 
     Raises:
-      PruningError: if a size is negative, a share is above 1, a width is 0, more is
-        kept than there is, or an operation is joined to nothing; names the field.
+      PruningError: if a size is negative, a fraction is above 1, a width is 0, more is
+        selected than there is, or only some of m, n and k are 0; names the field.
     """
     traced = any(isinstance(x, jax.core.Tracer) for x in workload)
     for name, value in workload._asdict().items():
@@ -137,7 +142,7 @@ def check(workload: Workload) -> Workload:
         found = np.asarray(value, np.float64)
         complaint = None
         if name == "keep" and (found.ndim < 2 or found.shape[-1] != 4):
-            complaint = "a share each of batch, m, n and k"
+            complaint = "one fraction each of batch, m, n and k"
         elif not np.all(np.isfinite(found)) or np.any(found < 0):
             complaint = "finite and not negative"
         elif name in _POSITIVE and np.any(found == 0):
@@ -148,19 +153,19 @@ def check(workload: Workload) -> Workload:
             complaint = "DENSE, UNSTRUCTURED or N_OF_M"
         if complaint:
             raise base.PruningError(
-                f"{name} of an operation is {complaint}; got {found.tolist()}."
+                f"{name} of an operation has to be {complaint}; got {found.tolist()}."
             )
     if traced:
         return workload
     product_sizes = [np.asarray(x) > 0 for x in (workload.m, workload.n, workload.k)]
     if np.any(np.any(product_sizes, axis=0) != np.all(product_sizes, axis=0)):
         raise base.PruningError(
-            "m, n and k of an operation are all positive, or all 0 where it has no "
+            "m, n and k of an operation have to be all positive, or all 0 if it has no "
             f"product; got {workload.m}, {workload.n}, {workload.k}."
         )
     if np.any(np.asarray(workload.select_keep) > np.asarray(workload.select_from)):
         raise base.PruningError(
-            f"select_keep is at most select_from; got {workload.select_keep} of "
+            f"select_keep has to be at most select_from; got {workload.select_keep} of "
             f"{workload.select_from}."
         )
     return workload

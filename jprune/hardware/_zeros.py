@@ -1,4 +1,4 @@
-"""What zeros of weights are worth on a machine: in time, in bytes, in energy."""
+"""What zero weights save on a machine: time, bytes and energy."""
 
 from typing import Any
 
@@ -9,17 +9,17 @@ from jprune.hardware._workload import N_OF_M, UNSTRUCTURED, Workload
 
 
 def time_share(o: Workload, k: Any, machine: Accelerator) -> Any:
-    """Returns the share of a product's time that the zeros of its weights leave.
+    """Returns the fraction of a product's time that is left with zero weights.
 
     1 - skip (1 - imbalance) for unstructured zeros, max(density, 1 / gain) for N:M.
 
     Args:
       o: the operation.
-      k: over which products are summed, after pruning.
+      k: inner size, after pruning.
       machine: the accelerator.
 
     Returns:
-      In [0, 1].
+      A fraction in [0, 1].
     """
     skipped = jnp.where(o.pattern == UNSTRUCTURED, machine.skip, 0.0)
     loose = 1 - skipped * (1 - imbalance(o.density, k, machine.lanes))
@@ -28,21 +28,21 @@ def time_share(o: Workload, k: Any, machine: Accelerator) -> Any:
 
 
 def imbalance(density: Any, k: Any, lanes: Any) -> Any:
-    """Returns the share of a dense lane's work that the slowest sparse lane has.
+    """Returns the work of the slowest sparse lane, as a fraction of a dense lane's.
 
-    Of L lanes with k weights each the largest number of non-zeros is about
+    Of L lanes with k weights each, the largest number of non-zeros is about
 
         d k + sqrt(2 ln L * d (1 - d) k),
 
-    the mean and the expected maximum of L normal variables; at most k.
+    the mean plus the expected maximum of L normal variables; at most k.
 
     Args:
       density: d, in [0, 1].
       k: weights of a lane.
-      lanes: L, 1 and more, that wait for each other.
+      lanes: L, at least 1, lanes that wait for each other.
 
     Returns:
-      A share of k, in [0, 1].
+      A fraction of k, in [0, 1].
 
     Example:
       >>> round(float(imbalance(0.25, 256.0, 64.0)), 3)
@@ -54,17 +54,18 @@ def imbalance(density: Any, k: Any, lanes: Any) -> Any:
 
 
 def stored_bits(o: Workload, machine: Accelerator) -> Any:
-    """Returns the bits of DRAM for a weight: of non-zeros and places, if compressed.
+    """Returns the DRAM bits of a weight; compressed, of non-zeros and their indices.
 
-    A bit of place for each weight where zeros may be anywhere, two for each that is
-    kept in N:M; MSBs for all, LSBs for those that are fetched again.
+    The index takes one bit of every weight for unstructured zeros, and two bits of
+    every kept weight for N:M. MSBs are stored for all, LSBs for those that are
+    refetched.
 
     Args:
       o: the operation.
       machine: the accelerator.
 
     Returns:
-      Bits, at most those of a dense weight.
+      Bits per weight, at most those of a dense weight.
     """
     bits = o.weight_bits + o.refetch * o.lsb_bits
     places = jnp.where(o.pattern == N_OF_M, 2 * o.density, 1.0)
@@ -74,10 +75,10 @@ def stored_bits(o: Workload, machine: Accelerator) -> Any:
 
 
 def multiplier_energy(sizes: list[Any], o: Workload, machine: Accelerator) -> Any:
-    """Returns the pJ of an operation's multiply-adds.
+    """Returns the energy of an operation's multiply-adds.
 
-    An energy grows with the product of the operands' widths, as a multiplier's area.
-    Skipped products cost nothing; gated ones, with a zero operand, less.
+    Energy scales with the product of the operands' widths, as a multiplier's area does.
+    Skipped products cost nothing; gated ones, with a zero operand, cost less.
 
     Args:
       sizes: batch, m, n, k.

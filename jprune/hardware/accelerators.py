@@ -1,4 +1,4 @@
-"""Arithmetic on accelerators: stacks, peaks, ridges, areas and scaled nodes."""
+"""Peak rates, ridge points, areas, technology scaling and stacking of accelerators."""
 
 from typing import Any
 
@@ -13,13 +13,13 @@ __getattr__ = renamed(__name__, {"accelerator": "jprune.hardware.accelerator"})
 
 
 def stack(machines: Any) -> Accelerator:
-    """Returns machines as one `Accelerator` with a leading axis, to vmap over.
+    """Stacks machines into one `Accelerator` with a leading axis, to vmap over.
 
     Args:
       machines: a sequence of `Accelerator`.
 
     Returns:
-      An `Accelerator` whose leaves have one axis more.
+      An `Accelerator` whose leaves have one more axis.
 
     Example:
       >>> from jprune.hardware import machines
@@ -30,32 +30,32 @@ def stack(machines: Any) -> Accelerator:
 
 
 def peak_tops(machine: Accelerator, bits: float = 8) -> jax.Array:
-    """Returns the peak, 2 multipliers * rate * clock, in 10^12 operations a second.
+    """Returns the peak, 2 multipliers * rate * clock, in 10^12 operations per second.
 
     A multiply-add is two operations.
 
     Args:
       machine: the accelerator.
-      bits: of the wider operand: 4, 8, 16 or 32, or between.
+      bits: width of the wider operand: 4, 8, 16 or 32, or in between.
 
     Returns:
-      A scalar.
+      A scalar, TOPS.
     """
     macs = machine.rows * machine.columns * machine.arrays * rate(machine, bits)
     return 2e-3 * macs * machine.clock
 
 
 def rate(machine: Accelerator, bits: Any) -> jax.Array:
-    """Returns multiply-adds of a multiplier in a cycle, for operands of some width.
+    """Returns the multiply-adds per cycle of one multiplier for an operand width.
 
-    That of the next of 4, 8, 16 and 32 bits.
+    Widths in between take the rate of the next of 4, 8, 16 and 32 bits.
 
     Args:
       machine: the accelerator.
-      bits: of the wider operand, above 0.
+      bits: width of the wider operand, above 0.
 
     Returns:
-      A scalar.
+      A scalar, multiply-adds per cycle.
     """
     r = machine.rates
     wide = jnp.where(bits > 16, r[..., 3], r[..., 2])
@@ -63,11 +63,11 @@ def rate(machine: Accelerator, bits: Any) -> jax.Array:
 
 
 def ridge(machine: Accelerator, bits: float = 8) -> jax.Array:
-    """Returns the operations per byte of DRAM above which multipliers are the bound.
+    """Returns the operations per DRAM byte above which multipliers are the limit.
 
     Args:
       machine: the accelerator.
-      bits: of the wider operand.
+      bits: width of the wider operand.
 
     Returns:
       A scalar, operations per byte.
@@ -81,22 +81,22 @@ def ridge(machine: Accelerator, bits: float = 8) -> jax.Array:
 
 
 def scaled(machine: Accelerator, node: Any) -> Accelerator:
-    """Returns the machine in another technology, to first order.
+    """Scales the machine to another technology node, to first order.
 
-    With s = node / old node: areas of logic and SRAM times s^2, energies of logic and
-    SRAM times s (the capacitance of a gate, at the same voltage). Clock, leakage and
-    DRAM stay as they are.
+    With s = node / old node: areas of logic and SRAM scale with s^2, energies of logic
+    and SRAM with s (the capacitance of a gate, at the same voltage). Clock, leakage and
+    DRAM are unchanged.
 
     Args:
       machine: the accelerator.
-      node: nm, positive.
+      node: new technology node, nm, positive.
 
     Returns:
       An `Accelerator`.
 
     References:
-      What s^2 and s leave out, voltage and wires: Stillmaker and Baas, Scaling
-      Equations for the Accurate Prediction of CMOS Device Performance, 2017.
+      What s^2 and s neglect, voltage and wires: Stillmaker and Baas, Scaling Equations
+      for the Accurate Prediction of CMOS Device Performance, 2017.
     """
     s = jnp.asarray(node, jnp.result_type(machine.node)) / machine.node
     energies = ("mac_energy", "vector_energy", "topk_energy", "sram_energy")
@@ -107,13 +107,13 @@ def scaled(machine: Accelerator, node: Any) -> Accelerator:
 
 
 def area(machine: Accelerator) -> jax.Array:
-    """Returns mm^2: base, multipliers, SRAM, and lanes of softmax and selection.
+    """Returns the area: base, multipliers, SRAM, and lanes of softmax and selection.
 
     Args:
       machine: the accelerator.
 
     Returns:
-      A scalar.
+      A scalar, mm^2.
     """
     multipliers = machine.rows * machine.columns * machine.arrays
     lanes = machine.softmax + machine.topk

@@ -16,7 +16,7 @@ from jprune.hardware.search import Build
 __getattr__ = renamed(__name__, {"Front": "jprune.search.Front"})
 
 Judge = Callable[[Cost, Any], Any]
-"""`(cost, design) -> array`: objectives, or shares of limits, of one design."""
+"""`(cost, design) -> array` of one design: objectives, or shares of limits spent."""
 
 
 def nsga2(

@@ -1,14 +1,20 @@
-"""Published machines, each with its source; what is assumed is said in a comment.
+"""Presets of published accelerators, each with its source; comments state assumptions.
 
-Where a source gives no energies they are set so that the published power comes out at
-the published load, which makes them good for ratios and no evidence of the model.
+    tpu_v1, tpu_v5e                             TPUs
+    a100, h100, h200, titan_xp, jetson_nano     GPUs
+    xeon                                        a CPU
+    spatten, spatten_eighth, a3, mnnfast        attention accelerators
+    eyeriss                                     an accelerator of CNNs
+
+Where a source gives no energies, they are set so that the published power results at
+the published load: good for ratios, and no evidence for the model.
 """
 
 from typing import Any
 
 from jprune.hardware._accelerator import Accelerator, accelerator
 
-# Keep in place: weights, outputs, inputs.
+# Dataflows: weight, output and input stationary.
 WEIGHTS, OUTPUTS, INPUTS = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
 _ANY = (1.0, 1.0, 1.0)
 
@@ -16,9 +22,9 @@ _ANY = (1.0, 1.0, 1.0)
 def spatten() -> Accelerator:
     """SpAtten, 2021: 512 multipliers for Q.K and 512 for prob.V, in a pipeline.
 
-    8 keys times 64 dims a cycle at 1 GHz, 12 bits; HBM2 of 16 channels times 32 bytes;
-    392 KB for K and V, half of each being filled; softmax of 8, selection of 16;
-    18.71 mm^2 in 40 nm.
+    8 keys times 64 dims per cycle at 1 GHz, 12 bits; HBM2 of 16 channels times 32
+    bytes; 392 KB for K and V, half of each being filled; 8 exponentials and 16
+    comparisons of the selection per cycle; 18.71 mm^2 in 40 nm.
 
     References:
       Wang et al., SpAtten: Efficient Sparse Attention Architecture with Cascade Token
@@ -34,14 +40,14 @@ def spatten() -> Accelerator:
         softmax=8,
         vector=64,
         topk=16,
-        latency=98,  # 11 of multipliers and adders, 87 of softmax
+        latency=98,  # 11 for multipliers and adders, 87 for the softmax
         pipelined=1,
         sram=392,
-        sram_bandwidth=2 * 768,  # 64 dims times 8 keys of 12 bits, and as much of V
+        sram_bandwidth=2 * 768,  # 64 dims of 8 keys of 12 bits, and the same of V
         dram_bandwidth=512,
         mac_energy=0.5,
         mac_bits=12,
-        sram_energy=1.6,  # 1.24 W at half of the bandwidth
+        sram_energy=1.6,  # 1.24 W at half the bandwidth
         dram_energy=3.9,
         leakage=0.4,  # assumed, of 1.36 W of logic
         area_base=4.0,  # assumed: crossbars, fetchers, control
@@ -68,7 +74,7 @@ def spatten_eighth() -> Accelerator:
 
 
 def a3() -> Accelerator:
-    """A3, 2020: a dot-product, an exponent and an output module, a key each a cycle.
+    """A3, 2020: dot-product, exponent and output modules, each one key per cycle.
 
     64 + 64 multipliers at 1 GHz; 320 keys and values on chip; a query takes n + 9
     cycles. 2.08 mm^2 in 40 nm.
@@ -103,10 +109,10 @@ def a3() -> Accelerator:
 
 
 def mnnfast() -> Accelerator:
-    """MnnFast, 2019: as A3 in size, without a pipeline across its stages.
+    """MnnFast, 2019: of A3's size, without a pipeline across its stages.
 
-    That the stages follow each other is read from its throughput in SpAtten's table,
-    half of the peak: a fitted property, so that row is no evidence.
+    That stages run one after another is inferred from its throughput in SpAtten's
+    table, half of the peak: a fitted property, so that row is no evidence.
 
     References:
       Jang et al., MnnFast: A Fast and Scalable System Architecture for
@@ -185,8 +191,8 @@ def tpu_v5e() -> Accelerator:
     """TPU v5e, 2023: four 128 x 128 arrays; 197 TFLOPS bf16, 393 TOPS int8, 819 GB/s.
 
     References:
-      Google Cloud documentation, TPU v5e, 2023. The clock is what 197 TFLOPS take.
-      The size of the arrays and the SRAM are not in it: assumed.
+      Google Cloud documentation, TPU v5e, 2023. The clock follows from 197 TFLOPS. The
+      sizes of the arrays and of the SRAM are not documented there: assumed.
     """
     return accelerator(
         clock=1.503,
@@ -345,7 +351,7 @@ def xeon() -> Accelerator:
 
 
 def _gpu(**fields: Any) -> Accelerator:
-    """A GPU: one array of 64 rows a multiprocessor, kernels that are launched."""
+    """Returns a GPU: one array of 64 rows per multiprocessor, launched kernels."""
     shared = {
         "rows": 64,
         "dataflows": OUTPUTS,
@@ -356,8 +362,8 @@ def _gpu(**fields: Any) -> Accelerator:
         "softmax": 16 * 108,
         "topk": 1024,
         "launch": 4,  # assumed
-        # 128 bytes a multiprocessor of shared memory, each used four times as registers
-        # hold larger tiles than the units: assumed.
+        # Assumed: 128 bytes of shared memory per multiprocessor, each byte used four
+        # times, as registers hold larger tiles than the units.
         "sram_bandwidth": 512 * fields["arrays"],
         "mac_energy": 0.6,  # assumed
         "mac_bits": 16,

@@ -1,7 +1,12 @@
 """Workloads of well-known networks, and of attention under a pruning schedule.
 
-Element-wise work is counted where it goes along with a product: exponentials of a
-softmax, the activation of a hidden layer. Norms and residuals are not.
+    bert_base, bert_large, gpt2_small, gpt2_medium, vit_base, resnet50
+    attention, transformer_layer, convolution     parts of networks
+    scheduled                                     attention under a schedule
+
+Element-wise work is counted where it accompanies a product: exponentials of a softmax,
+the activation of a hidden layer. Norms and residual sums are not counted. Keyword
+arguments `**fields` set fields of `Workload`, such as `input_bits`, for all products.
 """
 
 import math
@@ -24,20 +29,20 @@ def attention(
     next_keys: float | None = None,
     **fields: Any,
 ) -> Workload:
-    """Returns scores, softmax and probabilities times values, of one layer.
+    """Returns the attention of one layer: scores, softmax, probabilities times values.
 
-    Two operations that a pipeline joins. The scores and probabilities stay on chip.
-    Selections: the values of each query, where fewer than the keys are kept, and the
-    tokens for the layer after, where those are fewer.
+    Two operations that a pipelined machine joins. Scores and probabilities stay on
+    chip. Selections are counted for the values of each query, where fewer than the keys
+    are kept, and for the tokens of the next layer, where those are fewer.
 
     Args:
-      queries: of each head: all tokens, or 1 in generation.
-      keys: kept tokens.
-      heads: kept heads, times the batch.
-      dim: of a head.
-      values: kept for each query, by local value pruning; all keys if None.
+      queries: queries of each head: all tokens, or 1 in generation.
+      keys: tokens kept.
+      heads: heads kept, times the batch.
+      dim: dimension of a head.
+      values: values kept for each query by local value pruning; all keys if None.
       next_keys: tokens that the next layer keeps; all if None.
-      **fields: of both products: `input_bits`, `weight_bits`, `repeats`, ...
+      **fields: fields of both products: `input_bits`, `weight_bits`, `repeats`, ...
 
     Returns:
       A `Workload` of two operations.
@@ -61,7 +66,7 @@ def attention(
         select_keep=next_keys,
         **fields,
     )
-    # Only the MSBs of keys come alone; values have one width.
+    # Only keys are split into MSBs and LSBs; values have one width.
     fields = {k: v for k, v in fields.items() if k not in ("lsb_bits", "refetch")}
     weighted = product(
         *(queries, dim, values),
@@ -88,17 +93,17 @@ def transformer_layer(
     dim: float | None = None,
     **fields: Any,
 ) -> Workload:
-    """Returns projections, attention and MLP of a layer.
+    """Returns projections, attention and MLP of a transformer layer.
 
     Args:
-      tokens: of a sequence that pass the layer, 1 in generation.
-      width: of the stream.
-      heads: kept heads.
+      tokens: tokens of a sequence that pass through the layer, 1 in generation.
+      width: width of the residual stream.
+      heads: heads kept.
       hidden: width of the MLP.
-      batch: sequences.
+      batch: number of sequences.
       context: keys that a query sees; the tokens if None.
-      dim: of a head; width / heads if None.
-      **fields: of all products.
+      dim: dimension of a head; width / heads if None.
+      **fields: fields of all products.
 
     Returns:
       A `Workload` of six operations.
@@ -121,12 +126,12 @@ def bert_base(tokens: float = 128, batch: float = 1, **fields: Any) -> Workload:
     """Returns BERT-base: 12 layers, width 768, 12 heads; without embeddings.
 
     Args:
-      tokens: of a sequence.
-      batch: sequences.
-      **fields: of all products.
+      tokens: tokens of a sequence.
+      batch: number of sequences.
+      **fields: fields of all products.
 
     Returns:
-      A `Workload` of six operations, each 12 times.
+      A `Workload` of six operations, each repeated 12 times.
 
     References:
       Devlin et al., BERT: Pre-training of Deep Bidirectional Transformers for
@@ -142,12 +147,12 @@ def bert_large(tokens: float = 128, batch: float = 1, **fields: Any) -> Workload
     """Returns BERT-large: 24 layers, width 1024, 16 heads; without embeddings.
 
     Args:
-      tokens: of a sequence.
-      batch: sequences.
-      **fields: of all products.
+      tokens: tokens of a sequence.
+      batch: number of sequences.
+      **fields: fields of all products.
 
     Returns:
-      A `Workload` of six operations, each 24 times.
+      A `Workload` of six operations, each repeated 24 times.
     """
     layer = transformer_layer(
         tokens, width=1024, heads=16, hidden=4096, batch=batch, **fields
@@ -161,13 +166,13 @@ def gpt2_small(
     """Returns GPT-2 small: 12 layers, width 768, 12 heads; without the vocabulary.
 
     Args:
-      tokens: that are generated at once: 1, or a prompt.
-      context: keys that each sees.
-      batch: sequences.
-      **fields: of all products.
+      tokens: tokens processed at once: 1 in generation, or those of a prompt.
+      context: keys that each token sees.
+      batch: number of sequences.
+      **fields: fields of all products.
 
     Returns:
-      A `Workload` of six operations, each 12 times.
+      A `Workload` of six operations, each repeated 12 times.
 
     References:
       Radford et al., Language Models are Unsupervised Multitask Learners, 2019.
@@ -190,13 +195,13 @@ def gpt2_medium(
     """Returns GPT-2 medium: 24 layers, width 1024, 16 heads; without the vocabulary.
 
     Args:
-      tokens: that are generated at once: 1, or a prompt.
-      context: keys that each sees.
-      batch: sequences.
-      **fields: of all products.
+      tokens: tokens processed at once: 1 in generation, or those of a prompt.
+      context: keys that each token sees.
+      batch: number of sequences.
+      **fields: fields of all products.
 
     Returns:
-      A `Workload` of six operations, each 24 times.
+      A `Workload` of six operations, each repeated 24 times.
     """
     layer = transformer_layer(
         tokens,
@@ -211,12 +216,12 @@ def gpt2_medium(
 
 
 def vit_base(side: int = 224, batch: float = 1, **fields: Any) -> Workload:
-    """Returns ViT-B/16: patches, 12 layers of width 768, 1000 classes.
+    """Returns ViT-B/16: patch embedding, 12 layers of width 768, 1000 classes.
 
     Args:
-      side: of the image, a multiple of 16.
-      batch: images.
-      **fields: of all products.
+      side: side of the image in pixels, a multiple of 16.
+      batch: number of images.
+      **fields: fields of all products.
 
     Returns:
       A `Workload` of eight operations.
@@ -249,23 +254,24 @@ def convolution(
     batch: float = 1,
     **fields: Any,
 ) -> Workload:
-    """Returns a convolution with "same" padding as a product of patches with kernels.
+    """Returns a convolution with "same" padding, as a product of patches with kernels.
 
     Args:
-      side: of the input image, in pixels.
-      inputs: channels.
-      outputs: channels.
-      kernel: side of a kernel.
-      stride: of the kernel.
-      feature_group_count: of channels that do not meet.
-      batch: images.
-      **fields: of the product.
+      side: side of the input image in pixels.
+      inputs: input channels.
+      outputs: output channels.
+      kernel: side of the kernel in pixels.
+      stride: stride of the kernel in pixels.
+      feature_group_count: number of groups of a grouped convolution, as in `jax.lax`;
+        the number of channels for a depthwise one.
+      batch: number of images.
+      **fields: fields of the product.
 
     Returns:
       A `Workload` of one operation.
 
     Raises:
-      PruningError: if the groups do not divide the channels.
+      PruningError: if `feature_group_count` does not divide the channels.
 
     Example:
       >>> conv = convolution(56, 64, 64)
@@ -290,15 +296,15 @@ def convolution(
 
 
 def resnet50(side: int = 224, batch: float = 1, **fields: Any) -> Workload:
-    """Returns ResNet-50, with the stride in the 3 x 3 convolutions; 1000 classes.
+    """Returns ResNet-50 with 1000 classes and the stride in its 3 x 3 convolutions.
 
     Args:
-      side: of the image, a multiple of 32.
-      batch: images.
-      **fields: of all products.
+      side: side of the image in pixels, a multiple of 32.
+      batch: number of images.
+      **fields: fields of all products.
 
     Returns:
-      A `Workload` of 54 operations: 53 convolutions and a product.
+      A `Workload` of 54 operations: 53 convolutions and one product.
 
     References:
       He et al., Deep Residual Learning for Image Recognition, 2016,
@@ -343,18 +349,18 @@ def scheduled(
     """Returns the attention of a network under a pruning schedule.
 
     Args:
-      tokens: keys that each layer keeps.
-      heads: that each layer keeps.
-      queries: of each layer, such as 1 in generation; the tokens if None.
-      values: that each layer keeps for a query; the tokens if None.
-      dim: of a head.
-      **fields: of all products.
+      tokens: tokens (keys) that each layer keeps.
+      heads: heads that each layer keeps.
+      queries: queries of each layer, such as 1 in generation; the tokens if None.
+      values: values that each layer keeps for a query; the tokens if None.
+      dim: dimension of a head.
+      **fields: fields of all products.
 
     Returns:
-      A `Workload` of two operations a layer.
+      A `Workload` of two operations per layer.
 
     Raises:
-      PruningError: if there are not as many of each, or more than before.
+      PruningError: if the sequences have different lengths.
 
     Example:
       >>> net = scheduled((128, 96, 64), (12, 12, 10))
@@ -365,7 +371,7 @@ def scheduled(
     values = tokens if values is None else values
     if len({len(x) for x in (tokens, heads, queries, values)}) > 1:
         raise base.PruningError(
-            f"A schedule has a number for each layer; got {len(tokens)} of tokens, "
+            f"A schedule has one number for each layer; got {len(tokens)} of tokens, "
             f"{len(heads)} of heads, {len(queries)} of queries and {len(values)} of "
             "values."
         )

@@ -1,11 +1,12 @@
-"""Design-space exploration: all designs at once, or down the gradient of one.
+"""Design-space exploration of accelerators: evaluate many designs, or descend from one.
 
-    evaluate    costs of many designs, vmapped, in chunks that fit the cache
-    descend     a design by gradients of the smooth cost, under limits
+    evaluate    costs of many designs, vmapped in chunks
+    descend     improves one design by gradients of the smooth cost, under limits
 
-A design is any pytree of arrays; a function makes of it a workload and a machine, so
-machines and pruning schedules are searched together. `jprune.search` makes designs
-(`grid`, `random_designs`) and finds those that nothing beats (`pareto`).
+A design is any pytree of arrays; `build`, a function of one design, returns its
+workload and machine, so machines and pruning schedules can be searched together.
+`jprune.search` makes designs (`grid`, `random_designs`) and finds their Pareto front
+(`pareto`); `jprune.hardware.evolve` breeds them.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,7 +36,7 @@ __getattr__ = renamed(
 )
 
 Build = Callable[[Any], tuple[Workload, Accelerator]]
-"""What a design means: `design -> (workload, machine)`."""
+"""`design -> (workload, machine)`, of one design."""
 
 
 def evaluate(designs: Any, build: Build, *, chunk: int = 4096) -> Cost:
@@ -44,10 +45,11 @@ def evaluate(designs: Any, build: Build, *, chunk: int = 4096) -> Cost:
     Args:
       designs: a pytree with a leading axis.
       build: `design -> (workload, machine)`, of one design.
-      chunk: static; how many are computed at once, so that they stay in the cache.
+      chunk: static, designs computed at once, so that they stay in the processor's
+        cache.
 
     Returns:
-      A `Cost` with the leading axis.
+      A `Cost` with that leading axis.
 
     Example:
       >>> from jprune import search
@@ -67,12 +69,12 @@ def evaluate(designs: Any, build: Build, *, chunk: int = 4096) -> Cost:
 
 
 class Descent(NamedTuple):
-    """Where a search by gradients ended.
+    """The result of a search by gradients.
 
     Attributes:
-      design: the best that met the limits on the way, unrounded.
-      value: its objective, infinite if none met them.
-      path: `(steps,)`, the objective with penalties.
+      design: the best design on the path that met the limits, unrounded.
+      value: its objective; infinite if none met the limits.
+      path: `(steps,)`, the objective times its penalties, at each step.
     """
 
     design: Any
@@ -90,28 +92,31 @@ def descend(
     steps: int = 200,
     temperature: float = 0.05,
 ) -> Descent:
-    """Returns a better design, by Adam on the logarithms of its numbers.
+    """Improves a design by Adam on the logarithms of its numbers.
 
         log objective + 10 sum max(0, log(spent / allowed))
 
-    is minimised on the smooth cost, between the bounds. Jits and vmaps over starts:
-    many at once are a global search. Round the result and look at its hard cost.
+    is minimized on the smooth cost, between the bounds. Jits, and vmaps over starts:
+    many starts at once are a global search. Round the result and evaluate its hard
+    cost.
 
     Args:
       start: name -> number, positive.
-      build: `design -> (workload, machine)`; tiles and sizes may be fractions.
+      build: `design -> (workload, machine)`; tiles and sizes may be fractional.
       objective: `Cost -> scalar`, positive: such as `lambda c: c.energy * c.seconds`.
-      bounds: name -> the least and the largest value.
-      limits: `Cost -> array` of shares spent, each allowed up to 1: such as
-        `lambda c: jnp.array([c.area / 20])`; None for no limits.
-      steps: static; of Adam, whose rate of 0.1 falls to 0 along a cosine.
-      temperature: of the smooth cost.
+      bounds: name -> smallest and largest value, positive.
+      limits: `Cost -> array`, the share of each limit that the design spends, at most
+        1: such as `lambda c: jnp.array([c.area / 20])` for 20 mm^2; None for no limits.
+      steps: static, number of Adam steps; the learning rate decays from 0.1 to 0 along
+        a cosine.
+      temperature: temperature of the smooth cost.
 
     Returns:
       A `Descent`.
 
     Raises:
-      PruningError: if bounds cannot be meant, or a number has none.
+      PruningError: if a bound is not positive or bounds are out of order, or the names
+        of the start and of the bounds differ.
 
     Example:
       >>> from jprune.hardware import machines, networks
@@ -127,7 +132,7 @@ def descend(
     designs.check_bounds(bounds)
     if set(start) != set(bounds):
         raise base.PruningError(
-            f"Bounds are for {sorted(bounds)}, the design has {sorted(start)}."
+            f"Bounds are for {sorted(bounds)}, but the design has {sorted(start)}."
         )
     low = {k: jnp.float32(np.log(bounds[k][0])) for k in start}
     high = {k: jnp.float32(np.log(bounds[k][1])) for k in start}

@@ -1,10 +1,11 @@
-"""SpAtten's attention in closed form: four stages in a pipeline, and the DRAM.
+"""Closed form of SpAtten's attention: four pipeline stages, and the DRAM.
 
-Queries are the outer loop: one query of one head at a time. A head's keys meet 8 a
-cycle, its values 8 a cycle, and a selection drops values; keys and values come from
-DRAM once for a head. `jprune.hardware.cost` says the same from tiles, which take values
-by 64: within a few percent where that divides them, else up to a quarter more. Here are
-the paper's own quantities, and the sum that its released model takes.
+Queries are the outer loop: one query of one head at a time. Eight of a head's keys are
+processed per cycle, then eight of its values, after a selection has dropped values;
+keys and values come from DRAM once for each head. `jprune.hardware.cost` computes the
+same from tiles that take 64 values each: within a few percent where values are a
+multiple of 64, otherwise up to a quarter more. Here are the paper's own quantities, and
+the sum that its released model computes.
 """
 
 import math
@@ -22,19 +23,19 @@ _TAIL = 5
 
 
 class Attention(NamedTuple):
-    """What layers of attention ask for, as arrays that broadcast: a number a layer.
+    """Sizes of attention layers, as arrays that broadcast: one number per layer.
 
     Attributes:
-      queries: of a head, 1 in generation.
-      keys: kept.
-      values: kept for a query.
-      heads: kept.
-      key_bits: of the part of keys that is always fetched.
-      value_bits: of values.
-      lsb_bits: of the part of keys that is fetched later.
-      refetch: in [0, 1], the share of queries for which it is.
+      queries: queries of a head, 1 in generation.
+      keys: keys kept.
+      values: values kept for a query.
+      heads: heads kept.
+      key_bits: bits of a key that are always fetched.
+      value_bits: bits of a value.
+      lsb_bits: bits of a key that are fetched later.
+      refetch: fraction in [0, 1] of queries that fetch them.
       next_keys: tokens that stay after the layer.
-      dim: of a head.
+      dim: dimension of a head.
     """
 
     queries: Any
@@ -50,10 +51,10 @@ class Attention(NamedTuple):
 
 
 class Stages(NamedTuple):
-    """Cycles of each stage for a layer, and its bytes.
+    """Cycles of each stage of a layer, and its DRAM bytes.
 
     Attributes:
-      dram_bytes: keys and values, of what is fetched.
+      dram_bytes: bytes of keys and values fetched.
       dram: cycles of their transfer.
       scores: cycles of Q.K.
       values: cycles of prob.V.
@@ -79,8 +80,8 @@ def stages(layer: Attention, machine: Accelerator) -> Stages:
         topk   = h q topk_cycles(k, v) + topk_cycles(k, next)
 
     Args:
-      layer: sizes, perhaps one for each layer.
-      machine: such as `machines.spatten()`: a stage has half of its arrays.
+      layer: sizes of one layer, or arrays of those of many.
+      machine: such as `machines.spatten()`: each stage has half of its arrays.
 
     Returns:
       `Stages` of the layers' shape.
@@ -115,10 +116,10 @@ def stages(layer: Attention, machine: Accelerator) -> Stages:
 
 
 def overlapped(found: Stages) -> Any:
-    """Returns cycles with all stages and the DRAM side by side, and a drain each layer.
+    """Returns cycles with all stages and the DRAM in parallel, plus a drain each layer.
 
     Args:
-      found: of `stages`.
+      found: result of `stages`.
 
     Returns:
       Cycles of each layer.
@@ -128,13 +129,13 @@ def overlapped(found: Stages) -> Any:
 
 
 def summed(found: Stages) -> Any:
-    """Returns cycles as the authors' released model adds them.
+    """Returns cycles as the authors' released model sums them.
 
     Transfers first, then Q.K of all heads, the drain of the last one, and all
-    selections; nothing hides but prob.V.
+    selections; only prob.V is hidden.
 
     Args:
-      found: of `stages`.
+      found: result of `stages`.
 
     Returns:
       Cycles of each layer.
@@ -145,19 +146,19 @@ def summed(found: Stages) -> Any:
 def ramp(
     layers: int, average: float, *, first: float = 0.15, least: float = 0.0
 ) -> list[float]:
-    """Returns the share that each layer keeps, on average a given one.
+    """Returns keep ratios of layers with a given average.
 
-    All in the first layers, then a straight line whose start and end are on average
-    what the other layers have to keep.
+    The first layers keep all; the ratios of the others fall linearly, symmetric around
+    the mean that they need.
 
     Args:
-      layers: how many.
-      average: share over all layers, in (0, 1].
-      first: the share of layers that keep all, rounded up.
-      least: no layer keeps less.
+      layers: number of layers.
+      average: keep ratio averaged over all layers, in (0, 1].
+      first: fraction of the layers that keep all, rounded up to whole layers.
+      least: lower bound of the keep ratios.
 
     Returns:
-      A share for each layer, not increasing.
+      A keep ratio for each layer, not increasing.
 
     Example:
       >>> [round(x, 2) for x in ramp(6, 0.7, first=1 / 3)]
@@ -170,7 +171,7 @@ def ramp(
     whole = math.ceil(first * layers)
     rest = layers - whole
     mean = (average * layers - whole) / rest
-    # From the first pruned layer's share to the end's; symmetric around the mean.
+    # Midpoints of equal parts of a line from mean + span to mean - span.
     span = min(1 - mean, mean - least)
     steps = [(2 * i + 1) / rest - 1 for i in range(rest)]
     return [1.0] * whole + [mean - span * s for s in steps]

@@ -1,16 +1,16 @@
-"""Cycles of a matrix product on an array of multipliers, in closed form.
+"""Cycles of a matrix product on a systolic array, in closed form.
 
-An operand stays in the array, tile by tile, while another streams through it. For
+One operand stays in the array, tile by tile, while another streams through it. For
 A (m, k) times W (k, n) on R rows and C columns:
 
-    kept       tiles                     lines of each    fill and drain
-    weights    ceil(k / R) ceil(n / C)   m                2 R + C - 2
-    outputs    ceil(m / R) ceil(n / C)   k                R + C - 2
-    inputs     ceil(k / R) ceil(m / C)   n                2 R + C - 2
+    stationary  tiles                     lines of each    fill and drain
+    weights     ceil(k / R) ceil(n / C)   m                2 R + C - 2
+    outputs     ceil(m / R) ceil(n / C)   k                R + C - 2
+    inputs      ceil(k / R) ceil(m / C)   n                2 R + C - 2
 
-With the fill counted for each tile, tiles (lines + fill) - 1 are exactly the cycles of
-SCALE-Sim. Machines with double-buffered operands hide it, and tiles times lines are
-left, which is also ZigZag's count, but for loading and unloading.
+With the fill counted for each tile, tiles (lines + fill) - 1 are exactly SCALE-Sim's
+cycles. Machines with double-buffered operands hide the fill, which leaves tiles times
+lines: also ZigZag's count, except for loading and unloading.
 """
 
 from typing import Any, NamedTuple
@@ -23,17 +23,17 @@ from jprune._core import base
 from jprune.hardware._arithmetic import Arithmetic, hard
 
 DATAFLOWS = ("weights", "outputs", "inputs")
-"""What stays in place, in the order of `Accelerator.dataflows`."""
+"""Names of the stationary operands, in the order of `Accelerator.dataflows`."""
 
 
 class Tiles(NamedTuple):
-    """How a product lies on an array in one dataflow.
+    """Tiling of a product onto an array in one dataflow.
 
     Attributes:
       down: tiles along the rows.
       across: tiles along the columns.
-      lines: that stream through each tile, one in a cycle.
-      fill: cycles in which a tile is loaded, filled and drained.
+      lines: lines that stream through each tile, one per cycle.
+      fill: cycles to load, fill and drain a tile.
     """
 
     down: Any
@@ -51,10 +51,10 @@ def tiling(
       sizes: m, n, k.
       rows: R.
       columns: C.
-      r: hard if None.
+      r: hard or smooth arithmetic; hard if None.
 
     Returns:
-      `Tiles` for kept weights, outputs and inputs.
+      `Tiles` for stationary weights, outputs and inputs.
 
     Example:
       >>> weights, outputs, inputs = tiling((50, 30, 20), 8, 16)
@@ -88,11 +88,12 @@ def cycles(
       sizes: m, n, k.
       rows: R.
       columns: C.
-      fill: in [0, 1], the share of filling and draining that is not hidden.
-      r: hard if None.
+      fill: fraction in [0, 1] of fill and drain that is not hidden.
+      r: hard or smooth arithmetic; hard if None.
 
     Returns:
-      `(3,)` as in `DATAFLOWS`; exact in float32 below 2^24, see `exact_cycles`.
+      `(3,)` in the order of `DATAFLOWS`; exact in float32 below 2^24, see
+      `exact_cycles`.
 
     Example:
       >>> cycles((512, 768, 768), 128, 128).tolist()
@@ -100,7 +101,7 @@ def cycles(
 
     References:
       Samajdar et al., SCALE-Sim: Systolic CNN Accelerator Simulator, 2018,
-      arXiv:1811.02883. The forms are those of its version 3.
+      arXiv:1811.02883. The formulas are those of its version 3.
     """
     found = tiling(sizes, rows, columns, r)
     each = [t.down * t.across * (t.lines + fill * t.fill) - fill for t in found]
@@ -116,23 +117,23 @@ def hidden_cycles(
     sram: Any,
     r: Arithmetic | None = None,
 ) -> Any:
-    """Returns the cycles of one product alone with its fill hidden, weights kept.
+    """Returns the cycles of a single product with hidden fill and stationary weights.
 
-    max(m tiles + load, (W + O + tile) / bandwidth), where the load is what comes
-    before the first product, the inputs, as much of them as the chip holds at once,
-    and a tile of weights: ZigZag's convention for a TPU-like machine. It lets the
-    inputs' transfer run beside that of the weights.
+    max(m tiles + load, (W + O + tile) / bandwidth), where the load is what precedes the
+    first product: the inputs, as many of them as the chip holds at once, and a tile of
+    weights. This is ZigZag's convention for a TPU-like machine; it lets the transfer of
+    the inputs run in parallel with that of the weights.
 
     Args:
       sizes: m, n, k; 8 bits each.
       rows: R.
       columns: C.
-      bytes_per_cycle: of DRAM.
+      bytes_per_cycle: DRAM bandwidth, bytes per cycle.
       sram: bytes for inputs and outputs.
-      r: hard if None.
+      r: hard or smooth arithmetic; hard if None.
 
     Returns:
-      A scalar.
+      A scalar, cycles.
 
     Example:
       >>> float(hidden_cycles((512, 768, 768), 32, 32, bytes_per_cycle=64, sram=2**21))
@@ -140,7 +141,7 @@ def hidden_cycles(
 
     References:
       Mei et al., ZigZag: Enlarging Joint Architecture-Mapping Design Space Exploration
-      for DNN Accelerators, 2021. The form was read off its version 3.9.1.
+      for DNN Accelerators, 2021. The formula was inferred from its version 3.9.1.
     """
     r = r or hard()
     m, n, k = sizes
@@ -152,11 +153,11 @@ def hidden_cycles(
 
 
 class Wide(NamedTuple):
-    """A whole number below 2^64 in two halves, without 64-bit types.
+    """An integer below 2^64 in two halves, without 64-bit types.
 
     Attributes:
       high: uint32, the multiples of 2^32.
-      low: uint32, the rest.
+      low: uint32, the remainder.
     """
 
     high: jax.Array
@@ -173,18 +174,18 @@ def exact_cycles(
 ) -> Wide:
     """Returns the cycles of a product in the three dataflows, exactly.
 
-    batch tiles (lines + fill and drain) - 1, or batch tiles lines with the fill
-    hidden, in integers. Jits and vmaps.
+    batch tiles (lines + fill and drain) - 1, or batch tiles lines with the fill hidden,
+    in integers. Jits and vmaps.
 
     Args:
       sizes: m, n, k: integers, positive, below 2^31.
       rows: R, an integer.
       columns: C, an integer.
-      batch: how many such products.
-      counted: static; whether filling and draining counts.
+      batch: number of such products.
+      counted: static; whether fill and drain count.
 
     Returns:
-      `(3,)` as in `DATAFLOWS`; below 2^64 if batch times tiles is below 2^32.
+      `(3,)` in the order of `DATAFLOWS`; below 2^64 if batch times tiles is below 2^32.
 
     Example:
       >>> to_int(exact_cycles((2**20, 2**14, 2**14), 128, 128)).tolist()
@@ -211,7 +212,7 @@ def exact_cycles(
 
 
 def multiply(a: jax.Array, b: jax.Array) -> Wide:
-    """Returns the product of two uint32 arrays, exactly.
+    """Multiplies two uint32 arrays exactly.
 
     By halves of 16 bits: a b = ah bh 2^32 + (ah bl + al bh) 2^16 + al bl.
 
@@ -225,7 +226,7 @@ def multiply(a: jax.Array, b: jax.Array) -> Wide:
     shift, mask = np.uint32(16), np.uint32(0xFFFF)
     ah, al, bh, bl = a >> shift, a & mask, b >> shift, b & mask
     low, middle = al * bl, ah * bl
-    middle = middle + (low >> shift)  # below 2^32, as each product leaves room
+    middle = middle + (low >> shift)  # below 2^32: a product of halves leaves room
     other = al * bh + (middle & mask)
     high = ah * bh + (middle >> shift) + (other >> shift)
     return Wide(high, (other << shift) | (low & mask))
@@ -246,7 +247,7 @@ def add(a: Wide, b: Wide) -> Wide:
 
 
 def minus_small(a: Wide, b: jax.Array) -> Wide:
-    """Returns a - b, which is not negative.
+    """Returns a - b, which must not be negative.
 
     Args:
       a: a `Wide`.
@@ -260,7 +261,7 @@ def minus_small(a: Wide, b: jax.Array) -> Wide:
 
 
 def to_int(a: Wide) -> np.ndarray:
-    """Returns the number as a NumPy array of uint64; on the host.
+    """Converts to a NumPy array of uint64, on the host.
 
     Args:
       a: a `Wide`.
@@ -288,4 +289,4 @@ def check_sizes(sizes: tuple[int, int, int], rows: int, columns: int) -> None:
     )
     for name, value in named:
         if not value > 0:
-            raise base.PruningError(f"{name} is positive; got {value}.")
+            raise base.PruningError(f"{name} has to be positive; got {value}.")

@@ -1,7 +1,7 @@
-"""The latency of SpAtten's selection: quick-select in hardware, P scores at a time.
+"""Latency of SpAtten's top-k engine: quick-select in hardware, P scores at a time.
 
 The engine takes a random pivot, keeps the scores on the side of the k-th largest, and
-repeats; then a pass over all scores drops what is below the threshold.
+repeats; a final pass over all scores drops those below the threshold.
 """
 
 from typing import Any
@@ -10,17 +10,17 @@ import jax.numpy as jnp
 
 
 def topk_cycles(n: Any, k: Any, parallelism: Any) -> Any:
-    """Returns the cycles in which the k largest of n scores are found.
+    """Returns the cycles to select the k largest of n scores.
 
         2 n (1 + H(k / n)) / P + 3.5 rounds,   rounds = 1.9 ln n - 0.7
 
     H is the binary entropy in nats: quick-select reads 2 n (1 + H) scores on average.
-    A round waits 3.5 cycles for its pivot.
+    Each round waits 3.5 cycles for its pivot.
 
     Args:
-      n: scores, 1 and more; may be traced.
-      k: how many are kept, in [0, n].
-      parallelism: P, scores compared in a cycle.
+      n: number of scores, at least 1; may be traced.
+      k: number of scores kept, in [0, n].
+      parallelism: P, scores compared per cycle.
 
     Returns:
       Cycles, a mean over pivots; 0 where k = n or k = 0, as nothing is selected.
@@ -39,14 +39,14 @@ def topk_cycles(n: Any, k: Any, parallelism: Any) -> Any:
 
 
 def compared(n: Any, k: Any) -> Any:
-    """Returns the scores that quick-select compares, 2 n (1 + H(k / n)).
+    """Returns the number of scores that quick-select compares, 2 n (1 + H(k / n)).
 
     Args:
-      n: scores, 1 and more.
-      k: how many are kept.
+      n: number of scores, at least 1.
+      k: number of scores kept.
 
     Returns:
-      A number of comparisons.
+      Number of comparisons.
     """
     p = jnp.clip(k / jnp.maximum(n, 1.0), 1e-6, 1 - 1e-6)
     entropy = -p * jnp.log(p) - (1 - p) * jnp.log1p(-p)

@@ -1,7 +1,7 @@
-"""Make, join and count workloads: the operations of a network, along the leading axis.
+"""Builds, joins and measures workloads: the operations of a network.
 
-`jprune.hardware.networks` has well-known networks; `jprune.hardware.from_graph` makes
-a workload from any JAX function.
+`jprune.hardware.networks` has well-known networks; `jprune.hardware.from_graph` makes a
+workload from any JAX function.
 """
 
 from collections.abc import Sequence
@@ -12,28 +12,27 @@ import jax.numpy as jnp
 
 from jprune._core import base
 from jprune.hardware._accelerator import as_float32
-from jprune.hardware._workload import (
-    DEFAULTS,
-    Workload,
-    check,
-)
+from jprune.hardware._workload import DEFAULTS, Workload, check
+from jprune.hardware._workload import DENSE as DENSE
+from jprune.hardware._workload import N_OF_M as N_OF_M
+from jprune.hardware._workload import UNSTRUCTURED as UNSTRUCTURED
 
 
 def product(m: Any, n: Any, k: Any, **fields: Any) -> Workload:
-    """Returns the workload of one product of matrices.
+    """Returns the workload of one matrix product.
 
     Args:
       m: rows of the inputs, 0 for an operation without multiply-adds.
       n: columns of the weights.
-      k: over which the products are summed.
-      **fields: others of `Workload`; by default one product, dense, of 8 bits, that
+      k: inner size, over which the products are summed.
+      **fields: other fields of `Workload`; by default one dense product of 8 bits that
         reads A and W from DRAM and writes its result there.
 
     Returns:
       A `Workload` of one operation, float32; checked.
 
     Raises:
-      PruningError: if a field is unknown or cannot be meant; names it.
+      PruningError: if a field is unknown or out of range; names it.
 
     Example:
       >>> float(multiply_adds(product(512, 768, 3072)))
@@ -42,16 +41,18 @@ def product(m: Any, n: Any, k: Any, **fields: Any) -> Workload:
     given = {**DEFAULTS, "m": m, "n": n, "k": k, **fields}
     unknown = sorted(set(given) - set(Workload._fields))
     if unknown:
-        raise base.PruningError(f"An operation has no fields {unknown}.")
+        raise base.PruningError(
+            f"An operation has no fields {unknown}: see `Workload`."
+        )
     rows = {k: as_float32(v)[None] for k, v in given.items()}
     return check(Workload(**rows))
 
 
 def chain(operations: Sequence[Workload]) -> Workload:
-    """Returns workloads one after the other.
+    """Concatenates workloads.
 
     Args:
-      operations: of one or more operations each.
+      operations: workloads of one or more operations each.
 
     Returns:
       A `Workload`.
@@ -65,16 +66,16 @@ def chain(operations: Sequence[Workload]) -> Workload:
       [64.0, 10.0]
     """
     if not operations:
-        raise base.PruningError("A workload has one operation or more.")
+        raise base.PruningError("A workload needs at least one operation; got none.")
     return jax.tree.map(lambda *rows: jnp.concatenate(rows), *operations)
 
 
 def repeated(workload: Workload, times: float) -> Workload:
-    """Returns the workload with each operation run so many times more.
+    """Returns the workload with each operation repeated.
 
     Args:
       workload: the operations.
-      times: a factor of `repeats`.
+      times: factor by which `repeats` is multiplied.
 
     Returns:
       A `Workload` of the same operations.
@@ -83,7 +84,7 @@ def repeated(workload: Workload, times: float) -> Workload:
 
 
 def sizes(workload: Workload) -> list[Any]:
-    """Returns what pruning leaves of batch, m, n and k, not rounded.
+    """Returns batch, m, n and k after pruning, not rounded.
 
     Args:
       workload: the operations.
@@ -96,23 +97,23 @@ def sizes(workload: Workload) -> list[Any]:
 
 
 def multiply_adds(workload: Workload) -> Any:
-    """Returns the multiply-adds of what pruning leaves, zeros and refetches included.
+    """Returns the multiply-adds after pruning, zeros and refetches included.
 
     Args:
       workload: the operations.
 
     Returns:
-      A scalar; an a multiply-add is two operations of a throughput.
+      A scalar; a multiply-add is two operations of a throughput.
     """
     b, m, n, k = sizes(workload)
     return jnp.sum(b * m * n * k * (1 + workload.refetch) * workload.repeats, axis=-1)
 
 
 def dense_multiply_adds(workload: Workload) -> Any:
-    """Returns the multiply-adds that the network has before pruning.
+    """Returns the multiply-adds of the network before pruning.
 
     Throughputs of sparse machines are often given in these "dense-equivalent"
-    operations, and may be above the peak.
+    operations, and may exceed the peak.
 
     Args:
       workload: the operations.

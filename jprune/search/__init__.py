@@ -1,6 +1,6 @@
 """Searches that know nothing of what they search: grids, random draws, evolution.
 
-A design is a dict of numbers, name -> array with one entry a design.
+A design is a dict of numbers, name -> array with one entry per design.
 
     grid                   all combinations of given values
     random_designs         log-uniform draws between bounds

@@ -1,4 +1,4 @@
-"""Designs as pytrees of arrays, many along the leading axis: grids, draws, fronts."""
+"""Designs as dicts of arrays, along the leading axis: grids, draws and fronts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,10 +15,10 @@ def grid(axes: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Returns all combinations of values, along one leading axis.
 
     Args:
-      axes: name -> the values that it takes, one or more.
+      axes: name -> values that it takes, at least one.
 
     Returns:
-      Name -> `(combinations,)` in float32; the last name changes fastest.
+      Name -> `(combinations,)` in float32; the last name varies fastest.
 
     Raises:
       PruningError: if a name has no value.
@@ -29,7 +29,9 @@ def grid(axes: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """
     empty = [name for name, values in axes.items() if not len(values)]
     if empty or not axes:
-        raise base.PruningError(f"A grid has values for each name; {empty} have none.")
+        raise base.PruningError(
+            f"A grid needs at least one value for each name; {empty} have none."
+        )
     found = np.meshgrid(*axes.values(), indexing="ij")
     each = zip(axes, found, strict=True)
     return {name: values.reshape(-1).astype(np.float32) for name, values in each}
@@ -42,14 +44,14 @@ def random_designs(
 
     Args:
       key: a `jax.random.key`.
-      count: how many designs.
-      bounds: name -> the least and the largest value, positive.
+      count: number of designs.
+      bounds: name -> smallest and largest value, positive.
 
     Returns:
       Name -> `(count,)` in float32.
 
     Raises:
-      PruningError: if a bound is not positive, or the least is the larger.
+      PruningError: if a bound is not positive, or bounds are out of order.
 
     Example:
       >>> drawn = random_designs(jax.random.key(0), 4, {"sram": (16, 256)})
@@ -67,31 +69,33 @@ def random_designs(
 
 
 def check_bounds(bounds: Mapping[str, tuple[float, float]]) -> None:
-    """Raises if bounds cannot be meant.
+    """Raises for bounds that are not positive or out of order.
 
     Args:
-      bounds: name -> the least and the largest value.
+      bounds: name -> smallest and largest value.
 
     Raises:
-      PruningError: names the bound that is not positive, or empty.
+      PruningError: if a bound is not positive, or bounds are out of order; names it.
     """
     for name, (low, high) in bounds.items():
         if not 0 < low <= high:
             raise base.PruningError(
-                f"The bounds of {name} are positive and in order; got {low}, {high}."
+                f"Bounds of {name} have to be positive and ascend; got {low}, {high}."
             )
 
 
 def pareto(costs: Any) -> jax.Array:
-    """Returns which points no other point beats: less in one cost, more in none.
+    """Returns the mask of the Pareto front: points that no other point beats.
 
-    Of equal points all stay. Memory and time grow with the square of the number.
+    A point beats another if it is less in one cost and more in none. Equal points all
+    stay. Memory and time grow with the square of the number of points.
 
     Args:
-      costs: `(points, costs)`, less is better; NaN or infinite points never stay.
+      costs: `(points, costs)`, less is better; points with NaN or infinite costs never
+        stay.
 
     Returns:
-      Bools, `(points,)`.
+      Booleans, `(points,)`.
 
     Example:
       >>> pareto(jnp.array([[1.0, 3.0], [2.0, 2.0], [3.0, 3.0], [3.0, 1.0]])).tolist()

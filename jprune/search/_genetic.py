@@ -106,7 +106,7 @@ def genetic(
 def _children(
     key: jax.Array, step: jax.Array, parents: jax.Array, count: int
 ) -> jax.Array:
-    """Uniform crossover of random pairs of parents, then a normal mutation."""
+    """Returns uniform crossovers of random parents, plus normal mutations."""
     one, two, three = jax.random.split(key, 3)
     pairs = jax.random.randint(one, (2, count), 0, len(parents))
     first = jax.random.bernoulli(two, shape=(count, parents.shape[1]))

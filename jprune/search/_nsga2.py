@@ -101,7 +101,7 @@ def nsga2(
 
 
 def _free(bounds: Bounds, population: int, generations: int) -> list[str]:
-    """The names of the numbers that are searched; raises for bad arguments."""
+    """Returns the names of the numbers to search; raises for bad arguments."""
     check_bounds(bounds)
     if population < 4 or generations < 1:
         raise base.PruningError(
@@ -119,7 +119,7 @@ def _free(bounds: Bounds, population: int, generations: int) -> list[str]:
 def _decoder(
     bounds: Bounds, free: list[str]
 ) -> Callable[[jax.Array], dict[str, jax.Array]]:
-    """A function from the logarithms of the free numbers to a design."""
+    """Returns a function from the logarithms of the free numbers to a design."""
     fixed = {name: low for name, (low, high) in bounds.items() if low == high}
 
     def design_of(logs: jax.Array) -> dict[str, jax.Array]:
@@ -140,7 +140,7 @@ def _setup(between: np.ndarray, judged: Any, size: tuple[int, int, int]) -> Any:
       judged: shapes of a design's objectives and of its shares spent.
       size: population, generations and seed.
     """
-    # pymoo is an extra: jprune's core does without it.
+    # Imported here, as pymoo is an optional extra.
     from pymoo.algorithms.moo.nsga2 import NSGA2
     from pymoo.core.problem import Problem
 
@@ -159,7 +159,7 @@ def _setup(between: np.ndarray, judged: Any, size: tuple[int, int, int]) -> Any:
 
 
 def _bred(algorithm: Any, judged: Callable[..., Any], population: int) -> jax.Array:
-    """The last generation, `(population, numbers)`."""
+    """Returns the last generation, `(population, numbers)`."""
     from pymoo.core.evaluator import Evaluator
     from pymoo.problems.static import StaticProblem
 

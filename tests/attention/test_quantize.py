@@ -9,7 +9,6 @@ from support import attention_oracle as oracle
 import jprune as jp
 from jprune import attention
 from jprune import attention as ja
-from jprune.attention import _quantize
 
 
 @pytest.mark.parametrize(
@@ -17,7 +16,7 @@ from jprune.attention import _quantize
 )
 def test_planes_hold_all_bits_and_nothing_else(msb, lsb):
     x = np.random.default_rng(0).standard_normal((3, 50, 8)).astype("f4")
-    planes = _quantize.split(jnp.asarray(x), msb, lsb)
+    planes = ja.split_planes(jnp.asarray(x), msb, lsb)
     upper, lower = (np.asarray(p, np.int64) for p in planes[:2])
     assert -(2 ** (msb - 1)) <= upper.min()
     assert upper.max() < 2 ** (msb - 1)
@@ -26,9 +25,9 @@ def test_planes_hold_all_bits_and_nothing_else(msb, lsb):
     integers = np.stack([oracle.quantize(head, msb + lsb)[0] for head in x])
     np.testing.assert_array_equal((upper << lsb) + lower, integers)
     unit = np.asarray(planes.scale)
-    error = np.abs(np.asarray(_quantize.join(planes, lsb)) - x)
+    error = np.abs(np.asarray(ja.join_planes(planes, lsb)) - x)
     assert np.all(error <= 0.5001 * unit)
-    missing = np.asarray(_quantize.join(planes, lsb, lower=False)) - x
+    missing = np.asarray(ja.join_planes(planes, lsb, lower=False)) - x
     assert np.all((missing <= 0.51 * unit) & (missing > -(2**lsb - 0.49) * unit))
     least = jnp.int8 if msb <= 8 else jnp.int16
     assert planes.msb.dtype == least
@@ -41,7 +40,7 @@ def test_scores_of_the_largest_numbers_do_not_overflow(bits):
     """All at the ends of their range: the sums are the bounds, and float64 knows."""
     q = jnp.full((1, 1, 64), -3.0)
     k = jnp.stack([jnp.full((64,), s * 5.0) for s in (1, -1)])[None]
-    planes = _quantize.split(k, bits.msb, bits.lsb)
+    planes = ja.split_planes(k, bits.msb, bits.lsb)
     upper, whole = attention.progressive_scores(q, planes, bits)
     np.testing.assert_allclose(whole[0, 0], [-120, 120], rtol=1e-6)
     share = np.asarray(planes.msb[0, :, 0], np.float64) * 2**bits.lsb
@@ -57,7 +56,7 @@ def test_bits_that_would_overflow_are_refused():
         with pytest.raises(jp.PruningError, match=str(bits)):
             ja.fake_quantize(q, bits)
     with pytest.raises(jp.PruningError, match="1 and 4"):
-        _quantize.split(q, 1, 4)
+        ja.split_planes(q, 1, 4)
 
 
 def test_an_error_of_a_score_moves_probabilities_by_half_of_it_at_most():

@@ -188,6 +188,7 @@ MOVED = {
     " pooling rewinding schedules scores soft_selection sparse_products stability",
     "jprune.attention": "keep_top",
     "jprune.attention.allot": "project",
+    "jprune.hardware": "constraints",
     "jprune.hardware.accelerators": "accelerator",
     "jprune.hardware.evolve": "Front",
     "jprune.hardware.search": "check_bounds grid pareto random_designs",

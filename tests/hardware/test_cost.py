@@ -220,16 +220,20 @@ def test_expected_imbalance_is_that_of_random_masks():
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("dram_bandwidth", 0, "dram_bandwidth of an accelerator is positive"),
-        ("clock", -1, "clock of an accelerator is finite and not negative"),
-        ("sram", float("nan"), "sram of an accelerator is finite"),
-        ("efficiency", 1.5, "efficiency of an accelerator is at most 1"),
-        ("skip", 2, "skip of an accelerator is at most 1"),
-        ("n_of_m", 0.5, "n_of_m of an accelerator is at least 1"),
-        ("rates", (1, 1, 0, 1), "rates of an accelerator is positive"),
+        ("dram_bandwidth", 0, "dram_bandwidth of an accelerator has to be positive"),
+        ("clock", -1, "clock of an accelerator has to be finite and not negative"),
+        ("sram", float("nan"), "sram of an accelerator has to be finite"),
+        ("efficiency", 1.5, "efficiency of an accelerator has to be at most 1"),
+        ("skip", 2, "skip of an accelerator has to be at most 1"),
+        ("n_of_m", 0.5, "n_of_m of an accelerator has to be at least 1"),
+        ("rates", (1, 1, 0, 1), "rates of an accelerator has to be positive"),
         ("rates", (1, 1), "rates has 4 entries"),
-        ("dataflows", (0, 0, 0), "dataflows of an accelerator is positive somewhere"),
-        ("leakage", float("inf"), "leakage of an accelerator is finite"),
+        (
+            "dataflows",
+            (0, 0, 0),
+            "dataflows of an accelerator has to be positive in at least one",
+        ),
+        ("leakage", float("inf"), "leakage of an accelerator has to be finite"),
         ("cores", 4, "no .*cores"),
     ],
 )
@@ -244,20 +248,20 @@ def test_machines_that_cannot_be_meant_are_refused_by_field(field, value, words)
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("m", -5, "m of an operation is finite and not negative"),
-        ("density", 1.2, "density of an operation is at most 1"),
-        ("keep", (1, 1, 0, 1), "keep of an operation is positive"),
-        ("keep", (1, 1, 2, 1), "keep of an operation is at most 1"),
-        ("weight_bits", 0, "weight_bits of an operation is positive"),
-        ("pattern", 3, "pattern of an operation is DENSE"),
-        ("refetch", float("nan"), "refetch of an operation is finite"),
-        ("select_keep", 9, "select_keep is at most select_from"),
-        ("k", 0, "m, n and k of an operation are all positive"),
+        ("m", -5, "m of an operation has to be finite and not negative"),
+        ("density", 1.2, "density of an operation has to be at most 1"),
+        ("keep", (1, 1, 0, 1), "keep of an operation has to be positive"),
+        ("keep", (1, 1, 2, 1), "keep of an operation has to be at most 1"),
+        ("weight_bits", 0, "weight_bits of an operation has to be positive"),
+        ("pattern", 3, "pattern of an operation has to be DENSE"),
+        ("refetch", float("nan"), "refetch of an operation has to be finite"),
+        ("select_keep", 9, "select_keep has to be at most select_from"),
+        ("k", 0, "m, n and k of an operation have to be all positive"),
         ("tokens", 1, "no fields .*tokens"),
     ],
 )
 def test_operations_that_cannot_be_meant_are_refused_by_field(field, value, words):
     with pytest.raises(jp.PruningError, match=words):
         workload.product(**{"m": 4, "n": 4, "k": 4} | {field: value})
-    with pytest.raises(jp.PruningError, match="one operation or more"):
+    with pytest.raises(jp.PruningError, match="at least one operation"):
         workload.chain([])

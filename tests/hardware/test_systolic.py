@@ -126,7 +126,7 @@ def test_hidden_fill_by_hand():
 
 
 def test_sizes_that_cannot_be_meant_are_named():
-    with pytest.raises(ValueError, match="columns is positive; got 0"):
+    with pytest.raises(ValueError, match="columns has to be positive; got 0"):
         systolic.check_sizes((4, 4, 4), 8, 0)
 
 

@@ -49,7 +49,7 @@ def test_drawn_designs_are_log_uniform():
 
 
 def test_nonsense_is_refused():
-    with pytest.raises(jp.PruningError, match="bounds of sram are positive"):
+    with pytest.raises(jp.PruningError, match="Bounds of sram have to be positive"):
         search.random_designs(jax.random.key(0), 3, {"sram": (0, 4)})
     with pytest.raises(jp.PruningError, match=r"\['rows'\] have none"):
         search.grid({"rows": []})
