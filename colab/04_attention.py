@@ -24,23 +24,25 @@
 # [badge]: https://colab.research.google.com/assets/colab-badge.svg
 # [colab]: https://colab.research.google.com/github/jprune/jprune/blob/main/colab/04_attention.ipynb
 #
-# # Attention that prunes as it goes
+# # Dynamic token and head pruning
 #
-# Not all words of a sentence matter, nor all patches of an image, and attention knows
-# which: it has just looked at them. [SpAtten](https://arxiv.org/abs/2012.09852) uses
-# what attention computes anyway to drop, on the fly,
+# Not all words of a sentence matter, nor all patches of an image, and the attention
+# probabilities tell which do. [SpAtten](https://arxiv.org/abs/2012.09852) uses what
+# attention computes anyway to prune at run time:
 #
-# - **tokens** that few others look at: they leave for good, layer by layer (a cascade);
-# - **heads** that say little: likewise;
-# - **values**, row by row, whose probability is next to nothing;
-# - **bits** of the keys, where the upper ones already decide.
+# - **tokens** that receive little attention leave for all later layers (a *cascade*);
+# - **heads** with small outputs likewise;
+# - **values** with a very small probability are not fetched, row by row;
+# - **bits**: the keys' lower bits are fetched only where the upper ones do not decide.
 #
-# Here all of it runs on a small vision transformer and in a decoder with a cache:
+# This notebook applies all of them to a small vision transformer and to a decoder with
+# a KV cache:
 #
 # 1. train a transformer, prune tokens, see which patches are left;
-# 2. add heads, values and bits, count the bytes;
-# 3. decode with a cache that never grows;
-# 4. learn how many tokens each layer should keep.
+# 2. add heads, values and bits, and count the bytes read;
+# 3. decode with a KV cache of fixed size;
+# 4. learn how many tokens each layer should keep;
+# 5. merge tokens, or let them skip layers, instead of dropping them.
 #
 # It runs on one CPU, GPU or TPU chip, in a few minutes on two CPU cores.
 #
@@ -49,8 +51,8 @@
 # %% [markdown]
 # ## Install
 #
-# Only on Colab. jprune asks for no newer JAX than the one that Colab brings, so the
-# runtime's own JAX, which fits its GPU or TPU, has to stay; the cell checks that.
+# Only needed on Colab. jprune requires no newer JAX than Colab's, so the runtime's own
+# JAX, which matches its GPU or TPU, stays installed; the cell checks that.
 
 # %%
 import importlib.metadata
@@ -88,7 +90,7 @@ print(f"JAX {jax.__version__}, jprune {jp.__version__}")
 print(f"runs on {device.device_kind} ({device.platform}), one of {jax.device_count()}")
 
 # %% [markdown]
-# The sizes. Set the environment variables to try the notebook smaller or larger.
+# Sizes. Set the environment variables to run a smaller or larger version.
 
 # %%
 STEPS = int(os.environ.get("JPRUNE_NB_STEPS", 800))  # updates of the first training
@@ -98,13 +100,12 @@ FINE_TUNE = max(STEPS // 4, 1)  # updates after pruning
 full_size = STEPS >= 800  # only then do accuracies mean something
 
 # %% [markdown]
-# # 1. A vision transformer that drops patches
+# # 1. Token pruning in a vision transformer
 #
 # ## Data and network
 #
-# Scikit-learn's digits, 8 x 8 pixels, a fifth of them put aside to test on. Patches of
-# 2 x 2 pixels make 16 tokens; a *class token* in front of them is the one that the
-# classifier reads in the end.
+# Scikit-learn's digits, 8 x 8 pixels, a fifth of them held out for testing. Patches of
+# 2 x 2 pixels make 16 tokens; the classifier reads a *class token* in front of them.
 
 # %%
 digits = load_digits()
@@ -128,10 +129,10 @@ def cut(images):
 
 
 # %% [markdown]
-# Parameters are a dict of arrays, with an attention layer's projections in
-# `ja.HeadWeights`, by heads. A layer is two functions, and jprune prunes between them:
-# `mix` projects tokens to queries, keys and values and attends; `finish` does what
-# comes after.
+# Parameters are a dict of arrays; `ja.HeadWeights` holds the projections of an
+# attention layer, by heads. A layer is two functions, and jprune prunes between them:
+# `mix` projects tokens to queries, keys and values and attends; `finish` is the rest of
+# the layer.
 
 
 # %%
@@ -175,7 +176,7 @@ def embed(params, images):
 
 
 def mix(layer, x, valid, heads):
-    """Returns what each head says of each token, and the probabilities."""
+    """Returns the outputs of the heads, and the attention probabilities."""
     return ja.cascade.mix_heads(layer["heads"], normalize(x), valid, heads)
 
 
@@ -185,13 +186,13 @@ def finish(layer, x, outputs, heads):
 
 
 # %% [markdown]
-# `cascade.encode` runs the layers under a *schedule*, which says how many tokens and
-# heads each of them keeps. Between `mix` and `finish` the importance of tokens is added
-# up: how much attention each one got, over all heads, queries and layers so far. The
-# least important leave; `finish` and all later layers never see them. The schedule is
-# static, so arrays become smaller, and XLA compiles them once.
+# `cascade.encode` runs the layers under a *schedule*: how many tokens and heads each
+# layer keeps. Between `mix` and `finish` it accumulates the importance of tokens: the
+# attention that each one received, over all heads, queries and layers so far. It drops
+# the least important ones, so that `finish` and all later layers are not computed for
+# them. The schedule is static, so arrays shrink and XLA compiles once.
 #
-# A schedule that keeps everything is the plain transformer.
+# With a schedule that keeps everything this is the plain transformer.
 
 
 # %%
@@ -200,7 +201,7 @@ is_class = jnp.arange(TOKENS) == 0
 
 def start(params, images):
     x = embed(params, images)
-    protected = jnp.broadcast_to(is_class, x.shape[:2])  # never leaves
+    protected = jnp.broadcast_to(is_class, x.shape[:2])  # never dropped
     return ja.cascade.start(x, HEADS, protected=protected)
 
 
@@ -233,13 +234,13 @@ def from_plain(params, images):
 dense = ja.dense(LAYERS, TOKENS, HEADS)
 params = jax.jit(init)(jax.random.key(0))
 print(dense)
-print(f"from plain attention: at most {from_plain(params, test_images[:8]):.1e}")
+print(f"difference from plain: at most {from_plain(params, test_images[:8]):.1e}")
 
 # %% [markdown]
 # ## Training
 #
-# An ordinary loop. What it trains is an argument (static, so everything that changes
-# shapes is in there): a function of parameters and images.
+# An ordinary training loop. The network is an argument, a function of parameters and
+# images; it is static, as it decides all shapes.
 
 
 # %%
@@ -277,10 +278,10 @@ print(f"dense: {accuracy(pruned(dense), params):.1%} of the test images are righ
 # %% [markdown]
 # ## Prune tokens
 #
-# `ja.ramp` makes the counts of a schedule as the paper does: the first layer keeps all,
-# then the share falls linearly from layer to layer. Four schedules, milder to harsher.
-# Each is applied to the dense network as it is, and once more after some training in
-# which pruning is active.
+# `ja.ramp` makes the counts of a schedule as the paper does: the first layer keeps all
+# tokens, then the keep ratio falls linearly from layer to layer. Each of four
+# schedules, mild to aggressive, is applied to the dense network without training, and
+# again after fine-tuning with pruning active.
 
 
 # %%
@@ -307,14 +308,14 @@ for average in averages:
     curve[average] = (cost(plan) / cost(dense), *map(float, found), tuned)
     print(
         f"tokens {plan.tokens}: {cost(plan) / cost(dense):.1%} of the multiply-adds, "
-        f"{found[0]:.1%} as it is, {found[1]:.1%} fine-tuned"
+        f"{found[0]:.1%} untrained, {found[1]:.1%} fine-tuned"
     )
 
 # %%
 share, before, after, _ = zip(*curve.values(), strict=True)
 figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
 axes.plot(share, after, "o-", label="fine-tuned with pruning")
-axes.plot(share, before, "o:", mfc="w", label="dense network, pruned as it is")
+axes.plot(share, before, "o:", mfc="w", label="dense network, pruned without training")
 axes.axhline(float(accuracy(pruned(dense), params)), color="0.6", lw=1, label="dense")
 axes.set_xlabel("multiply-adds left")
 axes.set_ylabel("test accuracy")
@@ -327,14 +328,14 @@ plt.show()
 # %% [markdown]
 # ## Which patches are left?
 #
-# A `Cascade`, the state between two layers, knows where in the input each token stood.
-# So we take the layers one by one and look.
+# A `Cascade`, the state between two layers, holds each token's position in the input.
+# So we run the layers one by one and record the positions.
 
 
 # %%
 @functools.partial(jax.jit, static_argnames="plan")
 def survivors(params, images, plan):
-    """Returns for each layer (images, tokens): True for those that leave it."""
+    """Returns for each layer (images, tokens): True for tokens that are left."""
     state, alive = start(params, images), []
     for layer, tokens in zip(params["layers"], plan.tokens, strict=True):
         state = ja.cascade.cascade_layer(
@@ -375,15 +376,15 @@ print(f"tokens after each layer: {alive.sum(-1)[:, 0]}")
 # %% [markdown]
 # # 2. Heads, values, bits
 #
-# Heads are one more list of counts in the schedule. Values and bits are choices inside
-# an attention layer, so they go into `mix`: `ja.keep_values` says which probabilities
-# of a row are large enough for their value to be fetched, and `ja.progressive_attend`
-# first tries the keys' upper bits, and takes the lower ones where a row's largest
-# probability is below a threshold.
+# Heads are one more list of counts in the schedule. Values and bits are selected inside
+# an attention layer, so they belong into `mix`: `ja.keep_values` selects the
+# probabilities of a row that are large enough to fetch their value, and
+# `ja.progressive_attend` computes a row from the keys' upper bits, and recomputes it
+# from all bits where its largest probability is below a threshold.
 #
 # Fewer tokens and heads mean smaller arrays, on any device. Fewer values and bits do
-# not: XLA reads whole arrays. Here they are a mask and a rounding, with the answer of a
-# machine that fetches on demand, and `ja.fetched` counts what that machine reads.
+# not: XLA reads whole arrays. Here they are a mask and a rounding, with the result of a
+# machine that fetches on demand, and `ja.fetched` counts what that machine would read.
 
 
 # %%
@@ -391,7 +392,7 @@ class Technique(NamedTuple):
     """What is pruned; hashable, so that it can be a static argument."""
 
     plan: ja.Schedule
-    values: float = 1.0  # the share of a row's values that is fetched
+    values: float = 1.0  # fraction of a row's values that is fetched
     bits: ja.Bits | None = None
 
 
@@ -400,7 +401,7 @@ FLOAT = ja.Bits(query=32, msb=32, lsb=0, value=32)
 
 
 def mixer(technique, seen):
-    """Returns a `mix` that also lists what it saw."""
+    """Returns a `mix` that also records the rows it reads."""
 
     def mix(layer, x, valid, heads):
         q, k, v = ja.project(ja.take_heads(layer["heads"], heads), normalize(x))
@@ -425,7 +426,7 @@ def mixer(technique, seen):
 
 @functools.partial(jax.jit, static_argnames="technique")
 def measure(technique, params):
-    """Returns accuracy, and for each layer the rows read and the share refetched."""
+    """Returns accuracy, and for each layer rows read and the fraction refetched."""
     seen = []
     logits = network(params, test_images, technique.plan, mixer(technique, seen))
     return (logits.argmax(-1) == test_labels).mean(), seen
@@ -439,12 +440,12 @@ def bytes_read(technique, seen):
 
 
 # %% [markdown]
-# One after the other, as in the paper. The two accuracies are those of the dense
-# network pruned as it is, and after the fine-tuning above, which knew of tokens only.
-# Bytes are those of queries, keys and values of an image, in float32 until bits are
-# pruned too. In an encoder a row of V is read once for all queries, and one query that
-# wants it is enough: what values save is products. When text is generated, next, each
-# query reads anew.
+# Techniques are added one by one, as in the paper. The two accuracies are those of the
+# dense network pruned without training, and of the network fine-tuned above, with
+# tokens pruned only. Bytes are those of queries, keys and values of one image, in
+# float32 until bits are pruned too. In an encoder a row of V is read once for all
+# queries if any query needs it, so local value pruning saves products rather than
+# bytes. When text is generated, next, each query reads anew.
 
 # %%
 fewer_heads = ja.ramp(LAYERS, HEADS, 0.75, start=0.75, front=0.3, multiple=1)
@@ -460,7 +461,7 @@ techniques = {
     "+ bits": Technique(all_three, 0.5, bits),
 }
 print(f"tokens {both.tokens}, heads {both.heads}, half of the values, {bits}")
-print(f"{'':10}{'as it is':>10}{'tuned':>8}{'mult.-adds':>12}{'bytes':>9}{'less':>8}")
+print(f"{'':10}{'untrained':>10}{'tuned':>8}{'mult.-adds':>12}{'bytes':>9}{'less':>8}")
 results = {}
 for name, technique in techniques.items():
     before, seen = measure(technique, params)
@@ -474,17 +475,17 @@ for name, technique in techniques.items():
 print("rows that fetched lower bits:", *(f"{share:.1%}" for _, share in seen))
 
 # %% [markdown]
-# # 3. A cache that never grows
+# # 3. A KV cache of fixed size
 #
-# A decoder reads the keys and values of all earlier tokens again for each new one. Here
-# every layer has a fixed number of *slots*; when they are full, the new token takes the
-# slot of the least important one. Nothing is gathered or moved, so generation is one
+# For each new token a decoder reads the keys and values of all earlier tokens. Here
+# every layer has a fixed number of *slots*; when they are full, the new token
+# overwrites the least important one. Nothing is gathered or moved, so generation is one
 # `lax.scan` with the caches in its carry.
 #
 # `decode.step` is a layer's attention for one token. It takes the *stream*, the
-# importance of all positions so far, and passes it on: to the next layer, and from the
-# last layer to the next token. The first tokens (*sinks*) and the most recent ones are
-# protected. What the decoder says is of no interest here: its weights are random.
+# accumulated importance of all positions, and passes it on: to the next layer, and from
+# the last layer to the next token. The first tokens (*sinks*) and the most recent ones
+# are never evicted. The decoder's weights are random, as its text does not matter here.
 
 # %%
 LENGTH, DEPTH, WORDS = 64, 2, 32
@@ -522,7 +523,7 @@ def word_step(params, carry, key):
 
 @functools.partial(jax.jit, static_argnames="budgets")
 def generate(params, key, budgets):
-    """Returns the last caches; and words, logits, the last layer's slots, by step."""
+    """Returns the final caches; words, logits and the last layer's slots by step."""
     caches = [kv.init(1, HEADS, slots, DIM, dtype=jnp.float32) for slots in budgets]
     first = jnp.zeros(1, jnp.int32), caches, kv.start(1, LENGTH)
     step = functools.partial(word_step, params)
@@ -548,13 +549,13 @@ with jax.default_matmul_precision("highest"):
 for name, caches in (("whole", whole), ("small", small)):
     size = sum(cache.keys.nbytes + cache.values.nbytes for cache in caches)
     print(f"{name}: slots {[len(c.positions[0]) for c in caches]}, {size:,} bytes")
-print(f"slots for all, from plain attention: at most {difference:.1e}")
+print(f"with slots for all, difference from plain: at most {difference:.1e}")
 print(f"the last layer still has {sorted(small[-1].positions[0].tolist())}")
 
 # %% [markdown]
-# Which positions does the last layer hold, from word to word? Sinks are the columns at
-# the left, recent words the diagonal; between them are those that were looked at most.
-# Importance is a sum, as in the paper: early words have had more time to earn theirs.
+# Which positions does the last layer hold after each word? Sinks are the columns at the
+# left, recent words the diagonal; between them are those that received most attention.
+# Importance is a sum, as in the paper, which favours early words.
 
 # %%
 held = np.zeros((LENGTH, LENGTH), bool)
@@ -571,17 +572,17 @@ plt.show()
 # %% [markdown]
 # # 4. Learn how many tokens each layer keeps
 #
-# A count is not differentiable, but a *gate* is: `soft.straight_keep` gives zeros and
-# ones, the same tokens as before, with the derivatives of gates that add up to a real
-# number. `soft.soft_layer` runs a layer under gates. So gradient descent can move the
-# counts: a token more where it helps most, and `soft.over_budget` charges for what is
-# spent beyond a budget, the multiply-adds of the schedule above.
+# A count is not differentiable, but a *gate* is: `soft.straight_keep` returns zeros and
+# ones, the same tokens as before, with the gradients of soft gates that sum to a real
+# number. `soft.soft_layer` runs a layer under gates. So gradient descent can shift the
+# counts to the layers where tokens help most; `soft.over_budget` penalizes costs above
+# a budget, the multiply-adds of the schedule above.
 #
-# Each layer keeps a share of what the one before has kept, so counts never grow. The
-# network rests; only the shares are learned.
+# Each layer keeps a fraction of what the previous layer keeps, so counts never grow.
+# The network is frozen; only the fractions are learned.
 #
-# Do not expect a miracle: on images this easy the ramp is hard to beat, and in our run
-# the learned counts were behind it. It is the tool for when nobody knows a good ramp.
+# On images this easy the ramp is hard to beat, and in our run the learned counts were
+# behind it. Learn the counts where no good ramp is known.
 
 
 # %%
@@ -652,7 +653,8 @@ learned_plan = ja.schedule(TOKENS, learned, (HEADS,) * LAYERS)
 print(f"ramp:    {plan.tokens}, {cost(plan) / cost(dense):.1%} of the multiply-adds")
 print(f"learned: {learned_plan.tokens}, {cost(learned_plan) / cost(dense):.1%}")
 found = [float(accuracy(pruned(one), params)) for one in (plan, learned_plan)]
-print("dense network pruned as it is: ramp {:.1%}, learned {:.1%}".format(*found))
+print("dense network, pruned without training:", end=" ")
+print("ramp {:.1%}, learned {:.1%}".format(*found))
 
 # %%
 figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
@@ -664,6 +666,172 @@ axes.set_ylabel("tokens kept (dotted: ramp)")
 axes.legend(frameon=False)
 plt.show()
 
+# %% [markdown]
+# # 5. Merge tokens, or let them skip layers
+#
+# A dropped token is lost. Two alternatives, on the dense network without training:
+#
+# - **Merging** ([ToMe](https://arxiv.org/abs/2210.09461)): `ja.merge` matches similar
+#   tokens by their keys and replaces them by their mean. A token that represents
+#   several counts as often in attention: its size is its gate.
+# - **Routing** ([FTP](https://arxiv.org/abs/2412.11494)): tokens skip a layer and
+#   return. `ja.routers.through` passes the chosen ones through it, the others
+#   unchanged; here all tokens remain keys.
+#
+# First the merging, of the same number of tokens in each layer.
+
+# %%
+MERGED = 4  # tokens merged away in each layer
+merging = ja.schedule(
+    TOKENS, [TOKENS - MERGED * (i + 1) for i in range(LAYERS)], (HEADS,) * LAYERS
+)
+
+
+def merged(params, images):
+    x = embed(params, images)
+    sizes = jnp.ones(x.shape[:2])
+    for layer in params["layers"]:
+        q, k, v = ja.project(layer["heads"], normalize(x))
+        x = x + ja.combine(layer["heads"], ja.soft.gated_attend(q, k, v, sizes)[0])
+        first = jnp.broadcast_to(jnp.arange(x.shape[1]) == 0, x.shape[:2])
+        matching = ja.merge.match(k.mean(1), MERGED, protected=first)
+        x, sizes = ja.merge.merge(x, sizes, matching)
+        x = x + jax.nn.gelu(normalize(x) @ layer["up"]) @ layer["down"]
+    return normalize(x[:, 0]) @ params["read"]
+
+
+left = cost(merging) / cost(dense)
+print(f"tokens {merging.tokens}, {left:.1%} of the multiply-adds:", end=" ")
+print(f"dropped {accuracy(pruned(merging), params):.1%},", end=" ")
+print(f"merged {accuracy(merged, params):.1%}")
+
+# %% [markdown]
+# Routing: which tokens go through a layer, and how many? A *static* router takes those
+# of the greatest importance, as a cascade does, and `ja.allot.search` allocates a
+# sparsity to each layer, by a genetic search for the least loss at a given mean. FTP's
+# *learned* router maps four features of a token, among them its importance and its
+# layer's sparsity, to a logit; it is trained to imitate the static one (`guide_loss`),
+# to meet the sparsity, and to keep the dense network's predictions.
+
+
+# %%
+def skip(layer, x, route):
+    """Returns the tokens after a layer that `route(block, x)` sends some through."""
+    _, k, v = ja.project(layer["heads"], normalize(x))
+
+    def block(some):
+        q, _, _ = ja.project(layer["heads"], normalize(some))
+        return finish(layer, some, ja.attend(q, k, v)[0], jnp.arange(HEADS))
+
+    return route(block, x)
+
+
+def first_layer(params, images):
+    """Returns the tokens after the first layer, which none skip, and importance."""
+    state = start(params, images)
+    layer = params["layers"][0]
+    state = ja.cascade.cascade_layer(
+        state, functools.partial(mix, layer), functools.partial(finish, layer)
+    )
+    return state.x, state.scores
+
+
+def by_importance(scores, sparsity):
+    """Returns the static router's logits: 1 for the most important tokens, else -1."""
+    count = jnp.round((1 - sparsity) * TOKENS)
+    keys = ja.sort_keys(scores, protected=jnp.broadcast_to(is_class, scores.shape))
+    return jnp.where(ja.top_mask(keys, count), 1.0, -1.0)
+
+
+def routed(params, images, sparsities, routers=None):
+    """Returns logits of classes; for each layer, the router's and the static one's."""
+    x, scores = first_layer(params, images)
+    seen = []
+    for i, layer in enumerate(params["layers"][1:]):
+        known = by_importance(scores, sparsities[i])
+        logits = known
+        if routers is not None:
+            features = ja.routers.factors(scores, jnp.full(len(x), sparsities[i]))
+            logits = ja.routers.route(routers[i], features)
+            logits = jnp.where(jnp.broadcast_to(is_class, logits.shape), 9.0, logits)
+        route = functools.partial(ja.routers.gated_through, logits=logits)
+        x = skip(layer, x, route)
+        seen.append((logits, known))
+    return normalize(x[:, 0]) @ params["read"], seen
+
+
+@jax.jit
+def allot(params, images, labels, key):
+    """Returns the sparsities of least loss with the static router; trains nothing."""
+
+    def loss(sparsities):
+        logits, _ = routed(params, images, sparsities)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    size = {"population": 8, "generations": 10 if full_size else 1}
+    return ja.allot.search(key, loss, LAYERS - 1, SKIPPED, **size).sparsities
+
+
+SKIPPED = 0.4  # mean fraction of tokens that skip, over all layers but the first
+few = slice(256)
+sparsities = allot(params, train_images[few], train_labels[few], jax.random.key(6))
+sparsities = np.asarray(sparsities)
+passing = np.round((1 - sparsities) * TOKENS).astype(int).tolist()
+print(f"after the first layer, {passing} of {TOKENS} tokens pass through each layer")
+
+
+@functools.partial(jax.jit, static_argnames="steps")
+def learn_routers(params, key, steps):
+    tx = optax.adam(0.01)
+
+    def loss(routers, images):
+        logits, seen = routed(params, images, sparsities, routers)
+        kept = ja.routers.distillation_loss(logits, plain(params, images))
+        each = [
+            ja.routers.guide_loss(found, known > 0)
+            + ja.routers.sparsity_loss(found, sparsity)
+            for (found, known), sparsity in zip(seen, sparsities, strict=True)
+        ]
+        return kept + sum(each)
+
+    def step(carry, key):
+        routers, state = carry
+        batch = jax.random.randint(key, (BATCH,), 0, len(train_labels))
+        updates, state = tx.update(jax.grad(loss)(routers, train_images[batch]), state)
+        return (optax.apply_updates(routers, updates), state), None
+
+    keys = jax.random.split(key, steps)
+    routers = [ja.routers.init_router(key) for key in keys[: LAYERS - 1]]
+    return jax.lax.scan(step, (routers, tx.init(routers)), keys)[0][0]
+
+
+routers = learn_routers(params, jax.random.key(7), FINE_TUNE)
+
+# %% [markdown]
+# Gates compute all tokens. With a static number for each layer, `through` computes only
+# those that go through: the same function on smaller arrays.
+
+
+# %%
+def skipping(params, images, routers=None):
+    x, scores = first_layer(params, images)
+    for i, layer in enumerate(params["layers"][1:]):
+        known = scores
+        if routers is not None:
+            features = ja.routers.factors(scores, jnp.full(len(x), sparsities[i]))
+            known = ja.routers.route(routers[i], features)
+        protected = jnp.broadcast_to(is_class, known.shape)
+        ids = ja.top_indices(known, passing[i], protected=protected)
+        x = skip(layer, x, functools.partial(ja.routers.through, ids=ids))
+    return normalize(x[:, 0]) @ params["read"]
+
+
+gated = jax.jit(routed)(params, test_images, sparsities)[0].argmax(-1)
+static = jax.jit(skipping)(params, test_images).argmax(-1)
+print(f"gates and gathers agree on {(gated == static).mean():.1%} of the images")
+print(f"static router {accuracy(skipping, params):.1%},", end=" ")
+print(f"learned {accuracy(functools.partial(skipping, routers=routers), params):.1%}")
+
 # %%
 if full_size:
     accuracy_of = {name: value for name, (value, _) in results.items()}
@@ -674,11 +842,12 @@ if full_size:
 # %% [markdown]
 # ## Where to go next
 #
-# - Your own model: give `ja.cascade.encode` the two functions of your layers. Flax's
-#   modules take what `ja.adapters.attention_fn` makes as their `attention_fn`.
+# - Your own model: write the two functions of its layers for `ja.cascade.encode`, or
+#   pass what `ja.adapters.attention_fn` returns to Flax's modules as their
+#   `attention_fn`.
 # - Speed: at this size there is nothing to gain. `python -m experiments bench
 #   attention` times an encoder of BERT's size, and decoding with thousands of words.
 # - Accuracy: `python -m experiments spatten_accuracy` fine-tunes a pretrained encoder
 #   on GLUE and adds one technique after the other, as the table above does.
-# - Tokens that are merged instead of dropped, thresholds that are learned, routers:
-#   `ja.merge`, `ja.soft.threshold_keep`, `ja.routers`.
+# - Learned thresholds instead of counts (LTP): `ja.soft.threshold_keep` to train them,
+#   `ja.buckets.threshold_layer` to run them at a few compiled sizes.

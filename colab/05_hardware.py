@@ -26,15 +26,15 @@
 #
 # # From a traced model to a Pareto front
 #
-# What is pruning worth on a machine that you do not have, or that does not exist yet?
-# jprune has one pure function for that, `cost(workload, machine)`: cycles, seconds,
-# energy, DRAM bytes and area. Both arguments are pytrees of arrays, so it is vmapped
-# over machines and pruning schedules, and differentiated by both.
+# What does pruning save on a machine that you do not have, or that does not exist yet?
+# jprune answers with one pure function, `cost(workload, machine)`: cycles, seconds,
+# energy, DRAM bytes and area. Both arguments are pytrees of arrays, so the function can
+# be vmapped over machines and pruning schedules, and differentiated by both.
 #
-# 1. **Trace** a network: its products become a workload.
-# 2. **Compare** machines: what bounds each of them?
-# 3. **Search**: thousands of accelerators at once, and the gradient of one.
-# 4. **Prune** to "30 % less energy on this machine".
+# 1. **Trace** a network: its matrix products become a workload.
+# 2. **Compare** machines: which resource limits each of them?
+# 3. **Search**: thousands of accelerators at once, or down the gradient of one.
+# 4. **Prune** to a budget: 30 % less energy on a given machine.
 #
 # It runs on one CPU, GPU or TPU chip, in a minute or two on two CPU cores.
 #
@@ -43,8 +43,8 @@
 # %% [markdown]
 # ## Install
 #
-# Only on Colab. jprune asks for no newer JAX than the one that Colab brings, so the
-# runtime's own JAX, which fits its GPU or TPU, has to stay; the cell checks that.
+# Only needed on Colab. jprune requires no newer JAX than Colab's, so the runtime's own
+# JAX, which matches its GPU or TPU, stays installed; the cell checks that.
 
 # %%
 import importlib.metadata
@@ -78,13 +78,13 @@ print(f"runs on {device.device_kind} ({device.platform}), one of {jax.device_cou
 # %%
 STEPS = int(os.environ.get("JPRUNE_NB_STEPS", 200))
 DESIGNS = 50 * STEPS  # random accelerators
-DESCENT = 100 + STEPS  # steps down the gradient
+DESCENT = 100 + STEPS  # gradient steps
 
 # %% [markdown]
 # ## 1. Trace
 #
-# Any JAX function will do. Here a transformer's layer in plain JAX; its parameters are
-# only shapes, nothing is computed.
+# Any JAX function works. Here it is a transformer layer in plain JAX; its parameters
+# are given as shapes, so nothing is computed.
 
 # %%
 WIDTH, HEADS, HIDDEN, TOKENS = 256, 4, 1024, 128
@@ -111,13 +111,13 @@ for b, m, n, k in zip(net.batch, net.m, net.n, net.k, strict=True):
     print(f"  {b:3.0f} x ({m:4.0f}, {k:4.0f}) times ({k:4.0f}, {n:4.0f})")
 
 # %% [markdown]
-# Well-known networks are built in, such as BERT, GPT-2, ResNet-50 and ViT.
+# `hw.networks` has the workloads of BERT, GPT-2, ResNet-50 and ViT.
 #
 # ## 2. Compare
 #
-# Published machines, each with its source in its docstring. `bound` says which resource
-# takes an operation longest. Absolute energies are those that the sources give or
-# imply: use them for ratios.
+# `hw.machines` has published machines, each with its source in its docstring. `bound`
+# is the resource that limits an operation. Absolute energies are those that the sources
+# give or imply: use them for ratios.
 
 # %%
 nets = {
@@ -140,7 +140,7 @@ for title, each in nets.items():
         print(f"{title:15} {name:8} {us:10.1f} {mj:8.3f}    {hw.RESOURCES[which]}")
 
 # %% [markdown]
-# A roofline: achieved operations against operations for a byte of DRAM.
+# A roofline plot: achieved operations per second over operations per byte of DRAM.
 
 # %%
 intensity = np.logspace(-1, 4.5, 100)
@@ -153,17 +153,17 @@ for i, (name, machine) in enumerate(several.items()):
         found, done = cost(each, machine), 2 * float(workload.multiply_adds(each))
         point = done / float(found.dram_bytes), 1e-12 * done / float(found.seconds)
         axes.loglog(*point, marker, color=f"C{i}")
-axes.set(xlabel="operations for a byte of DRAM", ylabel="TOPS, 8 bits")
+axes.set(xlabel="operations per byte of DRAM", ylabel="TOPS, 8 bits")
 axes.legend(fontsize="small")
 plt.show()
 
 # %% [markdown]
 # ## 3. Search
 #
-# A design is any pytree; a function makes of it a workload and a machine. Here it is an
-# array of multipliers, its SRAM and its DRAM, *and* the share of tokens that attention
-# pruning keeps: machine and pruning together. As a stand-in for accuracy, keeping less
-# costs points.
+# A design is any pytree; `build` returns its workload and its machine. Here a design is
+# an array of multipliers, its SRAM and its DRAM, *and* the fraction of tokens that
+# attention pruning keeps, so machine and pruning are searched together. A formula
+# stands in for the accuracy lost by keeping fewer tokens.
 
 # %%
 bounds = {
@@ -204,8 +204,8 @@ figure.colorbar(dots, label="tokens kept")
 plt.show()
 
 # %% [markdown]
-# Gradients get there with fewer evaluations: eight descents at once on the smooth cost,
-# under a limit of area and of points, then rounding, and the hard cost.
+# Gradients need fewer evaluations: eight descents at once on the smooth cost, under
+# limits of area and of points lost, then rounding, and evaluation by the hard cost.
 
 
 # %%
@@ -238,8 +238,9 @@ print(f"{float(delay_energy(after)[best]):.3g} by gradients")
 # %% [markdown]
 # ## 4. Prune to a budget of energy
 #
-# Wherever jprune takes a cost of groups' sizes, the machine's cost can stand: here 30 %
-# less energy of our layer on Eyeriss. Heads, head dimensions and hidden units compete.
+# Any function of jprune that takes a cost of group sizes accepts a machine's cost. Here
+# our layer is pruned to 30 % less energy on Eyeriss; heads, head dimensions and hidden
+# units compete.
 
 # %%
 params = {
@@ -259,7 +260,7 @@ out = small(small_params, jnp.ones((TOKENS, WIDTH)))
 assert out.shape == (TOKENS, WIDTH)
 
 # %% [markdown]
-# And its gradient, for masks that are learned: what a unit of each group costs.
+# Its gradient, by which masks can be learned, is the cost of one unit of each group.
 
 # %%
 smooth = hw.on(machines.eyeriss(), lambda found: found.energy, bits=8, temperature=0.05)
@@ -270,9 +271,9 @@ for name, slope in jax.grad(lambda s: smooth(graph, s))(whole).items():
 # %% [markdown]
 # ## Where to go next
 #
-# - How wrong is it? `python -m experiments hardware_validation` prints the model beside
-#   published figures, with every error.
+# - How accurate is the model? `python -m experiments hardware_validation` prints it
+#   next to published figures, with every error.
 # - SpAtten's own stages and schedules: `jprune.hardware.spatten`; its tables:
 #   `python -m experiments spatten_tables`.
 # - Your own machine: `hw.accelerator(clock=..., rows=..., columns=..., sram=...,
-#   dram_bandwidth=...)`; every field has a unit in the docstring.
+#   dram_bandwidth=...)`; the docstring gives the unit of every field.

@@ -143,13 +143,13 @@ def check_attention(text):
     held = json.loads(held.partition("has ")[2])
     assert len(held) == 12
     assert {0, 1, 60, 61, 62, 63} <= set(held)
-    # The published schedules' own totals.
-    traced = [line.split() for line in lines if line.startswith("GPT-2")]
-    less = [float(row[i]) for row in traced for i in (2, 10)]
-    assert less == pytest.approx([6.04, 28.9, 3.10, 8.96], rel=0.005)
     learned = next(line for line in lines if line.startswith("learned: ("))
     counts = json.loads(f"[{learned.partition('(')[2].partition(')')[0]}]")
     assert 17 >= counts[0] >= counts[1] >= 1
+    # Four of 17 tokens are merged away in each layer; 40 % of them skip the second one.
+    assert any(line.startswith("tokens (13, 9), ") for line in lines)
+    assert "after the first layer, [10] of 17 tokens pass through each layer" in lines
+    assert "gates and gathers agree on 100.0% of the images" in lines
 
 
 def check_hardware(text):
