@@ -27,21 +27,22 @@ _HALVINGS = 40
 def worth(
     graph: Graph, machine: Accelerator, metric: Metric, **fields: Any
 ) -> dict[str, float]:
-    """Returns what a non-zero weight of each leaf adds to a cost.
+    """Returns the cost that each leaf adds per non-zero weight.
 
-    What the machine saves if all weights of the leaf become zeros, shared out. Work
-    that a pruned weight does not save, as on machines that skip nothing, is not in it.
+    The machine's saving if all weights of the leaf become zero, divided by their
+    number. Work that zero weights do not save, as on machines that skip nothing, is not
+    included.
 
     Args:
-      graph: of `jprune.graph.trace`.
-      machine: the accelerator; zeros have to be worth something to it.
+      graph: result of `jprune.graph.trace`.
+      machine: the accelerator; it has to save something for zero weights.
       metric: `Cost -> scalar`, such as `lambda found: found.energy`.
       **fields: as in `from_graph`.
 
     Returns:
-      Path of a leaf that multiplies -> cost of one of its weights, at least 0. Rounded
-      to multiples of a unit, of which the dearest weight costs at most 2^16, it is the
-      cost of `jprune.keep_within_budget`.
+      Path of each leaf that multiplies -> cost of one of its weights, at least 0.
+      Rounded to multiples of a unit, of which the most expensive weight costs at most
+      2^16, it is the cost for `jprune.keep_within_budget`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -60,7 +61,7 @@ def worth(
     size = graph_lib.measure(graph)
     weights = {p: float(math.prod(map(size, graph.axes[p]))) for p in paths}
 
-    # The whole network, and one for each leaf of zeros, in one traced expression.
+    # The full network, and for each leaf the network with that leaf zero, in one trace.
     densities = jnp.concatenate([jnp.ones((1, len(paths))), 1 - jnp.eye(len(paths))])
 
     @jax.jit
@@ -77,17 +78,17 @@ def worth(
 
 
 def saving(found: Any, full: Any) -> jax.Array:
-    """Returns the share that is saved, 1 - found / full.
+    """Returns the fraction of a cost that is saved, 1 - found / full.
 
-    A sparsity in the sense of `jprune.controllers.lagrangian`: that brings it to its
-    target in the course of training, through a smooth cost of soft sizes.
+    Serves as the sparsity of `jprune.controllers.lagrangian`, which drives it to its
+    target during training, with a smooth cost of soft sizes.
 
     Args:
-      found: of the pruned network, differentiable.
-      full: of the whole one, positive.
+      found: cost of the pruned network, differentiable.
+      full: cost of the unpruned network, positive.
 
     Returns:
-      A scalar below 1; negative if more is spent.
+      A scalar below 1; negative if the pruned network costs more.
     """
     return 1 - jnp.asarray(found) / jnp.asarray(full)
 
@@ -102,20 +103,20 @@ def fit(
     least: float = 0.05,
     temperature: float = 0.05,
 ) -> Workload:
-    """Returns the workload with keep ratios lowered until a budget is met.
+    """Lowers keep ratios until a budget is met.
 
     keep' = max(least, keep - t), with the smallest t in [0, 1] for which the smooth
-    cost is at most the budget: the projection onto it along equal steps, by bisection.
-    Jits, and vmaps over machines and budgets.
+    cost is at most the budget: the projection onto the budget along equal steps, by
+    bisection. Jits, and vmaps over machines and budgets.
 
     Args:
-      workload: whose `keep` to lower.
+      workload: workload whose `keep` to lower.
       machine: the accelerator.
       metric: `Cost -> scalar`, such as `lambda found: found.seconds`.
-      budget: of the metric; may be traced.
-      where: bools that broadcast with `keep`: which ratios may change.
-      least: the lowest ratio.
-      temperature: of the smooth cost.
+      budget: upper limit, in the unit of the metric; may be traced.
+      where: booleans that broadcast with `keep`, True for ratios that may change.
+      least: lower bound of the ratios, in (0, 1].
+      temperature: temperature of the smooth cost.
 
     Returns:
       A `Workload`; with the lowest ratios if the budget cannot be met.
@@ -132,7 +133,9 @@ def fit(
       0.7
     """
     if not 0 < least <= 1:
-        raise base.PruningError(f"The least keep ratio is in (0, 1]; got {least}.")
+        raise base.PruningError(
+            f"The least keep ratio has to be in (0, 1]; got {least}."
+        )
     keep, allowed = workload.keep, jnp.broadcast_to(where, workload.keep.shape)
 
     def lowered(t: Any) -> Workload:

@@ -21,7 +21,7 @@ from jprune.hardware._workload import Workload
 from jprune.hardware.workload import product
 
 Metric = Callable[[Cost], Any]
-"""What counts, such as `lambda found: found.energy`."""
+"""`Cost -> scalar`, such as `lambda found: found.energy`."""
 
 
 def from_graph(
@@ -32,30 +32,30 @@ def from_graph(
     density: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> Workload:
-    """Returns the matrix products and convolutions of a traced function.
+    """Returns the matrix products and convolutions of a traced function as a workload.
 
     With L, R, O the entries of operands and result, and P multiply-adds of a product,
 
         batch = L R O / P^2,   m = P / R,   n = P / L,   k = P / O,
 
     and for convolutions m = P / R, n = R / k, where the inputs L are the part of m k
-    that are not copies. Turns of loops count in the batch. Element-wise work does not
-    count; a grouped convolution counts as one product of less k.
+    that are not copies. Iterations of loops count in the batch. Element-wise work is
+    not counted; a grouped convolution counts as one product of a smaller k.
 
     Args:
-      graph: of `jprune.graph.trace`, for inputs of the recorded shapes.
-      sizes: of groups, perhaps fractional or traced; those that are missing are whole.
-      bits: of all operands; those of the recorded types if None.
-      density: path of a leaf -> share of its weights that is not zero. Their products
-        are unstructured unless `pattern` is among the fields.
-      **fields: others of `Workload`, for all operations: `input_dram`, ...
+      graph: result of `jprune.graph.trace`, for inputs of the recorded shapes.
+      sizes: group name -> size, may be fractional or traced; groups left out are whole.
+      bits: bit width of all operands; that of their recorded types if None.
+      density: path of a leaf -> fraction of its weights that is not zero. The products
+        of these leaves are unstructured, unless `pattern` is among the fields.
+      **fields: other fields of `Workload`, for all operations: `input_dram`, ...
 
     Returns:
-      A `Workload`, an operation for each product, in the program's order. Its shape
-      does not depend on the sizes.
+      A `Workload` with one operation for each product, in the program's order. Its
+      shape does not depend on the sizes.
 
     Raises:
-      PruningError: if the function has no product, there is no such group, or no
+      PruningError: if the function has no product, a group does not exist, or no
         product uses a leaf that has a density.
 
     Example:
@@ -70,11 +70,15 @@ def from_graph(
     """
     found = graph_lib.operations(graph)
     if not found:
-        raise base.PruningError("The function has no matrix product or convolution.")
+        raise base.PruningError(
+            "The traced function has no matrix product or convolution."
+        )
     shares = density or {}
     unused = set(shares) - {path for o in found for path in o.leaves}
     if unused:
-        raise base.PruningError(f"No product uses the leaves {sorted(unused)}.")
+        raise base.PruningError(
+            f"No product uses the leaves {sorted(unused)}, which were given a density."
+        )
     size = graph_lib.measure(graph, sizes)
     rows = [_operation(o, size, bits) for o in found]
     names = ("batch", "m", "n", "k", "input_unique")
@@ -104,7 +108,7 @@ def from_graph(
 def _operation(
     o: graph_lib.Operation, size: Callable[[Any], Any], bits: float | None
 ) -> tuple[Any, ...]:
-    """Batch, m, n, k, the share of the inputs that are no copies, and widths."""
+    """Returns batch, m, n, k, the fraction of inputs that are no copies, and widths."""
 
     def entries(axes: Any) -> Any:
         return functools.reduce(lambda a, d: a * size(d), axes, 1.0)

@@ -238,7 +238,7 @@ def test_fit_changes_what_it_may_and_says_the_least_if_that_is_too_much():
     np.testing.assert_array_equal(found.keep[:, 0], np.float32(0.25))
     np.testing.assert_array_equal(found.keep[:, 1:], 1)
     with pytest.raises(
-        jp.PruningError, match=r"least keep ratio is in \(0, 1\]; got 0"
+        jp.PruningError, match=r"least keep ratio has to be in \(0, 1\]; got 0"
     ):
         hw.fit(net, chip, lambda c: c.energy, 1.0, least=0)
 
