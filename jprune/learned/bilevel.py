@@ -27,6 +27,7 @@ from jprune import masks as masks_lib
 from jprune import tree
 from jprune._core import base, precision
 from jprune.learned import effective
+from jprune.learned._common import descend, owned, prunable
 from jprune.links import select
 
 Hypergradient = Callable[[base.Params, base.Masks, base.Params], base.Scores]
@@ -228,77 +229,38 @@ def bip(
     chosen = select(pruner, where)
     lower_tx, upper_tx = lower, upper  # `step` has batches of these names
 
-    def project(
-        params: base.Params, scores: Any, memory: Any, count: base.Scalar
-    ) -> tuple[base.Masks, Any]:
-        ranked = tree.merged(scores, params)
-        return chosen.update(ranked, memory, ranked, step=count)
-
     def init(params: base.Params, model: Any = None, scores: Any = None) -> BipState:
         if tied and scores is not None:
             raise base.PruningError("With tied=True the weights are their own scores.")
-        meant = tree.flags(where, params)
-        if scores is None:
-            scores = _magnitudes(meant, params)
-        scores = tree.only(meant, scores)
+        only = prunable(where, params)
+        scores = only(_magnitudes(params) if scores is None else scores)
         count = jnp.zeros((), jnp.int32)
-        masks, memory = project(params, scores, chosen.init(params), count)
+        masks, memory = _project(chosen, params, scores, chosen.init(params), count)
         masks_lib.check(params, masks)
-        state = BipState(
-            count=count,
-            params=params,
-            scores=None if tied else scores,
-            masks=masks,
-            pruner=memory,
-            lower=lower_tx.init(params),
-            upper=upper_tx.init(tree.only(meant, params) if tied else scores),
-            model=model,
-        )
-        # Copies: a step donates the state, and must not take the caller's arrays;
-        # nor one array twice, of which some optimizers keep what they are given.
-        return jax.tree.map(jnp.copy, state)
-
-    def gradient(params: base.Params, masks: base.Masks, model: Any, batch: Any):
-        masked = functools.partial(masks_lib.apply, masks=masks)
-        args = (batch,) if model is None else (model, batch)
-        found = effective.gradient_at_effective(
-            loss, masked, (params,), *args, has_aux=model is not None
-        )
-        return found.value, found.aux, found.grads
+        scores, stepped = (None, only(params)) if tied else (scores, scores)
+        optimizers = lower_tx.init(params), upper_tx.init(stepped)
+        return owned(BipState(count, params, scores, masks, memory, *optimizers, model))
 
     @functools.partial(jax.jit, donate_argnames="state")
     def step(state: BipState, lower: Any, upper: Any) -> tuple[BipState, BipInfo]:
-        meant = tree.flags(where, state.params)
-
-        def descend(carry: Any, batch: Any) -> tuple[Any, jax.Array]:
-            params, memory, model = carry
-            value, model, g = gradient(params, state.masks, model, batch)
-            g = effective.masked_gradient(g, state.masks)
-            updates, memory = lower_tx.update(g, memory, params)
-            return (optax.apply_updates(params, updates), memory, model), value
-
-        begin = (state.params, state.lower, state.model)
-        (params, memory, model), lower_loss = lax.scan(descend, begin, lower)
-        upper_loss, _, g = gradient(params, state.masks, model, upper)
-        hidden = functools.partial(tree.only, meant)
-        total = hypergradient(hidden(params), hidden(state.masks), hidden(g))
-        direct = effective.mask_gradient(hidden(params), hidden(g))
+        params, below, model, lower_loss = _lower_level(loss, lower_tx, state, lower)
+        upper_loss, _, g = _gradient(loss, params, state.masks, model, upper)
+        only = prunable(where, params)
+        seen = only(params), only(state.masks), only(g)
+        total, direct = hypergradient(*seen), direct_gradient(*seen)
         if tied:
-            along = jax.tree.map(_along_sign, total, hidden(params))
-            updates, above = upper_tx.update(along, state.upper, hidden(params))
-            params = tree.merged(optax.apply_updates(hidden(params), updates), params)
-            scores, ranked = None, _magnitudes(meant, params)
+            along = jax.tree.map(_along_sign, total, only(params))
+            moved, above = descend(upper_tx, along, state.upper, only(params))
+            params = tree.merged(moved, params)
+            scores, ranked = None, only(_magnitudes(params))
         else:
-            updates, above = upper_tx.update(total, state.upper, state.scores)
-            scores = ranked = optax.apply_updates(state.scores, updates)
+            scores, above = descend(upper_tx, total, state.upper, state.scores)
+            ranked = scores
         count = optax.safe_increment(state.count)
-        masks, pruner_memory = project(params, ranked, state.pruner, count)
-        seen = (hidden(state.masks), hidden(masks))
-        info = _info(lower_loss, upper_loss, direct, total, *seen)
-        new = BipState(
-            count, params, scores, masks, pruner_memory, memory, above, model
-        )
-        return new, info
+        masks, memory = _project(chosen, params, ranked, state.pruner, count)
+        change = only(state.masks), only(masks)
+        info = _info(lower_loss, upper_loss, direct, total, *change)
+        return BipState(count, params, scores, masks, memory, below, above, model), info
 
     def finish(state: BipState) -> tuple[base.Params, base.Masks]:
         return masks_lib.apply(state.params, state.masks), state.masks
@@ -306,10 +268,56 @@ def bip(
     return base.Algorithm(init, step, finish)
 
 
-def _magnitudes(meant: Any, params: base.Params) -> base.Scores:
+def _gradient(
+    loss: Callable[..., Any],
+    params: base.Params,
+    masks: base.Masks,
+    model: Any,
+    batch: Any,
+) -> tuple[jax.Array, Any, base.Params]:
+    """The loss at m w, the model after it, and g = dL/d(m w)."""
+    masked = functools.partial(masks_lib.apply, masks=masks)
+    args = (batch,) if model is None else (model, batch)
+    found = effective.gradient_at_effective(
+        loss, masked, (params,), *args, has_aux=model is not None
+    )
+    return found.value, found.aux, found.grads
+
+
+def _lower_level(
+    loss: Callable[..., Any],
+    tx: optax.GradientTransformation,
+    state: BipState,
+    batches: Any,
+) -> tuple[base.Params, Any, Any, jax.Array]:
+    """A step of the weights for each batch, under fixed masks: w <- w - alpha m g."""
+
+    def descent(carry: Any, batch: Any) -> tuple[Any, jax.Array]:
+        params, memory, model = carry
+        value, model, g = _gradient(loss, params, state.masks, model, batch)
+        g = effective.masked_gradient(g, state.masks)
+        return (*descend(tx, g, memory, params), model), value
+
+    begin = (state.params, state.lower, state.model)
+    (params, memory, model), losses = lax.scan(descent, begin, batches)
+    return params, memory, model, losses
+
+
+def _project(
+    pruner: base.Pruner,
+    params: base.Params,
+    scores: base.Scores,
+    memory: Any,
+    count: base.Scalar,
+) -> tuple[base.Masks, Any]:
+    """The pruner's masks of the scores, which it sees as gradients and as params."""
+    ranked = tree.merged(scores, params)
+    return pruner.update(ranked, memory, ranked, step=count)
+
+
+def _magnitudes(params: base.Params) -> base.Scores:
     """The raw scale of the weights: the scores that a global ranking can compare."""
-    visible = tree.only(meant, params)
-    return jax.tree.map(lambda w: jnp.abs(precision.wide(w)), visible)
+    return jax.tree.map(lambda w: jnp.abs(precision.wide(w)), params)
 
 
 def _along_sign(gradient: jax.Array, w: jax.Array) -> jax.Array:

@@ -1,24 +1,25 @@
 """Bi-level pruning, with the hyper-parameters that were published."""
 
-import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import optax
 
 from jprune import links, tree
 from jprune._core import base
+from jprune._core.deprecation import renamed_arguments
 from jprune.learned import bilevel
 
 
+@renamed_arguments(groups="units")
 def bip(
     loss: Callable[..., Any],
     sparsity: base.Sparsity,
     *,
     steps: int,
     preset: Literal["paper", "reference"] = "paper",
-    groups: Literal["output", "input"] | None = None,
+    units: Literal["output", "input"] | None = None,
     where: base.Predicate = tree.is_kernel,
 ) -> base.Algorithm:
     """BiP: masks and weights in turns, each by its gradient, at the target at once.
@@ -34,7 +35,7 @@ def bip(
         and 0.1 (scores); "reference" what the released code does in effect: weights
         that are their own scores, rates 0.1, its own implicit term, weight decay on
         both levels. Momentum 0.9 in both.
-      groups: None for single weights; "output" for filters, "input" for the input
+      units: None for single weights; "output" for filters, "input" for the input
         channels of a kernel.
       where: which leaves can be pruned.
 
@@ -43,7 +44,7 @@ def bip(
 
     Raises:
       PruningError: if the sparsity is a number outside [0, 1], or `preset` or
-        `groups` is another word.
+        `units` is another word.
 
     Example:
       >>> import jax, jax.numpy as jnp, jprune as jp
@@ -63,31 +64,43 @@ def bip(
     """
     if preset not in ("paper", "reference"):
         raise base.PruningError(f'preset is "paper" or "reference"; got {preset!r}.')
-    if groups is None:
-        pruner = links.keep_top(sparsity, scope="global")
-    else:
-        pooled = links.pool_over_axes(jnp.sum, keep=groups)
-        pruner = optax.chain(pooled, links.keep_top(sparsity))
-    if preset == "paper":
-        lower, upper, rule = _sgd(0.01, steps), _sgd(0.1, steps), None
-    else:
-        lower = optax.chain(optax.add_decayed_weights(1e-4), _sgd(0.1, steps))
-        drops = {steps // 2: 0.1, 3 * steps // 4: 0.1}
-        stairs = optax.piecewise_constant_schedule(0.1, drops)
-        upper = optax.chain(
-            optax.add_decayed_weights(1e-4), optax.sgd(stairs, momentum=0.9)
-        )
-        rule = bilevel.reference_gradient
-    return bilevel.bip(
-        loss,
-        pruner,
-        lower=lower,
-        upper=upper,
-        hypergradient=rule or functools.partial(bilevel.implicit_gradient, gamma=1.0),
-        tied=preset == "reference",
-        where=where,
+    chosen = _as_published(steps) if preset == "paper" else _as_released(steps)
+    pruner = _best(sparsity, units)
+    return bilevel.bip(loss, pruner, **chosen._asdict(), where=where)
+
+
+class _Preset(NamedTuple):
+    """What `bilevel.bip` takes; hyper-parameters that belong together."""
+
+    lower: optax.GradientTransformation
+    upper: optax.GradientTransformation
+    hypergradient: bilevel.Hypergradient = bilevel.implicit_gradient
+    tied: bool = False
+
+
+def _as_published(steps: int) -> _Preset:
+    cosine = lambda rate: optax.cosine_decay_schedule(rate, steps)  # noqa: E731
+    return _Preset(_sgd(cosine(0.01)), _sgd(cosine(0.1)))
+
+
+def _as_released(steps: int) -> _Preset:
+    drops = {steps // 2: 0.1, 3 * steps // 4: 0.1}
+    decay = optax.add_decayed_weights(1e-4)
+    return _Preset(
+        optax.chain(decay, _sgd(optax.cosine_decay_schedule(0.1, steps))),
+        optax.chain(decay, _sgd(optax.piecewise_constant_schedule(0.1, drops))),
+        bilevel.reference_gradient,
+        tied=True,
     )
 
 
-def _sgd(rate: float, steps: int) -> optax.GradientTransformation:
-    return optax.sgd(optax.cosine_decay_schedule(rate, steps), momentum=0.9)
+def _best(sparsity: base.Sparsity, units: Any) -> base.Pruner:
+    """Of all weights together, or of the channels of each layer."""
+    if units is None:
+        return links.keep_top(sparsity, scope="global")
+    summed = links.pool_over_axes(jnp.sum, keep=units)
+    return optax.chain(summed, links.keep_top(sparsity))
+
+
+def _sgd(rate: optax.Schedule) -> optax.GradientTransformation:
+    return optax.sgd(rate, momentum=0.9)

@@ -134,7 +134,7 @@ def _lottery_ticket(loss: Callable[..., Any], sparsity: Any) -> jp.Algorithm:
 ALGORITHMS = [
     _bip(),
     _bip("reference", preset="reference"),
-    _bip("filters", groups="output"),
+    _bip("filters", units="output"),
     _searching("hydra"),
     _searching("edge_popup"),
     _searching("sign_supermask"),

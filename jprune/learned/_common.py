@@ -1,0 +1,42 @@
+"""What the loops of learned masks have in common."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jprune import tree
+from jprune._core import base
+
+
+def descend(
+    tx: optax.GradientTransformation, grads: Any, memory: Any, params: Any
+) -> tuple[Any, Any]:
+    """Returns the params after a step of an optimizer, and the optimizer's state."""
+    updates, memory = tx.update(grads, memory, params)
+    return optax.apply_updates(params, updates), memory
+
+
+def prunable(where: base.Predicate, params: base.Params) -> Callable[[Any], Any]:
+    """Returns the function that hides the leaves which are never pruned in a tree."""
+    meant = tree.flags(where, params)
+    return lambda x: tree.only(meant, x)
+
+
+def everywhere(
+    where: base.Predicate, params: base.Params, masks: base.Masks
+) -> base.Masks:
+    """Returns the masks, with a scalar True for the leaves that are never pruned."""
+    meant = tree.flags(where, params)
+    return jax.tree.map(lambda c, m: m if c else jnp.ones((), bool), meant, masks)
+
+
+def owned(state: Any) -> Any:
+    """Returns a state of fresh arrays, which a step may donate.
+
+    The caller's arrays are not among them, nor any array twice: some optimizers keep
+    the very params that they are given.
+    """
+    return jax.tree.map(jnp.copy, state)
