@@ -112,19 +112,8 @@ def intersect(*masks: base.Masks) -> base.Masks:
     Returns:
       The masks' tree; shapes broadcast.
     """
-    return jax.tree.map(lambda *m: _fold(jnp.logical_and, m), *masks)
-
-
-def unite(*masks: base.Masks) -> base.Masks:
-    """Returns masks that keep what any of the given masks keeps.
-
-    Args:
-      *masks: at least one mask tree of the same params.
-
-    Returns:
-      The masks' tree; shapes broadcast.
-    """
-    return jax.tree.map(lambda *m: _fold(jnp.logical_or, m), *masks)
+    both = jnp.logical_and
+    return jax.tree.map(lambda *m: jnp.asarray(functools.reduce(both, m)), *masks)
 
 
 def shuffle(masks: base.Masks, key: jax.Array) -> base.Masks:
@@ -159,13 +148,6 @@ def shuffle(masks: base.Masks, key: jax.Array) -> base.Masks:
         for i, m in enumerate(leaves)
     ]
     return treedef.unflatten(shuffled)
-
-
-def _fold(op: Any, masks: tuple[Any, ...]) -> jax.Array:
-    out = jnp.asarray(masks[0])
-    for m in masks[1:]:
-        out = op(out, m)
-    return out
 
 
 def kept(params: base.Params, masks: base.Masks) -> base.Counts:

@@ -39,17 +39,13 @@ def test_whole_channels_broadcast():
     assert jp.apply(params, rows)["kernel"].tolist() == [[0, 0, 0], [4, 5, 6]]
     both = masks_lib.intersect(columns, rows)
     assert jp.apply(params, both)["kernel"].tolist() == [[0, 0, 0], [4, 0, 6]]
-    either = masks_lib.unite(columns, rows)
-    assert jp.apply(params, either)["kernel"].tolist() == [[1, 0, 3], [4, 5, 6]]
 
 
 def test_truth_tables():
     a, b = {"w": np.array([True, True, False, False])}, {"w": np.tile([True, False], 2)}
     assert masks_lib.intersect(a, b)["w"].tolist() == [True, False, False, False]
-    assert masks_lib.unite(a, b)["w"].tolist() == [True, True, True, False]
     third = {"w": np.array([False, True, True, True])}
     assert masks_lib.intersect(a, b, third)["w"].tolist() == [False] * 4
-    assert masks_lib.unite(a, b, third)["w"].tolist() == [True] * 4
     assert masks_lib.intersect(a)["w"].tolist() == a["w"].tolist()
 
 
