@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jprune import masks as masks_lib
 from jprune import tree
 from jprune._core import base
 from jprune.links import select
+from jprune.training._initial import all_kept
 
 _NO_GRADS: Any = None
 
@@ -136,16 +136,15 @@ def lottery_ticket(
     chosen = select(pruner, where)
 
     def init(anchor: base.Params) -> TicketState:
-        state = TicketState(
-            count=jnp.zeros((), jnp.int32),
-            # Copies: a jitted step that donates the state must neither take the
-            # caller's arrays nor find a buffer in it twice.
-            anchor=jax.tree.map(jnp.copy, anchor),
-            masks=None,
-            trained=jax.tree.map(jnp.copy, anchor),
-            pruner=chosen.init(anchor),
-        )
-        return state._replace(masks=_everything(chosen, state))
+        count, memory = jnp.zeros((), jnp.int32), chosen.init(anchor)
+
+        def first(params: base.Params) -> base.Masks:
+            return chosen.update(_NO_GRADS, memory, params, step=count)[0]
+
+        # Copies: a jitted step that donates the state must neither take the
+        # caller's arrays nor find a buffer in it twice.
+        own, trained = (jax.tree.map(jnp.copy, anchor) for _ in range(2))
+        return TicketState(count, own, all_kept(first, anchor), trained, memory)
 
     def step(state: TicketState, *batches: Any) -> tuple[TicketState, TicketInfo]:
         start = masks_lib.apply(state.anchor, state.masks)
@@ -164,25 +163,6 @@ def lottery_ticket(
         return masks_lib.apply(state.anchor, state.masks), state.masks
 
     return base.Algorithm(init, step, finish)
-
-
-def _everything(chosen: base.Pruner, state: TicketState) -> base.Masks:
-    """All True, in the shapes that the pruner's masks will have."""
-
-    def once(params: base.Params) -> base.Masks:
-        return chosen.update(_NO_GRADS, state.pruner, params, step=state.count)[0]
-
-    found = jax.eval_shape(once, state.anchor)
-    masks_lib.check(state.anchor, found)
-    return jax.tree.map(
-        lambda w, m: (
-            jnp.ones_like(w, dtype=bool)  # keeps the leaf's sharding
-            if m.shape == np.shape(w)
-            else jnp.ones(m.shape, bool)
-        ),
-        state.anchor,
-        found,
-    )
 
 
 def _above_zero(w: jax.Array, m: jax.Array) -> jax.Array:

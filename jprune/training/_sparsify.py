@@ -6,7 +6,6 @@ is an Optax optimizer like any other. Its state is one pytree inside the
 optimizer state, so checkpoints, sharding and `lax.scan` need nothing more.
 """
 
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -16,8 +15,9 @@ import optax
 
 from jprune import masks as masks_lib
 from jprune import tree
-from jprune._core import base, compat, events
+from jprune._core import base, events
 from jprune.links import select
+from jprune.training._initial import all_kept
 
 
 class SparsifyState(NamedTuple):
@@ -117,19 +117,14 @@ def sparsify(
 
     def init(params: base.Params) -> SparsifyState:
         visible = tree.only(tree.flags(where, params), params)
+        count, memory = jnp.zeros((), jnp.int32), chosen.init(params)
 
-        def watched() -> Any:
-            return watch.update(visible, watch.init(visible), visible)[0]
+        def first(params: base.Params) -> base.Masks:
+            watched, _ = watch.update(visible, watch.init(visible), visible)
+            return chosen.update(watched, memory, params, step=count)[0]
 
-        state = SparsifyState(
-            count=jnp.zeros((), jnp.int32),
-            masks=None,
-            pruner=chosen.init(params),
-            track=watch.init(visible),
-            inner=tx.init(params),
-        )
-        masks = _initial_masks(chosen, state, params, watched)
-        return state._replace(masks=stored(masks, params))
+        masks = stored(all_kept(first, params), params)
+        return SparsifyState(count, masks, memory, watch.init(visible), tx.init(params))
 
     def stored(masks: base.Masks, params: base.Params) -> Any:
         return masks_lib.pack(masks, params) if packed else masks
@@ -202,30 +197,6 @@ def masks_of(opt_state: Any, params: base.Params | None = None) -> base.Masks:
             "masks_of(opt_state, params)."
         )
     return masks
-
-
-def _initial_masks(
-    chosen: base.Pruner,
-    state: SparsifyState,
-    params: base.Params,
-    watched: Callable[[], Any],
-) -> base.Masks:
-    """All True, in the shapes that the pruner's masks will have."""
-
-    def once(params: base.Params) -> base.Masks:
-        return chosen.update(watched(), state.pruner, params, step=state.count)[0]
-
-    found = jax.eval_shape(once, params)
-    masks_lib.check(params, found)
-    return jax.tree.map(
-        lambda w, m: (
-            jnp.ones_like(w, dtype=bool)  # keeps the leaf's sharding
-            if m.shape == np.shape(w)
-            else compat.auto_partition(lambda w: jnp.ones(m.shape, bool), w, like=m)
-        ),
-        params,
-        found,
-    )
 
 
 def _to_zero(update: jax.Array, mask: jax.Array, weight: jax.Array) -> jax.Array:
@@ -358,7 +329,3 @@ def _in_tree_of(like: Any, x: Any) -> Any:
     if len(leaves) != treedef.num_leaves:
         raise base.PruningError(_OTHER_PRUNER)
     return treedef.unflatten(leaves)
-
-
-def _is_sparsify_state(x: Any) -> bool:
-    return isinstance(x, SparsifyState)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from support.exact import assert_same
 
 import jprune as jp
@@ -271,6 +272,28 @@ def test_masks_have_the_shapes_of_the_pruners(pruner, shape):
         state, info = jax.jit(algorithm.step)(state)
         assert state.masks["kernel"].shape == shape
         assert float(info.sparsity) == 0.5
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("spec", [PartitionSpec("d"), PartitionSpec(None, "d")])
+def test_channel_masks_have_one_sharding_in_all_rounds(spec, axis_type):
+    """On an explicit mesh it is part of the type: rounds could not be scanned."""
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(axis_type,))
+    host = np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32)
+    channels = optax.chain(
+        jp.score_by_magnitude(), jp.pool_over_axes(), jp.keep_top(0.5)
+    )
+    algorithm = lottery_ticket(lambda params, masks: params, channels)
+    with jax.set_mesh(mesh):
+        anchor = {"kernel": jax.device_put(host, NamedSharding(mesh, spec))}
+        start = algorithm.init(anchor)
+        state, _ = jax.lax.scan(lambda s, _: algorithm.step(s), start, length=2)
+        trained = jp.sparsify(optax.sgd(0.1), channels).init(anchor)
+    types = [jax.typeof(x.masks["kernel"]) for x in (start, state, trained)]
+    assert types[0] == types[1] == types[2], "and those of sparsify"
+    best = np.sort(np.abs(host).sum(0))[8:]
+    kept = np.abs(host).sum(0) >= best.min()
+    np.testing.assert_array_equal(state.masks["kernel"][0], kept)
 
 
 def test_init_is_abstract_and_owns_its_buffers():
