@@ -4,6 +4,7 @@ import ast
 import importlib
 import pathlib
 import pkgutil
+import statistics
 import warnings
 from functools import partial
 
@@ -174,7 +175,21 @@ def test_files_and_functions_are_short(folder):
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 length = body_lines(node)
-                assert length <= 105, f"{path}: {node.name} has {length} lines"
+                assert length <= 60, f"{path}: {node.name} has {length} lines"
+
+
+def test_recipes_are_compositions():
+    """What a recipe takes more lines for is a link that is missing."""
+    lines = {}
+    for path in (ROOT / "recipes").glob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef):
+                lines[node.name] = body_lines(node)
+    public = {name: lines[name] for name in jprune.recipes.__all__}
+    assert max(public.values()) <= 20, public
+    assert statistics.median(public.values()) <= 10, public
+    private = {name: n for name, n in lines.items() if name not in public}
+    assert max(private.values()) <= 20, private
 
 
 def body_lines(function):

@@ -155,6 +155,42 @@ def _stops_after(count, stepper):
     return stopping
 
 
+def check_rows(rows):
+    assert list(rows) == list(levels.ROWS)
+    for key in ("dram", "attention", "layers"):
+        values = [row[key][0] for row in rows.values()]
+        assert values[0] == 1
+        assert values == sorted(values)  # each technique saves, or does nothing
+    assert rows["+ quantization"]["dram"][0] > 4
+    assert rows["dense"]["lost"] == [0]
+
+
+def check_student_starts_dense(small, tmp_path):
+    (dense,), (student,) = (tmp_path.glob(f"*.{x}.npz") for x in ("dense", "tuned"))
+    free = {k: x for k, x in small.init(jax.random.key(3)).items() if k != "embed"}
+    with np.load(dense) as before, np.load(student) as after:
+        assert (int(before["done"]), int(after["done"])) == (3, 1)
+        # It goes on from the dense network: the first rate of a warm-up is 0.
+        for i in range(len(jax.tree.leaves(free))):
+            assert (before[str(i)] == after[str(i)]).all()
+
+
+def check_report(tmp_path, settings, task, other):
+    figures = {"tasks": {"toy": task, "toy, distilled": other}}
+    for block in figures["tasks"].values():
+        block["task"] = "toy"
+    assert len(report.table(figures, settings).rows) == 10
+    report.draw(tmp_path / "plot.png", figures)
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+    json.dumps(figures, allow_nan=False)
+    claims = [claim.check(figures) for claim in accuracy.STUDY.claims]
+    assert claims[0]["ours"] == (task["met"] or other["met"])  # one task, not two
+    for ends, count in (((True, True), 1), ((False, True), 1), ((False, False), 0)):
+        for block, met in zip(figures["tasks"].values(), ends, strict=True):
+            block["met"] = met
+        assert report.met(figures)[0] == count
+
+
 def test_accuracy_study(small, monkeypatch, tmp_path):
     monkeypatch.setenv("JPRUNE_RESUME_DIR", str(tmp_path))
     settings = accuracy.TOY_STUDY.settings._replace(
@@ -187,25 +223,12 @@ def test_accuracy_study(small, monkeypatch, tmp_path):
     assert levels.level_of(found["level"]) in settings.candidates
     task["seconds"] = accuracy.seconds(small, levels.level_of(found["level"]), 16)
     assert all(taken > 0 for taken in task["seconds"].values())
-    rows = task["rows"]
-    assert list(rows) == list(levels.ROWS)
-    for key in ("dram", "attention", "layers"):
-        values = [row[key][0] for row in rows.values()]
-        assert values[0] == 1
-        assert values == sorted(values)  # each technique saves, or does nothing
-    assert rows["+ quantization"]["dram"][0] > 4
-    assert rows["dense"]["lost"] == [0]
+    check_rows(task["rows"])
     monkeypatch.setattr(finetune, "SAVED", 1)
     monkeypatch.setattr(training, "stepper", _stops_after(6, training.stepper))
     with pytest.raises(KeyboardInterrupt):  # after the first step that is taught
         accuracy.finished(lambda: small, "toy", settings, 3, distilled=True)
-    (dense,), (student,) = (tmp_path.glob(f"*.{x}.npz") for x in ("dense", "tuned"))
-    free = {k: x for k, x in small.init(jax.random.key(3)).items() if k != "embed"}
-    with np.load(dense) as before, np.load(student) as after:
-        assert (int(before["done"]), int(after["done"])) == (3, 1)
-        # It goes on from the dense network: the first rate of a warm-up is 0.
-        for i in range(len(jax.tree.leaves(free))):
-            assert (before[str(i)] == after[str(i)]).all()
+    check_student_starts_dense(small, tmp_path)
     monkeypatch.undo()
     monkeypatch.setenv("JPRUNE_RESUME_DIR", str(tmp_path))
     taught = accuracy.finished(lambda: small, "toy", settings, 3, distilled=True)
@@ -217,19 +240,7 @@ def test_accuracy_study(small, monkeypatch, tmp_path):
     assert levels.level_of(taught["level"]) == settings.taught[0]
     assert taught["curve"]["scores"][0] == found["curve"]["scores"][0]
     other = report.gathered([taught], settings) | {"seconds": task["seconds"]}
-    figures = {"tasks": {"toy": task, "toy, distilled": other}}
-    for block in figures["tasks"].values():
-        block["task"] = "toy"
-    assert len(report.table(figures, settings).rows) == 10
-    report.draw(tmp_path / "plot.png", figures)
-    assert (tmp_path / "plot.png").stat().st_size > 10_000
-    json.dumps(figures, allow_nan=False)
-    claims = [claim.check(figures) for claim in accuracy.STUDY.claims]
-    assert claims[0]["ours"] == (task["met"] or other["met"])  # one task, not two
-    for ends, count in (((True, True), 1), ((False, True), 1), ((False, False), 0)):
-        for block, met in zip(figures["tasks"].values(), ends, strict=True):
-            block["met"] = met
-        assert report.met(figures)[0] == count
+    check_report(tmp_path, settings, task, other)
 
     def again():
         raise AssertionError("it is finished")

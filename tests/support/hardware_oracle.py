@@ -25,33 +25,47 @@ def rate(machine, bits):
     return machine["rates"][-1]
 
 
-def one(o, machine):
-    """Returns compute, transfer and start in cycles, bytes, pJ by part, the bound."""
-    keep = [float(x) for x in o["keep"]]
-    b, m, n, k = (
-        math.floor(o[name] * share + 1e-3)
-        for name, share in zip(("batch", "m", "n", "k"), keep, strict=True)
-    )
-    rows, columns = machine["rows"], machine["columns"]
-    bits_w = o["weight_bits"] + o["refetch"] * o["lsb_bits"]
-    a, w, c = (
+def sizes(o):
+    """Returns batch, m, n and k of the part of a product that is kept."""
+    kept = zip(("batch", "m", "n", "k"), o["keep"], strict=True)
+    return [math.floor(o[name] * float(share) + 1e-3) for name, share in kept]
+
+
+def weight_bits(o):
+    return o["weight_bits"] + o["refetch"] * o["lsb_bits"]
+
+
+def whole_arrays(o):
+    """Returns the bytes of inputs, weights and outputs, nothing shared or packed."""
+    b, m, n, k = sizes(o)
+    return (
         b * m * k * o["input_bits"] / 8,
-        b * k * n * bits_w / 8,
+        b * k * n * weight_bits(o) / 8,
         b * m * n * o["output_bits"] / 8,
     )
 
-    # Time on the multipliers.
-    left = 1.0
+
+def share_of_passes(o, machine):
+    """Returns the part of the multiplications that zero weights leave."""
     if o["pattern"] == 1:
         log_lanes = 2 * math.log(machine["lanes"])
-        spread = math.sqrt(log_lanes * o["density"] * (1 - o["density"]) / k)
+        spread = math.sqrt(log_lanes * o["density"] * (1 - o["density"]) / sizes(o)[3])
         slowest = min(1.0, o["density"] + spread)
-        left = 1 - machine["skip"] + machine["skip"] * slowest
-    elif o["pattern"] == 2:
-        left = max(o["density"], 1 / machine["n_of_m"])
+        return 1 - machine["skip"] + machine["skip"] * slowest
+    if o["pattern"] == 2:
+        return max(o["density"], 1 / machine["n_of_m"])
+    return 1.0
+
+
+def dataflows(o, machine):
+    """Returns cycles, number and SRAM bytes of each dataflow that the machine has."""
+    b, m, n, k = sizes(o)
+    a, w, c = whole_arrays(o)
+    rows, columns = machine["rows"], machine["columns"]
     speed = rate(machine, max(o["input_bits"], o["weight_bits"] + o["lsb_bits"]))
     speed *= machine["efficiency"]
     arrays = machine["arrays"] * (o["share"] if machine["pipelined"] else 1)
+    left = share_of_passes(o, machine)
     choices = []
     for i, (down, across, lines, fill) in enumerate(
         [
@@ -72,12 +86,16 @@ def one(o, machine):
         }[i]
         busy = waves * each - machine["fill"] if b * lines else 0.0
         choices.append((busy, i, moved))
+    return choices
 
-    # Traffic.
-    stored = bits_w
+
+def dram_bytes(o, machine):
+    """Returns the bytes between DRAM and the chip, by the best of three tilings."""
+    b, m, n, k = sizes(o)
+    stored = weight_bits(o)
     if o["pattern"] and machine["compressed"]:
         places = 1 if o["pattern"] == 1 else 2 * o["density"]
-        stored = min(bits_w, o["density"] * bits_w + places)
+        stored = min(stored, o["density"] * stored + places)
     room = machine["sram"] * 1024 / (2 if machine["overlap"] == 1 else 1)
     a1 = m * k * o["input_unique"] * o["input_bits"] / 8
     w1 = k * n * stored / 8
@@ -90,28 +108,22 @@ def one(o, machine):
             (math.ceil(n / side), math.ceil(m / side)),
         ]
     )
-    dram = b * read + c * o["output_dram"] + o["gathered"]
+    return b * read + whole_arrays(o)[2] * o["output_dram"] + o["gathered"]
 
-    others = [
+
+def other_cycles(o, machine):
+    """Returns cycles of the vector unit, of exponentials and of top-k."""
+    chosen = topk_cycles(o["select_from"], o["select_keep"], machine["topk"])
+    return [
         o["elementwise"] / machine["vector"],
         o["exponentials"] / machine["softmax"],
-        o["selections"]
-        * topk_cycles(o["select_from"], o["select_keep"], machine["topk"]),
+        o["selections"] * chosen,
     ]
 
-    def on_chip(choice):
-        moving = choice[2] / machine["sram_bandwidth"]
-        if machine["pipelined"]:
-            return max(choice[0], *others, moving)
-        return max(choice[0] + sum(others), moving)
 
-    best = min(choices, key=lambda choice: (on_chip(choice), choice[1]))
-    compute, (multipliers, _, sram) = on_chip(best), best
-    stages = [multipliers, *others, sram / machine["sram_bandwidth"]]
-    transfer = dram * machine["clock"] / machine["dram_bandwidth"]
-    start = machine["launch"] * 1e3 * machine["clock"]
-
-    # Energy.
+def picojoules(o, machine, sram, dram):
+    """Returns energy by part."""
+    b, m, n, k = sizes(o)
     skipped = {0: 0, 1: machine["skip"], 2: float(machine["n_of_m"] > 1)}
     done = b * m * n * k * (1 - skipped[o["pattern"]] * (1 - o["density"]))
     zero = 1 - o["input_density"] * o["density"] * b * m * n * k / done if done else 0
@@ -130,6 +142,27 @@ def one(o, machine):
     share = min(max(o["select_keep"] / o["select_from"], 1e-6), 1 - 1e-6)
     compared = 2 * o["select_from"] * (1 + entropy(share))
     energy["vector"] += o["selections"] * compared * machine["topk_energy"]
+    return energy
+
+
+def one(o, machine):
+    """Returns compute, transfer and start in cycles, bytes, pJ by part, the bound."""
+    others = other_cycles(o, machine)
+
+    def on_chip(choice):
+        moving = choice[2] / machine["sram_bandwidth"]
+        if machine["pipelined"]:
+            return max(choice[0], *others, moving)
+        return max(choice[0] + sum(others), moving)
+
+    choices = dataflows(o, machine)
+    best = min(choices, key=lambda choice: (on_chip(choice), choice[1]))
+    compute, (multipliers, _, sram) = on_chip(best), best
+    stages = [multipliers, *others, sram / machine["sram_bandwidth"]]
+    dram = dram_bytes(o, machine)
+    transfer = dram * machine["clock"] / machine["dram_bandwidth"]
+    start = machine["launch"] * 1e3 * machine["clock"]
+    energy = picojoules(o, machine, sram, dram)
     bound = RESOURCES[int(np.argmax([*stages, transfer, start]))]
     return compute + machine["latency"], transfer, start, dram, energy, bound
 
