@@ -1,8 +1,8 @@
 """Masks that are learned: scores, gates or thresholds trained by gradient descent.
 
-What the methods have in common is a loop: effective weights z = R(w, aux), the gradient
-g at z pulled back to weights and aux, an optimizer for each, and a projection. What
-they differ in is a `Reparameterization`; `jprune.recipes` has the published ones.
+The methods share one loop: effective weights z = R(w, aux), the gradient g at z pulled
+back to weights and aux, an optimizer for each, and a projection. They differ in their
+`Reparameterization`; `jprune.recipes` has the published ones.
 """
 
 import functools
@@ -17,43 +17,8 @@ from jprune import masks as masks_lib
 from jprune import tree
 from jprune._core import base
 from jprune.learned import effective
-
-
-def _nothing(params: base.Params, aux: Any, step: base.Scalar) -> jax.Array:
-    del params, aux, step
-    return jnp.zeros((), jnp.float32)
-
-
-def _as_it_is(params: base.Params, aux: Any, step: base.Scalar) -> Any:
-    del params, step
-    return aux
-
-
-class Reparameterization(NamedTuple):
-    """How a method makes effective weights, and masks, from weights and what it learns.
-
-    Every tree has the params' structure, with `optax.MaskedNode` for leaves that are
-    never pruned: `jax.tree.map` does not see them.
-
-    Attributes:
-      init: `(params, key) -> aux`: scores, gates, thresholds; what is trained.
-      masks: `(params, aux, masks, step) -> masks`: those in force from now on, from
-        those that were (None at first). Not differentiated.
-      effective: `(params, aux, masks, key) -> z`: differentiable in params and aux.
-        `key` is new at each step.
-      finish: `(params, aux, masks, step) -> (z, masks)`: the network that is left,
-        at the sparsity that was asked for.
-      penalty: `(params, aux, step) -> scalar` to add to the loss, differentiable in
-        aux.
-      settle: `(params, aux, step) -> aux` after each update: a projection.
-    """
-
-    init: Callable[..., Any]
-    masks: Callable[..., base.Masks]
-    effective: Callable[..., base.Params]
-    finish: Callable[..., tuple[base.Params, base.Masks]]
-    penalty: Callable[..., jax.Array] = _nothing
-    settle: Callable[..., Any] = _as_it_is
+from jprune.learned._common import descend, everywhere, owned, prunable
+from jprune.learned._reparameterization import Reparameterization
 
 
 class LearnedState(NamedTuple):
@@ -137,97 +102,78 @@ def learn_masks(
     """
 
     def init(params: base.Params, key: jax.Array, model: Any = None) -> LearnedState:
-        meant = tree.flags(where, params)
-        visible = tree.only(meant, params)
         first, following = jax.random.split(key)
-        aux = method.init(visible, first)
         count = jnp.zeros((), jnp.int32)
-        aux = method.settle(visible, aux, count)
-        masks = _everywhere(meant, method.masks(visible, aux, None, count))
+        aux = method.init(prunable(where, params)(params), first)
+        aux, masks = _project(method, where, params, aux, None, count)
         masks_lib.check(params, masks)
-        state = LearnedState(
-            count=count,
-            params=params,
-            aux=aux,
-            masks=masks,
-            weights=weights.init(params),
-            scores=scores.init(aux),
-            key=following,
-            model=model,
-        )
-        # Copies: a step donates the state, and must not take the caller's arrays;
-        # nor one array twice, of which some optimizers keep what they are given.
-        return jax.tree.map(jnp.copy, state)
+        memories = weights.init(params), scores.init(aux)
+        state = LearnedState(count, params, aux, masks, *memories, following, model)
+        return owned(state)
 
     @functools.partial(jax.jit, donate_argnames="state")
     def step(state: LearnedState, batch: Any) -> tuple[LearnedState, LearnedInfo]:
-        meant = tree.flags(where, state.params)
-        hidden = functools.partial(tree.only, meant)
         now, following = jax.random.split(state.key)
-        masks = hidden(state.masks)
-
-        def reparameterize(params: base.Params, aux: Any) -> base.Params:
-            z = method.effective(hidden(params), aux, masks, now)
-            return tree.merged(z, params)
-
-        args = (batch,) if state.model is None else (state.model, batch)
-        found = effective.gradient_at_effective(
-            loss,
-            reparameterize,
-            (state.params, state.aux),
-            *args,
-            has_aux=state.model is not None,
-        )
-        to_params, to_aux = found.pullback(found.grads)
-        charge = functools.partial(method.penalty, hidden(state.params))
-        penalty, extra = jax.value_and_grad(charge)(state.aux, state.count)
-        to_aux = jax.tree.map(jnp.add, to_aux, extra)
-
-        updates, memory = weights.update(to_params, state.weights, state.params)
-        params = optax.apply_updates(state.params, updates)
-        updates, aux_memory = scores.update(to_aux, state.scores, state.aux)
-        aux = optax.apply_updates(state.aux, updates)
+        found, penalty, grads = _gradients(loss, method, where, state, batch, now)
+        params, memory = descend(weights, grads[0], state.weights, state.params)
+        aux, aux_memory = descend(scores, grads[1], state.scores, state.aux)
         count = optax.safe_increment(state.count)
-        aux = method.settle(hidden(params), aux, count)
-        masks = _everywhere(meant, method.masks(hidden(params), aux, masks, count))
-        sparsity = masks_lib.sparsity(params, masks)
-        new = LearnedState(
-            count, params, aux, masks, memory, aux_memory, following, found.aux
-        )
-        return new, LearnedInfo(found.value, penalty, sparsity)
+        aux, masks = _project(method, where, params, aux, state.masks, count)
+        info = LearnedInfo(found.value, penalty, masks_lib.sparsity(params, masks))
+        memories = memory, aux_memory
+        new = LearnedState(count, params, aux, masks, *memories, following, found.aux)
+        return new, info
 
     def finish(state: LearnedState) -> tuple[base.Params, base.Masks]:
-        meant = tree.flags(where, state.params)
-        hidden = functools.partial(tree.only, meant)
+        only = prunable(where, state.params)
         z, masks = method.finish(
-            hidden(state.params), state.aux, hidden(state.masks), state.count
+            only(state.params), state.aux, only(state.masks), state.count
         )
-        masks = _everywhere(meant, masks)
+        masks = everywhere(where, state.params, masks)
         return masks_lib.apply(tree.merged(z, state.params), masks), masks
 
     return base.Algorithm(init, step, finish)
 
 
-def _everywhere(meant: Any, masks: Any) -> base.Masks:
-    """The masks, and a scalar True for leaves that are never pruned."""
-    return jax.tree.map(lambda c, m: m if c else jnp.ones((), bool), meant, masks)
+def _gradients(
+    loss: Callable[..., Any],
+    method: Reparameterization,
+    where: base.Predicate,
+    state: LearnedState,
+    batch: Any,
+    key: jax.Array,
+) -> tuple[effective.Effective, jax.Array, tuple[base.Params, Any]]:
+    """The loss at z = R(w, aux), the penalty, and their gradients in w and in aux."""
+    only = prunable(where, state.params)
+    masks = only(state.masks)
+
+    def reparameterize(params: base.Params, aux: Any) -> base.Params:
+        return tree.merged(method.effective(only(params), aux, masks, key), params)
+
+    args = (batch,) if state.model is None else (state.model, batch)
+    found = effective.gradient_at_effective(
+        loss,
+        reparameterize,
+        (state.params, state.aux),
+        *args,
+        has_aux=state.model is not None,
+    )
+    to_params, to_aux = found.pullback(found.grads)
+    charge = functools.partial(method.penalty, only(state.params))
+    penalty, extra = jax.value_and_grad(charge)(state.aux, state.count)
+    return found, penalty, (to_params, jax.tree.map(jnp.add, to_aux, extra))
 
 
-def score_masked(
-    params: base.Params, aux: base.Scores, masks: base.Masks, key: jax.Array
-) -> base.Params:
-    """Returns masked weights whose gradient reaches the scores straight through.
-
-    The `effective` of a `Reparameterization` with a score for each weight.
-
-    Args:
-      params: the weights.
-      aux: their scores.
-      masks: their masks.
-      key: not used.
-
-    Returns:
-      The params' tree; see `jprune.effective.score_masked`.
-    """
-    del key
-    return jax.tree.map(effective.score_masked, params, masks, aux)
+def _project(
+    method: Reparameterization,
+    where: base.Predicate,
+    params: base.Params,
+    aux: Any,
+    before: base.Masks | None,
+    count: base.Scalar,
+) -> tuple[Any, base.Masks]:
+    """The projected aux, and the masks that follow from it."""
+    only = prunable(where, params)
+    aux = method.settle(only(params), aux, count)
+    masks = method.masks(only(params), aux, only(before), count)
+    return aux, everywhere(where, params, masks)

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from jprune import masks as masks_lib
 from jprune._core import base, precision
+from jprune._core.products import mask_gradient as mask_gradient
 from jprune.gates import straight_through
 
 
@@ -90,27 +91,6 @@ def masked_gradient(grads: base.Params, masks: base.Masks) -> base.Params:
     return masks_lib.apply(grads, masks)
 
 
-def mask_gradient(params: base.Params, grads: base.Params) -> base.Params:
-    """Returns w g: the gradient of the loss with respect to each entry of the mask.
-
-    Dense: a pruned weight has one too, which says what letting it back would do.
-
-    Args:
-      params: the weights w, not the effective ones.
-      grads: g, in the params' tree.
-
-    Returns:
-      The params' tree, float32 or wider.
-
-    References:
-      Lee et al., SNIP: Single-shot Network Pruning based on Connection
-      Sensitivity, 2019, arXiv:1810.02340, equation 4.
-    """
-    return jax.tree.map(
-        lambda w, g: precision.wide(w) * precision.wide(g), params, grads
-    )
-
-
 def masked(w: jax.Array, m: jax.Array) -> jax.Array:
     """Returns z = w where m, else 0.
 
@@ -139,12 +119,12 @@ def soft_masked(w: jax.Array, p: jax.Array) -> jax.Array:
 
 
 def score_masked(w: jax.Array, m: jax.Array, s: jax.Array) -> jax.Array:
-    """Returns z = w where m, with the gradient w g for the scores behind m.
+    """Returns z = w where m, with the gradient w g for the scores that m ranks.
 
     Args:
       w: a leaf.
-      m: the mask that follows from the scores; a constant.
-      s: what the mask ranks: the scores, or their absolute values; the leaf's shape.
+      m: the mask made of the scores, taken as a constant.
+      s: the scores, in the leaf's shape.
 
     Returns:
       The leaf's shape and dtype; its gradient is m g for w and, straight through
@@ -158,13 +138,32 @@ def score_masked(w: jax.Array, m: jax.Array, s: jax.Array) -> jax.Array:
     return straight_through(z, z + jax.lax.stop_gradient(w) * s.astype(w.dtype))
 
 
-def sign_masked(w: jax.Array, m: jax.Array, s: jax.Array) -> jax.Array:
-    """Returns z = w sign(s) where m: a weight is kept, hidden or inverted.
+def size_masked(w: jax.Array, m: jax.Array, s: jax.Array) -> jax.Array:
+    """Returns z = w where m, with the gradient sign(s) w g: m ranks |s|.
 
     Args:
       w: a leaf.
-      m: its mask; a constant.
-      s: signed scores of the leaf's shape.
+      m: the mask made of |s|, taken as a constant.
+      s: signed scores, in the leaf's shape.
+
+    Returns:
+      The leaf's shape and dtype; its gradient is m g for w and, straight through
+      the mask, sign(s) w g for s.
+
+    References:
+      Ramanujan et al., What's Hidden in a Randomly Weighted Neural Network?, 2020,
+      arXiv:1911.13299: the released code ranks |s|.
+    """
+    return score_masked(w, m, jnp.abs(s))
+
+
+def sign_masked(w: jax.Array, m: jax.Array, s: jax.Array) -> jax.Array:
+    """Returns z = w sign(s) where m: each weight is kept, hidden or inverted.
+
+    Args:
+      w: a leaf.
+      m: its mask, taken as a constant.
+      s: signed scores, in the leaf's shape.
 
     Returns:
       The leaf's shape and dtype; its gradient is m sign(s) g for w and, straight
@@ -197,39 +196,3 @@ def soft_thresholded(w: jax.Array, s: jax.Array) -> jax.Array:
     x = precision.wide(w)
     threshold = jnp.broadcast_to(jax.nn.sigmoid(s), w.shape).astype(x.dtype)
     return (jnp.sign(x) * jax.nn.relu(jnp.abs(x) - threshold)).astype(w.dtype)
-
-
-def score_scaled(w: jax.Array, m: jax.Array, s: jax.Array) -> jax.Array:
-    """Returns z = s w where m: scores are factors of the weights that stay.
-
-    Args:
-      w: a leaf.
-      m: its mask.
-      s: factors that broadcast to the leaf.
-
-    Returns:
-      The leaf's shape and dtype.
-    """
-    return masked(soft_masked(w, s), m)
-
-
-def low_rank(
-    w: jax.Array, m: jax.Array, a: jax.Array, b: jax.Array, scale: float = 1.0
-) -> jax.Array:
-    """Returns z = w + scale (a b) where m: a low-rank update inside the mask.
-
-    Args:
-      w: a leaf of shape `(..., in, out)`.
-      m: its mask.
-      a: `(..., in, rank)`.
-      b: `(..., rank, out)`.
-      scale: a factor; alpha / rank in LoRA.
-
-    Returns:
-      The leaf's shape and dtype.
-
-    References:
-      Zimmer et al., PERP: Rethinking the Prune-Retrain Paradigm in the Era of LLMs,
-      2023, arXiv:2312.15230 (MaskLoRA).
-    """
-    return masked(w + jnp.asarray(scale, w.dtype) * (a @ b).astype(w.dtype), m)

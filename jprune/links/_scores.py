@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import optax
 
 from jprune._core import base, precision
+from jprune._core.products import mask_gradient
 from jprune.links import _common
 
 
@@ -96,11 +97,8 @@ def score_by_taylor() -> base.Pruner:
     """
 
     def score(grads: Any, params: base.Params) -> base.Scores:
-        return jax.tree.map(
-            lambda w, g: jnp.abs(precision.wide(w) * precision.wide(g)),
-            _common.floating(params),
-            grads,
-        )
+        found = mask_gradient(_common.floating(params), grads)
+        return jax.tree.map(jnp.abs, found)
 
     return _common.stateless(score, needs_grads=True)
 
@@ -144,12 +142,8 @@ def score_by_movement() -> base.Pruner:
     def update(updates: Any, state: Any, params: Any = None, **extra: Any):
         del extra
         _common.require(updates, params, needs_grads=True)
-        total = jax.tree.map(
-            lambda t, w, g: t - precision.wide(w) * precision.wide(g),
-            state.total,
-            params,
-            updates,
-        )
+        slopes = mask_gradient(params, updates)
+        total = jax.tree.map(jnp.subtract, state.total, slopes)
         return total, MovementState(total)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -243,9 +237,7 @@ def score_by_gate() -> base.Pruner:
     """
 
     def score(grads: Any, params: base.Params) -> base.Scores:
-        return jax.tree.map(
-            lambda w, g: precision.wide(w) * precision.wide(g), params, grads
-        )
+        return mask_gradient(params, grads)
 
     return _common.stateless(score, needs_grads=True)
 

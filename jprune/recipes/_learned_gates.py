@@ -6,12 +6,10 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from jprune import gates, learned, links, selection, tree
-from jprune._core import base, precision
-from jprune.learned import controllers, effective
+from jprune import gates, learned, links, tree
+from jprune._core import base
 
 
 def movement(
@@ -49,19 +47,10 @@ def movement(
       Sanh et al., Movement Pruning: Adaptive Sparsity by Fine-Tuning, 2020,
       arXiv:2005.07683, sections 4 and 5.
     """
-    pruner = links.keep_top(links.cubic(sparsity, begin=begin, steps=steps))
-
-    def masks(params: base.Params, s: base.Scores, before: Any, step: base.Scalar):
-        del params, before
-        return pruner.update(s, pruner.init(s), s, step=step)[0]
-
-    def finish(params: base.Params, s: base.Scores, before: Any, step: base.Scalar):
-        del before, step
-        return params, masks(params, s, None, begin + steps)
-
+    climb = links.cubic(sparsity, begin=begin, steps=steps)
     return learned.learn_masks(
         loss,
-        learned.Reparameterization(_zeros, masks, learned.score_masked, finish),
+        learned.score_ranked(links.keep_top(climb), final=links.keep_top(sparsity)),
         weights=weights,
         scores=optax.sgd(learning_rate),
         where=where,
@@ -103,29 +92,22 @@ def soft_movement(
       Sanh et al., Movement Pruning: Adaptive Sparsity by Fine-Tuning, 2020,
       arXiv:2005.07683, section 4 (soft movement).
     """
-    selection.check_sparsity(sparsity)
     if not 0 < threshold < 1:
         raise base.PruningError(f"0 < threshold < 1; got {threshold}.")
     climb = links.cubic(1.0, begin=0, steps=steps)
-
-    def masks(params: base.Params, s: base.Scores, before: Any, step: base.Scalar):
-        del params, before
-        tau = jnp.float32(threshold) * climb(step)
-        return jax.tree.map(lambda x: jax.nn.sigmoid(x) > tau, s)
+    above = links.keep_above(lambda step: jnp.float32(threshold) * climb(step))
 
     def charge(params: base.Params, s: base.Scores, step: base.Scalar) -> jax.Array:
         share = 1 - gates.expected_sparsity(params, jax.tree.map(jax.nn.sigmoid, s))
         return jnp.float32(penalty) * climb(step) * share
 
-    return learned.learn_masks(
-        loss,
-        learned.Reparameterization(
-            _zeros, masks, learned.score_masked, _best(sparsity), penalty=charge
-        ),
-        weights=weights,
-        scores=optax.sgd(1e-2),
-        where=where,
+    method = learned.score_ranked(
+        optax.chain(links.stateless(_sigmoid_of_scores, needs_grads=True), above),
+        final=links.keep_top(sparsity, scope="global"),
+        penalty=charge,
     )
+    sgd = optax.sgd(1e-2)
+    return learned.learn_masks(loss, method, weights=weights, scores=sgd, where=where)
 
 
 def soft_threshold(
@@ -165,34 +147,9 @@ def soft_threshold(
       Sparsity, 2020, arXiv:2002.03231, equations 3 and 4.
     """
     climb = links.cubic(sparsity, begin=begin, steps=steps)
-
-    def first(params: base.Params, key: jax.Array) -> Any:
-        del key
-        return jax.tree.map(lambda w: jnp.zeros((), jnp.float32), params)
-
-    def settle(params: base.Params, s: Any, step: base.Scalar) -> Any:
-        n = sum(np.size(w) for w in jax.tree.leaves(params))
-        kept = selection.kept_count(n, climb(step))
-        return controllers.shift_thresholds(params, s, kept)
-
-    def shrunk(params: base.Params, s: Any, m: Any = None, key: Any = None):
-        del m, key
-        return jax.tree.map(effective.soft_thresholded, params, s)
-
-    def masks(params: base.Params, s: Any, before: Any, step: base.Scalar):
-        del before, step
-        return jax.tree.map(lambda z: z != 0, shrunk(params, s))
-
-    def finish(params: base.Params, s: Any, m: Any, step: base.Scalar):
-        s = settle(params, s, begin + steps)
-        # Thresholds, which are below 1, cannot tell larger weights apart, nor equal
-        # ones: what counts is by how far a weight passes.
-        far = lambda w, x: jnp.abs(precision.wide(w)) - jax.nn.sigmoid(x)  # noqa: E731
-        return _best(sparsity)(shrunk(params, s), jax.tree.map(far, params, s), m, step)
-
     return learned.learn_masks(
         loss,
-        learned.Reparameterization(first, masks, shrunk, finish, settle=settle),
+        learned.thresholded(climb, final=sparsity),
         weights=weights,
         scores=optax.sgd(learning_rate),
         where=where,
@@ -237,37 +194,17 @@ def l0(
       Language Models, 2019, arXiv:1910.04732 (the Lagrangian; the first paper has a
       fixed price for a gate).
     """
+    gate = learned.gated(
+        gates.hard_concrete,
+        gates.hard_concrete_mean,
+        logit=3.0,  # open with probability 0.99
+        keep_axes=keep_axes,
+        final=links.keep_top(sparsity, scope="global"),
+    )
     climb = links.cubic(sparsity, begin=0, steps=steps)
-
-    def first(params: base.Params, key: jax.Array) -> Any:
-        del key
-        logits = _gate_logits(params, keep_axes, 3.0)  # open with probability 0.99
-        return logits, controllers.init_multipliers()
-
-    def masks(params: base.Params, aux: Any, before: Any, step: base.Scalar):
-        del params, before, step
-        return jax.tree.map(lambda x: gates.hard_concrete_mean(x) > 0, aux[0])
-
-    def sampled(params: base.Params, aux: Any, m: Any, key: jax.Array) -> base.Params:
-        del m
-        draw = _with_keys(gates.hard_concrete, aux[0], key)
-        return jax.tree.map(effective.soft_masked, params, draw)
-
-    def charge(params: base.Params, aux: Any, step: base.Scalar) -> jax.Array:
-        del params
-        logits, multipliers = aux
-        open_ = jax.tree.map(gates.hard_concrete_nonzero, logits)
-        expected = gates.expected_sparsity(logits, open_)  # each gate counts as one
-        return controllers.lagrangian(expected, climb(step), multipliers)
-
-    def finish(params: base.Params, aux: Any, m: Any, step: base.Scalar):
-        z, found = _best(sparsity)(params, aux[0], m, step)
-        means = jax.tree.map(gates.hard_concrete_mean, aux[0])
-        return jax.tree.map(effective.soft_masked, z, means), found
-
     return learned.learn_masks(
         loss,
-        learned.Reparameterization(first, masks, sampled, finish, penalty=charge),
+        learned.constrained(gate, _expected_sparsity_of_gates, climb),
         weights=weights,
         scores=optax.adam(learning_rate),
         where=where,
@@ -313,21 +250,6 @@ def consensus(
       show the input, so p is a constant here from the start. The full text was not
       at hand.
     """
-    selection.check_sparsity(sparsity)
-
-    def first(params: base.Params, key: jax.Array) -> Any:
-        del key
-        return _gate_logits(params, keep_axes, 2.0)
-
-    def masks(params: base.Params, logits: Any, before: Any, step: base.Scalar):
-        del params, before, step
-        return jax.tree.map(lambda x: x > 0, logits)
-
-    def sampled(params: base.Params, logits: Any, m: Any, key: jax.Array):
-        del m
-        draw = functools.partial(gates.gumbel_gate, temperature=1.0, hard=True)
-        drawn = _with_keys(draw, logits, key)
-        return jax.tree.map(effective.soft_masked, params, drawn)
 
     def charge(params: base.Params, logits: Any, step: base.Scalar) -> jax.Array:
         del params, step
@@ -335,51 +257,24 @@ def consensus(
         gap = gates.expected_sparsity(logits, p) - jnp.asarray(sparsity, jnp.float32)
         return jnp.float32(polarization) * gates.polarization(p) + jnp.abs(gap)
 
-    return learned.learn_masks(
-        loss,
-        learned.Reparameterization(
-            first, masks, sampled, _best(sparsity), penalty=charge
-        ),
-        weights=weights,
-        scores=optax.adam(learning_rate),
-        where=where,
+    gate = learned.gated(
+        functools.partial(gates.gumbel_gate, temperature=1.0, hard=True),
+        logit=2.0,
+        keep_axes=keep_axes,
+        final=links.keep_top(sparsity, scope="global"),
+        penalty=charge,
     )
+    scores = optax.adam(learning_rate)
+    return learned.learn_masks(loss, gate, weights=weights, scores=scores, where=where)
 
 
-def _best(sparsity: base.Scalar) -> Callable[..., tuple[base.Params, base.Masks]]:
-    """A `finish` that keeps the best scores of all layers, as many as are asked for."""
-
-    def finish(params: base.Params, s: base.Scores, m: Any, step: base.Scalar):
-        del m, step
-        n = sum(np.size(x) for x in jax.tree.leaves(s))
-        masks = selection.top_k(s, selection.kept_count(n, sparsity))
-        return params, jax.tree.map(lambda w, x: links.spread(x, w), params, masks)
-
-    return finish
+def _sigmoid_of_scores(s: base.Scores, params: base.Params) -> base.Scores:
+    del params
+    return jax.tree.map(jax.nn.sigmoid, s)
 
 
-def _zeros(params: base.Params, key: jax.Array) -> base.Scores:
-    del key
-    return jax.tree.map(lambda w: jnp.zeros_like(precision.wide(w)), params)
-
-
-def _gate_logits(params: base.Params, role: str | None, logit: float) -> Any:
-    """Equal logits, for each weight or for each index of some axes."""
-    if role not in (None, "output", "input"):
-        raise base.PruningError(f"keep_axes is 'output' or 'input'; got {role!r}.")
-
-    def leaf(path: str, w: jax.Array) -> jax.Array:
-        if role is None:
-            return jnp.full_like(w, logit, jnp.float32)
-        stay = getattr(tree.kernel_axes(path, w), role)
-        shape = [n if i in stay else 1 for i, n in enumerate(np.shape(w))]
-        return jnp.full(shape, logit, jnp.float32)
-
-    return tree.map_with_path(leaf, params)
-
-
-def _with_keys(draw: Callable[..., jax.Array], logits: Any, key: jax.Array) -> Any:
-    """Draws for each leaf, with a key of its own."""
-    treedef = jax.tree.structure(logits)
-    keys = treedef.unflatten(list(jax.random.split(key, treedef.num_leaves)))
-    return jax.tree.map(draw, logits, keys)
+def _expected_sparsity_of_gates(params: base.Params, logits: Any) -> jax.Array:
+    """Of hard-concrete gates, each of which counts as one."""
+    del params
+    open_ = jax.tree.map(gates.hard_concrete_nonzero, logits)
+    return gates.expected_sparsity(logits, open_)

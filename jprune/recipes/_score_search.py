@@ -1,6 +1,5 @@
 """Methods that search for a mask over frozen weights, by training scores."""
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jprune import learned, links, selection, tree
+from jprune import learned, links, tree
 from jprune._core import base, precision
 from jprune.learned import effective
 
@@ -46,18 +45,7 @@ def hydra(
       Sehwag et al., HYDRA: Pruning Adversarially Robust Neural Networks, 2020,
       arXiv:2002.10509, section 3. Give it a robust loss for what its title says.
     """
-
-    def first(params: base.Params, key: jax.Array) -> base.Scores:
-        del key
-
-        def leaf(path: str, w: jax.Array) -> jax.Array:
-            scale, w = math.sqrt(6 / _fan_in(path, w)), precision.wide(w)
-            top = jnp.max(jnp.abs(w), initial=0)
-            return scale * w / jnp.where(top > 0, top, 1)
-
-        return tree.map_with_path(leaf, params)
-
-    return _search(loss, sparsity, first, steps, learning_rate, 1e-4, where)
+    return _search(loss, sparsity, _scaled_weights, steps, learning_rate, where)
 
 
 def edge_popup(
@@ -92,7 +80,7 @@ def edge_popup(
       arXiv:1911.13299, algorithm 1. It draws weights from two values, plus and minus
       the standard deviation of a Kaiming normal: pass such params.
     """
-    return _search(loss, sparsity, _uniform, steps, learning_rate, 1e-4, where)
+    return _search(loss, sparsity, _uniform, steps, learning_rate, where)
 
 
 def sign_supermask(
@@ -127,10 +115,8 @@ def sign_supermask(
       arXiv:2201.13361. The paper cuts s at fixed thresholds; here at what leaves the
       sparsity that is asked for.
     """
-    # Scores of one sign to begin with: at first no weight is inverted.
-    first = lambda params, key: jax.tree.map(jnp.abs, _uniform(params, key))  # noqa: E731
-    signed = functools.partial(jax.tree.map, effective.sign_masked)
-    return _search(loss, sparsity, first, steps, learning_rate, 1e-4, where, signed)
+    signed = effective.sign_masked
+    return _search(loss, sparsity, _positive, steps, learning_rate, where, signed)
 
 
 def lottery_jackpots(
@@ -170,109 +156,35 @@ def lottery_jackpots(
       arXiv:2104.08700. The released code rounds the fraction up to 1, which lifts
       the restriction; here the number of swaps is rounded up.
     """
-    selection.check_sparsity(sparsity)
-    magnitude = optax.chain(
-        links.score_by_magnitude(), links.keep_top(sparsity, scope="global")
-    )
-
-    def first(params: base.Params, key: jax.Array) -> base.Scores:
-        del key
-        kept = _run(magnitude, params, 0)
-        one, less = jnp.float32(1), jnp.float32(0.99)
-        return jax.tree.map(lambda m: jnp.where(m, one, less), kept)
-
-    def masks(params: base.Params, s: base.Scores, before: Any, step: base.Scalar):
-        del params
-        if before is None:
-            return jax.tree.map(lambda x: x > jnp.float32(0.995), s)
-        share: Any = 1
-        if restriction is not None:
-            left = 1 - jnp.asarray(step, jnp.float32) / steps
-            share = jnp.clip(left, 0, 1) ** restriction
-        return swap(before, s, share)
-
+    share = _falling_share(restriction or 0.0, steps)
+    best = links.keep_top(sparsity, scope="global")
     return learned.learn_masks(
         loss,
-        learned.Reparameterization(first, masks, learned.score_masked, _frozen_finish),
+        learned.swapped(learned.score_ranked(best, init=_kept_first(best)), share),
         weights=optax.set_to_zero(),
         scores=_sgd(learning_rate, steps, 5e-4),
         where=where,
     )
 
 
-def swap(masks: base.Masks, s: base.Scores, share: base.Scalar) -> base.Masks:
-    """Swaps a share of the pruned scores that pass kept ones of their leaf.
-
-    Args:
-      masks: a tree of masks in the shapes of the scores.
-      s: the scores.
-      share: the fraction of possible swaps to make, in [0, 1], rounded up; those with
-        the highest scores come in and those with the lowest go.
-
-    Returns:
-      Masks that keep as many of each leaf.
-    """
-    count = functools.partial(jnp.sum, dtype=jnp.int32)
-    best = selection.top_k_per_leaf(s, jax.tree.map(count, masks))
-    comes = jax.tree.map(lambda b, m: b & ~m, best, masks)
-    goes = jax.tree.map(lambda b, m: m & ~b, best, masks)
-    swaps = jax.tree.map(lambda c: _ceil_share(count(c), share), comes)
-    among = lambda x, c: jnp.where(c, x, -jnp.inf)  # noqa: E731
-    comes = selection.top_k_per_leaf(jax.tree.map(among, s, comes), swaps)
-    least = jax.tree.map(jnp.negative, s)
-    goes = selection.top_k_per_leaf(jax.tree.map(among, least, goes), swaps)
-    return jax.tree.map(lambda m, c, g: (m & ~g) | c, masks, comes, goes)
-
-
-def _ceil_share(n: jax.Array, share: base.Scalar) -> jax.Array:
-    part = n.astype(jnp.float32) * jnp.asarray(share, jnp.float32)
-    return jnp.minimum(jnp.ceil(part).astype(jnp.int32), n)
-
-
 def _search(
     loss: Callable[..., Any],
     sparsity: base.Sparsity,
-    first: Callable[..., base.Scores],
+    init: Callable[..., base.Scores],
     steps: int,
     learning_rate: float,
-    weight_decay: float,
     where: base.Predicate,
-    effective_weights: Callable[..., base.Params] | None = None,
+    masked: Callable[..., jax.Array] = effective.size_masked,
 ) -> base.Algorithm:
-    """Scores over frozen weights; each layer keeps the highest |s|."""
-    pruner = optax.chain(links.score_by_magnitude(), links.keep_top(sparsity))
-    signed = effective_weights
-
-    def masks(params: base.Params, s: base.Scores, before: Any, step: base.Scalar):
-        del params, before
-        return _run(pruner, s, step)
-
-    def weights(params: base.Params, s: base.Scores, m: base.Masks, key: Any):
-        del key
-        if signed is not None:
-            return signed(params, m, s)
-        return jax.tree.map(effective.score_masked, params, m, jax.tree.map(jnp.abs, s))
-
-    def finish(params: base.Params, s: base.Scores, m: base.Masks, step: base.Scalar):
-        del step
-        return weights(params, s, m, None), m
-
+    """Trains scores over frozen weights; each layer keeps the highest |s|."""
+    largest = optax.chain(links.score_by_magnitude(), links.keep_top(sparsity))
     return learned.learn_masks(
         loss,
-        learned.Reparameterization(first, masks, weights, finish),
+        learned.score_ranked(largest, init=init, masked=masked),
         weights=optax.set_to_zero(),
-        scores=_sgd(learning_rate, steps, weight_decay),
+        scores=_sgd(learning_rate, steps, 1e-4),
         where=where,
     )
-
-
-def _frozen_finish(params: base.Params, s: Any, m: base.Masks, step: base.Scalar):
-    del s, step
-    return params, m
-
-
-def _run(pruner: base.Pruner, ranked: Any, step: base.Scalar) -> base.Masks:
-    return pruner.update(ranked, pruner.init(ranked), ranked, step=step)[0]
 
 
 def _sgd(rate: float, steps: int, weight_decay: float) -> optax.GradientTransformation:
@@ -280,6 +192,18 @@ def _sgd(rate: float, steps: int, weight_decay: float) -> optax.GradientTransfor
         optax.add_decayed_weights(weight_decay),
         optax.sgd(optax.cosine_decay_schedule(rate, steps), momentum=0.9),
     )
+
+
+def _scaled_weights(params: base.Params, key: jax.Array) -> base.Scores:
+    """sqrt(6 / fan-in) w / max |w|."""
+    del key
+
+    def leaf(path: str, w: jax.Array) -> jax.Array:
+        scale, w = math.sqrt(6 / _fan_in(path, w)), precision.wide(w)
+        top = jnp.max(jnp.abs(w), initial=0)
+        return scale * w / jnp.where(top > 0, top, 1)
+
+    return tree.map_with_path(leaf, params)
 
 
 def _uniform(params: base.Params, key: jax.Array) -> base.Scores:
@@ -293,6 +217,36 @@ def _uniform(params: base.Params, key: jax.Array) -> base.Scores:
         return drawn + jnp.zeros_like(w, jnp.float32)  # on the leaf's sharding
 
     return tree.map_with_path(leaf, params, keys)
+
+
+def _positive(params: base.Params, key: jax.Array) -> base.Scores:
+    """Uniform scores of one sign: at first no weight is inverted."""
+    return jax.tree.map(jnp.abs, _uniform(params, key))
+
+
+def _kept_first(best: base.Pruner) -> Callable[..., base.Scores]:
+    """An `init`: 1 for the largest weights, which the pruner keeps, 0.99 for others."""
+    largest = optax.chain(links.score_by_magnitude(), best)
+
+    def init(params: base.Params, key: jax.Array) -> base.Scores:
+        del key
+        kept, _ = largest.update(params, largest.init(params), params)
+        one, less = jnp.float32(1), jnp.float32(0.99)
+        return jax.tree.map(lambda m: jnp.where(m, one, less), kept)
+
+    return init
+
+
+def _falling_share(power: float, steps: int) -> optax.Schedule:
+    """(1 - t / steps)^power; 1 throughout for a power of 0."""
+
+    def share(step: base.Scalar) -> jax.Array:
+        # Subtracted in integers, so that it ends at 0: 1e-30 would be rounded up to a
+        # swap. XLA makes t / steps a product, and 1 - 41 * (1 / 41) is not 0.
+        left = jnp.maximum(steps - jnp.asarray(step, jnp.int32), 0)
+        return (left.astype(jnp.float32) / steps) ** power
+
+    return share
 
 
 def _fan_in(path: str, w: Any) -> int:

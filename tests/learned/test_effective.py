@@ -14,7 +14,6 @@ W = _RNG.normal(size=(6, 4))
 G = _RNG.normal(size=(6, 4))
 M = _RNG.random(size=(6, 4)) < 0.5
 S = _RNG.normal(size=(6, 4))
-A, B = _RNG.normal(size=(6, 2)), _RNG.normal(size=(2, 4))
 
 
 def _sigma(x):
@@ -54,6 +53,12 @@ FORMULAS = {
         {0: _CHANNELS * G, 1: (W * G).sum(0, keepdims=True)},
     ),
     "score_masked": (effective.score_masked, (W, M, S), W * M, {0: M * G, 2: W * G}),
+    "size_masked": (
+        effective.size_masked,
+        (W, M, S),
+        W * M,
+        {0: M * G, 2: _SIGN * W * G},
+    ),
     "sign_masked": (
         effective.sign_masked,
         (W, M, S),
@@ -70,18 +75,6 @@ FORMULAS = {
             * _sigma(_THRESHOLD)
             * (1 - _sigma(_THRESHOLD)),
         },
-    ),
-    "score_scaled": (
-        effective.score_scaled,
-        (W, M, S),
-        M * S * W,
-        {0: M * S * G, 2: M * W * G},
-    ),
-    "low_rank": (
-        lambda w, m, a, b: effective.low_rank(w, m, a, b, scale=0.5),
-        (W, M, A, B),
-        M * (W + 0.5 * A @ B),
-        {0: M * G, 2: 0.5 * (M * G) @ B.T, 3: 0.5 * A.T @ (M * G)},
     ),
 }
 
@@ -102,8 +95,6 @@ SMOOTH = {
     "masked": lambda w, m: w * m,
     "soft_masked": lambda w, p: w * p,
     "soft_thresholded": lambda w, s: np.sign(w) * np.maximum(np.abs(w) - _sigma(s), 0),
-    "score_scaled": lambda w, m, s: m * s * w,
-    "low_rank": lambda w, m, a, b: m * (w + 0.5 * a @ b),
 }
 
 
@@ -168,7 +159,7 @@ def test_what_is_masked_is_zero_whatever_it_was(bad):
         effective.masked(w, m),
         effective.score_masked(w, m, s),
         effective.sign_masked(w, m, s),
-        effective.score_scaled(w, m, s),
+        effective.size_masked(w, m, s),
     ):
         assert z.tolist() == [0.0, 1.0]
 
@@ -228,7 +219,7 @@ def test_the_mask_gradient_is_that_of_differences():
 
 
 def test_criteria_are_the_same_numbers():
-    """SNIP is the mask gradient at mask one, RigL's growth g, movement its sum."""
+    """SNIP is the mask gradient at mask one, a gate's it at any; movement its sum."""
     ones = jax.tree.map(lambda w: jnp.ones(w.shape, bool), PARAMS)
     dense = effective.gradient_at_effective(_loss, _masked, (PARAMS, ones))
     snip = links.score_by_taylor()
@@ -237,6 +228,11 @@ def test_criteria_are_the_same_numbers():
         snip.update(dense.grads, snip.init(PARAMS), PARAMS)[0]["kernel"],
     )
     sparse = effective.gradient_at_effective(_loss, _masked, (PARAMS, MASKS))
+    gate = links.score_by_gate()
+    np.testing.assert_array_equal(
+        effective.mask_gradient(PARAMS, sparse.grads)["kernel"],
+        gate.update(sparse.grads, gate.init(PARAMS), PARAMS)[0]["kernel"],
+    )
     growth = links.score_by_gradient()
     np.testing.assert_allclose(
         growth.update(sparse.grads, growth.init(PARAMS), PARAMS)[0]["kernel"],

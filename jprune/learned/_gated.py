@@ -1,0 +1,174 @@
+"""Weights times gates whose probabilities are trained."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jprune import selection, tree
+from jprune._core import base
+from jprune.learned import controllers, effective
+from jprune.learned._reparameterization import (
+    Reparameterization,
+    masks_by,
+    no_penalty,
+)
+
+
+def gated(
+    draw: Callable[[jax.Array, jax.Array], jax.Array],
+    mean: Callable[[jax.Array], jax.Array] | None = None,
+    *,
+    logit: float,
+    keep_axes: Literal["output", "input"] | None = None,
+    final: base.Pruner | None = None,
+    penalty: Callable[..., jax.Array] = no_penalty,
+) -> Reparameterization:
+    """A random gate for each weight or channel, whose logit a is trained.
+
+        z = w c,   c ~ draw(a),   dL/da = w g dc/da   with g = dL/dz
+
+    A gate is in force, in the masks, while its value without noise is positive:
+    `mean(a) > 0`, or a > 0 for binary gates.
+
+    Args:
+      draw: `(logits, key) -> gates` in [0, 1] of one leaf, differentiable in the
+        logits: `jprune.gates.hard_concrete`, or `gumbel_gate` at a temperature.
+      mean: `logits -> gates` without noise, by which `finish` multiplies the weights
+        that it keeps; None for binary gates, which are 1 where kept.
+      logit: the logit that all gates start from.
+      keep_axes: the role of the axes that have a gate for each index, "output" for
+        channels; None for a gate for each weight.
+      final: the pruner of the logits for `finish`; None for the masks in force.
+      penalty: as in `Reparameterization`: what open gates cost.
+
+    Returns:
+      A `Reparameterization` for `learn_masks`, whose aux are the logits.
+
+    Raises:
+      PruningError: at `init`, if `keep_axes` is another word.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, jprune as jp
+      >>> x = jax.random.normal(jax.random.key(0), (16, 4))
+      >>> loss = lambda p, x: jnp.mean((x @ p["kernel"] - x[:, :1]) ** 2)
+      >>> def price(params, logits, step):
+      ...   open_ = jax.tree.map(jp.gates.hard_concrete_nonzero, logits)
+      ...   return 0.1 * (1 - jp.gates.expected_sparsity(logits, open_))
+      >>> method = jp.learned.learn_masks(
+      ...     loss,
+      ...     gated(jp.gates.hard_concrete, jp.gates.hard_concrete_mean, logit=2.0,
+      ...           final=jp.keep_top(0.75), penalty=price),
+      ...     weights=optax.set_to_zero(), scores=optax.adam(0.1))
+      >>> state = method.init({"kernel": jnp.ones((4, 1))}, jax.random.key(1))
+      >>> for _ in range(40):
+      ...   state, info = method.step(state, x)
+      >>> method.finish(state)[1]["kernel"][:, 0].tolist()
+      [True, False, False, False]
+
+    References:
+      Louizos et al., Learning Sparse Neural Networks through L0 Regularization, 2018,
+      arXiv:1712.01312, equation 5.
+    """
+
+    def init(params: base.Params, key: jax.Array) -> Any:
+        del key
+        return _equal_logits(params, keep_axes, logit)
+
+    def masks(params: base.Params, logits: Any, before: Any, step: base.Scalar):
+        del params, before, step
+        return jax.tree.map(lambda a: (a if mean is None else mean(a)) > 0, logits)
+
+    def noisy(params: base.Params, logits: Any, m: Any, key: jax.Array):
+        del m
+        drawn = jax.tree.map(draw, logits, _keys_like(logits, key))
+        return jax.tree.map(effective.soft_masked, params, drawn)
+
+    def finish(params: base.Params, logits: Any, m: Any, step: base.Scalar):
+        m = m if final is None else masks_by(final, logits, step)
+        if mean is None:
+            return params, m
+        static = jax.tree.map(mean, logits)
+        return jax.tree.map(effective.soft_masked, params, static), m
+
+    return Reparameterization(init, masks, noisy, finish, penalty)
+
+
+def constrained(
+    method: Reparameterization,
+    sparsity: Callable[[base.Params, Any], jax.Array],
+    target: base.Sparsity,
+) -> Reparameterization:
+    """Brings a method's expected sparsity to a target by an augmented Lagrangian.
+
+        L + lambda_1 (target - s) + lambda_2 (target - s)^2
+
+    minimised over weights and aux, maximised over the multipliers, which one
+    optimizer trains together with the method's own aux.
+
+    Args:
+      method: a `Reparameterization`.
+      sparsity: `(params, aux) -> s`, a scalar in [0, 1] that is differentiable in the
+        method's aux, such as `jprune.gates.expected_sparsity`.
+      target: in [0, 1], or a schedule of the step.
+
+    Returns:
+      A `Reparameterization` whose aux is the pair of the method's own and the
+      multipliers.
+
+    Raises:
+      PruningError: if the target is a number outside [0, 1].
+
+    References:
+      Wang et al., Structured Pruning of Large Language Models, 2019,
+      arXiv:1910.04732. See `jprune.controllers.lagrangian`.
+    """
+    if not callable(target):
+        selection.check_sparsity(target)
+
+    def inner(f: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda params, aux, *rest: f(params, aux[0], *rest)
+
+    def init(params: base.Params, key: jax.Array) -> Any:
+        return method.init(params, key), controllers.init_multipliers()
+
+    def penalty(params: base.Params, aux: Any, step: base.Scalar) -> jax.Array:
+        own, multipliers = aux
+        value = target(step) if callable(target) else target
+        charge = controllers.lagrangian(sparsity(params, own), value, multipliers)
+        return method.penalty(params, own, step) + charge
+
+    def settle(params: base.Params, aux: Any, step: base.Scalar) -> Any:
+        return method.settle(params, aux[0], step), aux[1]
+
+    return Reparameterization(
+        init,
+        inner(method.masks),
+        inner(method.effective),
+        inner(method.finish),
+        penalty,
+        settle,
+    )
+
+
+def _equal_logits(params: base.Params, role: str | None, logit: float) -> Any:
+    """The same logit for each weight, or for each index of some axes."""
+    if role not in (None, "output", "input"):
+        raise base.PruningError(f"keep_axes is 'output' or 'input'; got {role!r}.")
+
+    def leaf(path: str, w: jax.Array) -> jax.Array:
+        if role is None:
+            return jnp.full_like(w, logit, jnp.float32)
+        stay = getattr(tree.kernel_axes(path, w), role)
+        shape = [n if i in stay else 1 for i, n in enumerate(np.shape(w))]
+        return jnp.full(shape, logit, jnp.float32)
+
+    return tree.map_with_path(leaf, params)
+
+
+def _keys_like(logits: Any, key: jax.Array) -> Any:
+    """A key for each leaf."""
+    treedef = jax.tree.structure(logits)
+    return treedef.unflatten(list(jax.random.split(key, treedef.num_leaves)))

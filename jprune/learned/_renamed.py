@@ -1,0 +1,21 @@
+"""The old name of a function that has no name of its own any more."""
+
+import warnings
+from typing import Any
+
+from jprune import links
+from jprune.learned._score_ranked import score_ranked
+
+
+def find(name: str) -> Any:
+    """Returns the old `score_masked` of whole trees, with a DeprecationWarning."""
+    if name != "score_masked":
+        raise AttributeError(f"module 'jprune.learned' has no attribute {name!r}")
+    warnings.warn(
+        "jprune.learned.score_masked is now jprune.learned.score_ranked(pruner)"
+        ".effective; the old name goes with the next release. Of single leaves it is "
+        "jprune.effective.score_masked.",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return score_ranked(links.keep_top(0.0)).effective

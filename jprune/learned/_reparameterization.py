@@ -1,0 +1,65 @@
+"""What a method plugs into `learn_masks`: z = R(w, aux), and masks."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jprune._core import base
+
+
+def no_penalty(params: base.Params, aux: Any, step: base.Scalar) -> jax.Array:
+    """Returns 0: nothing is added to the loss."""
+    del params, aux, step
+    return jnp.zeros((), jnp.float32)
+
+
+def no_projection(params: base.Params, aux: Any, step: base.Scalar) -> Any:
+    """Returns aux unchanged."""
+    del params, step
+    return aux
+
+
+class Reparameterization(NamedTuple):
+    """How a method turns weights, and what it learns beside them, into a network.
+
+    In every tree the leaves that are never pruned are an `optax.MaskedNode`, which
+    `jax.tree.map` skips. The links `score_ranked`, `gated` and `thresholded` make one;
+    `method._replace(penalty=...)` exchanges a part.
+
+    Attributes:
+      init: `(params, key) -> aux`: initial scores, gates or thresholds, which are
+        trained.
+      masks: `(params, aux, masks, step) -> masks`: the masks in force until the next
+        step, given those of the step before (None at first). Not differentiated.
+      effective: `(params, aux, masks, key) -> z`: the effective weights,
+        differentiable in params and aux. `key` is new at each step.
+      finish: `(params, aux, masks, step) -> (z, masks)`: the final network, at the
+        sparsity that was asked for.
+      penalty: `(params, aux, step) -> scalar`: a term added to the loss,
+        differentiable in aux.
+      settle: `(params, aux, step) -> aux`: a projection, applied after each update.
+    """
+
+    init: Callable[..., Any]
+    masks: Callable[..., base.Masks]
+    effective: Callable[..., base.Params]
+    finish: Callable[..., tuple[base.Params, base.Masks]]
+    penalty: Callable[..., jax.Array] = no_penalty
+    settle: Callable[..., Any] = no_projection
+
+
+def masks_by(pruner: base.Pruner, scores: Any, step: base.Scalar) -> base.Masks:
+    """Returns the masks that a pruner makes of scores.
+
+    Args:
+      pruner: links from scores to masks. It starts from its initial state each time:
+        only `step` tells it how far training is.
+      scores: what it ranks; also what it is shown as params.
+      step: the clock of its schedules.
+
+    Returns:
+      The scores' tree of masks.
+    """
+    return pruner.update(scores, pruner.init(scores), scores, step=step)[0]

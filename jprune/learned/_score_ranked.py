@@ -1,0 +1,140 @@
+"""Masks by ranking scores that are trained beside the weights, straight through."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jprune import selection
+from jprune._core import base, precision
+from jprune.learned import effective
+from jprune.learned._reparameterization import (
+    Reparameterization,
+    masks_by,
+    no_penalty,
+)
+
+Masked = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""`(w, m, s) -> z` of one leaf, as in `jprune.effective`."""
+
+
+def zero_scores(params: base.Params, key: jax.Array) -> base.Scores:
+    """Returns a zero for each weight, in float32 or wider: an `init`."""
+    del key
+    return jax.tree.map(lambda w: jnp.zeros_like(precision.wide(w)), params)
+
+
+def score_ranked(
+    pruner: base.Pruner,
+    *,
+    init: Callable[[base.Params, jax.Array], base.Scores] = zero_scores,
+    masked: Masked = effective.score_masked,
+    final: base.Pruner | None = None,
+    penalty: Callable[..., jax.Array] = no_penalty,
+) -> Reparameterization:
+    """A score s for each weight; a pruner ranks the scores.
+
+        m = pruner(s),   z = m w,   dL/ds := w g   with g = dL/dz
+
+    The gradient passes the ranking straight through, so that a pruned weight's score
+    moves as well and the weight can come back.
+
+    Args:
+      pruner: links from scores to masks: `keep_*`, after `pool_over_*` if whole
+        channels are meant. It sees the scores as gradients and as params, and keeps
+        no state from step to step.
+      init: `(params, key) -> scores`; zeros by default.
+      masked: `(w, m, s) -> z` of one leaf, a function of `jprune.effective`:
+        `score_masked` where s is ranked, `size_masked` where |s| is, `sign_masked`
+        to use the sign of s too.
+      final: the pruner for `finish`; None for the masks in force.
+      penalty: as in `Reparameterization`.
+
+    Returns:
+      A `Reparameterization` for `learn_masks`, whose aux are the scores.
+
+    Example:
+      Scores that are trained over frozen weights:
+
+      >>> import jax, jax.numpy as jnp, optax, jprune as jp
+      >>> x = jax.random.normal(jax.random.key(0), (16, 4))
+      >>> loss = lambda p, x: jnp.mean((x @ p["kernel"] - 2 * x[:, :1]) ** 2)
+      >>> method = jp.learned.learn_masks(
+      ...     loss, score_ranked(jp.keep_top(0.75)),
+      ...     weights=optax.set_to_zero(), scores=optax.sgd(0.1))
+      >>> state = method.init({"kernel": jnp.ones((4, 1))}, jax.random.key(1))
+      >>> for _ in range(5):
+      ...   state, info = method.step(state, x)
+      >>> method.finish(state)[1]["kernel"][:, 0].tolist()
+      [True, False, False, False]
+
+    References:
+      Ramanujan et al., What's Hidden in a Randomly Weighted Neural Network?, 2020,
+      arXiv:1911.13299, equation 4. Sanh et al., Movement Pruning: Adaptive Sparsity
+      by Fine-Tuning, 2020, arXiv:2005.07683, equations 2 to 4.
+    """
+
+    def masks(params: base.Params, s: base.Scores, before: Any, step: base.Scalar):
+        del params, before
+        return masks_by(pruner, s, step)
+
+    def through(params: base.Params, s: base.Scores, m: base.Masks, key: Any):
+        del key
+        return jax.tree.map(masked, params, m, s)
+
+    def finish(params: base.Params, s: base.Scores, m: Any, step: base.Scalar):
+        m = m if final is None else masks_by(final, s, step)
+        return jax.tree.map(masked, params, m, s), m
+
+    return Reparameterization(init, masks, through, finish, penalty)
+
+
+def swapped(method: Reparameterization, share: optax.Schedule) -> Reparameterization:
+    """Changes masks by swaps only, and makes only a share of the possible ones.
+
+    Where pruned scores of a leaf exceed kept ones, both could swap. A step makes the
+    most decided of these swaps: the highest scores come in, the lowest go out. Each
+    leaf keeps its count.
+
+    Args:
+      method: a `Reparameterization` whose aux are scores, such as `score_ranked`;
+        its own masks are the first ones.
+      share: step -> the fraction of the possible swaps to make, in [0, 1], rounded
+        up to whole swaps. A share that falls to 0 brings the masks to rest.
+
+    Returns:
+      The `Reparameterization` with these masks.
+
+    References:
+      Zhang et al., Lottery Jackpots Exist in Pre-trained Models, 2021,
+      arXiv:2104.08700 (short restriction).
+    """
+
+    def masks(params: base.Params, s: base.Scores, before: Any, step: base.Scalar):
+        if before is None:
+            return method.masks(params, s, before, step)
+        return _swap(before, s, share(step))
+
+    return method._replace(masks=masks)
+
+
+def _swap(masks: base.Masks, s: base.Scores, share: base.Scalar) -> base.Masks:
+    """Swaps a share of the pruned scores that exceed kept ones of their leaf."""
+    count = functools.partial(jnp.sum, dtype=jnp.int32)
+    best = selection.top_k_per_leaf(s, jax.tree.map(count, masks))
+    comes = jax.tree.map(lambda b, m: b & ~m, best, masks)
+    goes = jax.tree.map(lambda b, m: m & ~b, best, masks)
+    swaps = jax.tree.map(lambda c: _ceil_share(count(c), share), comes)
+    among = lambda x, c: jnp.where(c, x, -jnp.inf)  # noqa: E731
+    comes = selection.top_k_per_leaf(jax.tree.map(among, s, comes), swaps)
+    least = jax.tree.map(jnp.negative, s)
+    goes = selection.top_k_per_leaf(jax.tree.map(among, least, goes), swaps)
+    return jax.tree.map(lambda m, c, g: (m & ~g) | c, masks, comes, goes)
+
+
+def _ceil_share(n: jax.Array, share: base.Scalar) -> jax.Array:
+    part = n.astype(jnp.float32) * jnp.asarray(share, jnp.float32)
+    return jnp.minimum(jnp.ceil(part).astype(jnp.int32), n)
