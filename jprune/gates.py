@@ -1,14 +1,15 @@
-"""Differentiable masks: numbers in [0, 1] to multiply weights by, and their cost.
+"""Differentiable masks: gates in [0, 1] that multiply weights, and their sparsity.
 
-    straight_through      a hard mask, the derivative of anything soft
-    threshold_gate        [s > threshold], the derivative of a sigmoid
+    straight_through      a hard mask with the derivative of a soft one
+    threshold_gate        [s > threshold] with the derivative of a sigmoid
     sigmoid_gate          sigma(s / T)
-    gumbel_gate           a sample: sigma((s + noise) / T)
-    hard_concrete         a sample that is exactly 0 or 1 now and then
+    gumbel_gate           a sample sigma((s + noise) / T)
+    hard_concrete         a sample that is exactly 0 or 1 with positive probability
 
-They act on arrays: map them over trees with `jax.tree.map`. What they cost is
-`expected_sparsity`; `jprune.controllers` brings that to a target. Gates whose sum
-over a whole tree is given are `jprune.selection.soft_top_k`.
+They act on arrays: use `jax.tree.map` for trees. `expected_sparsity` is what gates are
+expected to remove, and `jprune.controllers` brings it to a target. For gates with a
+given sum over a whole tree, see `jprune.selection.soft_top_k`; to train gates,
+`jprune.learned.gated`.
 """
 
 import math
@@ -26,15 +27,14 @@ from jprune._core import base
 def straight_through(hard: jax.Array, soft: jax.Array) -> jax.Array:
     """Returns `hard` with the derivative of `soft`.
 
-    Forward h, tangent ds. Exact in every dtype, where the common s + stop(h - s)
-    is wrong in bfloat16 from |s| of about 256 on, and twice differentiable in
-    any mode, which a custom vjp is not. With the masks that `jprune.selection`
-    makes of the scores it is the top-k gate of score-learning methods:
-    `jax.tree.map(straight_through, masks, scores)`.
+    Forward h, tangent ds. It is exact in every dtype, where the common s + stop(h - s)
+    is wrong in bfloat16 from |s| of about 256 on, and twice differentiable in every
+    mode, unlike a custom vjp. With masks from `jprune.selection` it is the top-k gate
+    of score-learning methods: `jax.tree.map(straight_through, masks, scores)`.
 
     Args:
-      hard: the value, any shape; a mask, say. No derivative flows through it.
-      soft: the array whose derivative is taken, floating, of that shape.
+      hard: the value, such as a mask, of any shape. No derivative flows through it.
+      soft: floating array of that shape, whose derivative is taken.
 
     Returns:
       `hard` in the dtype of `soft`.
@@ -65,7 +65,8 @@ def sigmoid_gate(logits: jax.Array, temperature: base.Scalar = 1.0) -> jax.Array
 
     Args:
       logits: floating, any shape.
-      temperature: positive, may be traced; towards 0 the gate becomes [s > 0].
+      temperature: positive, may be traced; as it tends to 0, the gate tends to
+        [s > 0].
 
     Returns:
       Gates in [0, 1], in the logits' shape and dtype.
@@ -85,8 +86,8 @@ def threshold_gate(
 
     Args:
       scores: floating, any shape.
-      threshold: a scalar in the scores' unit, may be traced; gets a derivative too.
-      temperature: positive, may be traced; the width of what the derivative sees.
+      threshold: a scalar in the unit of the scores, may be traced; differentiable.
+      temperature: positive, may be traced; the width of the derivative.
 
     Returns:
       Zeros and ones, in the scores' shape and dtype.
@@ -101,9 +102,9 @@ def threshold_gate(
 
     References:
       Sanh et al., Movement Pruning: Adaptive Sparsity by Fine-Tuning, 2020,
-      arXiv:2005.07683: soft movement pruning keeps where the score, or its
-      sigmoid, is above a threshold, and takes the identity for the derivative.
-      Here it is the sigmoid's, so that scores far from the threshold rest.
+      arXiv:2005.07683: soft movement pruning keeps weights whose score, or its
+      sigmoid, is above a threshold, with the derivative of the identity. Here it is
+      that of the sigmoid, so that scores far from the threshold do not move.
     """
     distance = scores - jnp.asarray(threshold, scores.dtype)
     return straight_through(distance > 0, sigmoid_gate(distance, temperature))
@@ -121,8 +122,8 @@ def gumbel_gate(
       logits: floating, any shape.
       key: a `jax.random.key`.
       temperature: positive, may be traced.
-      hard: static; whether to return [sample > 1/2] with the derivative of the
-        sample.
+      hard: whether to return [sample > 1/2] with the derivative of the sample;
+        static.
 
     Returns:
       Gates in [0, 1], in the logits' shape and dtype.
@@ -145,12 +146,12 @@ def gumbel_gate(
 
 
 class HardConcrete(NamedTuple):
-    """The constants of the hard concrete distribution; Python numbers.
+    """Constants of the hard concrete distribution; Python numbers.
 
     Attributes:
-      beta: the temperature of the concrete distribution, in (0, 1).
-      gamma: where the stretched distribution begins, negative.
-      zeta: where it ends, above 1.
+      beta: temperature of the concrete distribution, in (0, 1).
+      gamma: lower end of the stretched distribution, negative.
+      zeta: upper end of the stretched distribution, above 1.
     """
 
     beta: float = 2 / 3
@@ -171,8 +172,8 @@ def hard_concrete(
 
     Args:
       logits: log alpha, floating, any shape.
-      key: a `jax.random.key`; draw anew in each step.
-      constants: of the distribution.
+      key: a `jax.random.key`, new at each step.
+      constants: constants of the distribution.
 
     Returns:
       Samples in [0, 1], in the logits' shape and dtype; their derivative by the
@@ -196,14 +197,14 @@ def hard_concrete(
 def hard_concrete_mean(
     logits: jax.Array, constants: HardConcrete = _CONSTANTS
 ) -> jax.Array:
-    """Returns the gates to use without noise, after training.
+    """Returns the deterministic gates to use after training.
 
-    min(1, max(0, sigma(log alpha) (zeta - gamma) + gamma)). It stands for the
+    min(1, max(0, sigma(log alpha) (zeta - gamma) + gamma)). It takes the place of the
     mean of the distribution but is not equal to it: beta does not appear.
 
     Args:
       logits: log alpha, floating, any shape.
-      constants: of the distribution.
+      constants: constants of the distribution.
 
     Returns:
       Gates in [0, 1], in the logits' shape and dtype.
@@ -230,7 +231,7 @@ def hard_concrete_nonzero(
 
     Args:
       logits: log alpha, floating, any shape.
-      constants: of the distribution.
+      constants: constants of the distribution.
 
     Returns:
       Probabilities, in the logits' shape and dtype.
@@ -248,9 +249,9 @@ def hard_concrete_nonzero(
 
 
 def polarization(gates: Any) -> jax.Array:
-    """Returns how undecided gates are, the mean of p (1 - p) over the tree.
+    """Returns the mean of p (1 - p) over the tree, which is 0 for decided gates.
 
-    In [0, 1/4]; 0 exactly if all gates are 0 or 1. As a penalty it makes soft
+    In [0, 1/4], and 0 exactly if all gates are 0 or 1. As a penalty, it makes soft
     gates hard.
 
     Args:
@@ -265,7 +266,7 @@ def polarization(gates: Any) -> jax.Array:
       0.125
 
     References:
-      A relative, which drives scaling factors to 0 or to one a > 0: Zhuang et al.,
+      A related penalty drives scaling factors to 0 or to one a > 0: Zhuang et al.,
       Neuron-level Structured Pruning using Polarization Regularizer, NeurIPS 2020.
     """
     wide = [p.astype(jnp.float32) for p in jax.tree.leaves(gates)]
@@ -283,8 +284,8 @@ def expected_sparsity(params: base.Params, probabilities: Any) -> jax.Array:
 
     Args:
       params: any pytree of arrays.
-      probabilities: the params' tree; arrays in [0, 1] that broadcast to their leaf
-        along whole axes, of channels, say, or of no axes for a whole leaf. Leaves
+      probabilities: the params' tree of arrays in [0, 1] that broadcast to their leaf
+        along whole axes, such as one per channel, or a scalar for a whole leaf. Leaves
         without gates, an `optax.MaskedNode` or a scalar boolean, do not count.
 
     Returns:
@@ -309,7 +310,7 @@ def expected_sparsity(params: base.Params, probabilities: Any) -> jax.Array:
 
 
 def weighted(params: base.Params, gates: Any) -> list[tuple[int, Any]]:
-    """Returns each leaf's gates, with the number of weights that one stands for.
+    """Returns the gates of each leaf, and the number of weights that each stands for.
 
     Args:
       params: any pytree of arrays.
@@ -341,7 +342,7 @@ def weighted(params: base.Params, gates: Any) -> list[tuple[int, Any]]:
 
 
 def is_gate(p: Any) -> bool:
-    """Whether a leaf holds gates, rather than a scalar mask of what stays."""
+    """Returns whether a leaf holds gates, rather than a scalar mask."""
     return np.shape(p) != () or jnp.result_type(p).kind != "b"
 
 
@@ -349,8 +350,8 @@ def is_gate(p: Any) -> bool:
 def reverse_gradient(x: Any) -> Any:
     """Returns the argument with its derivative negated.
 
-    Forward x, tangent -dx: whoever minimises the result maximises over x, so that
-    one optimizer plays both sides of a min-max game.
+    Forward x, tangent -dx: minimising the result maximises over x, so that one
+    optimizer solves a min-max problem.
 
     Args:
       x: a tree of floating arrays.
@@ -388,5 +389,5 @@ def _stretched(logits: jax.Array, constants: HardConcrete) -> jax.Array:
 
 
 def _wide(x: jax.Array) -> jax.Array:
-    """The array in float32, or as it is where it is wider."""
+    """The array in float32, or in its own dtype where that is wider."""
     return x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)

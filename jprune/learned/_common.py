@@ -1,4 +1,4 @@
-"""What the loops of learned masks have in common."""
+"""Functions that the loops of learned masks share."""
 
 from collections.abc import Callable
 from typing import Any
@@ -34,9 +34,7 @@ def everywhere(
 
 
 def owned(state: Any) -> Any:
-    """Returns a state of fresh arrays, which a step may donate.
-
-    The caller's arrays are not among them, nor any array twice: some optimizers keep
-    the very params that they are given.
-    """
+    """Returns a copy of a state, whose arrays a step may donate."""
+    # They must not be the caller's, nor one array twice: some optimizers keep the very
+    # params that they are given.
     return jax.tree.map(jnp.copy, state)

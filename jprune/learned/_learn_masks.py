@@ -27,12 +27,12 @@ class LearnedState(NamedTuple):
     Attributes:
       count: int32 scalar, steps so far.
       params: the weights w.
-      aux: what the method learns.
+      aux: the scores, gates or thresholds that the method learns.
       masks: the masks in force.
-      weights: the state of the weights' optimizer.
-      scores: the state of aux's optimizer.
-      key: of the next step's noise.
-      model: what the loss carries from batch to batch, or None.
+      weights: state of the optimizer of the weights.
+      scores: state of the optimizer of aux.
+      key: key for the next step's noise.
+      model: state that the loss carries from batch to batch, or None.
     """
 
     count: base.Scalar
@@ -46,12 +46,12 @@ class LearnedState(NamedTuple):
 
 
 class LearnedInfo(NamedTuple):
-    """What a step of `learn_masks` was like.
+    """Diagnostics of a step of `learn_masks`.
 
     Attributes:
-      loss: scalar, before the update, without the penalty.
-      penalty: scalar, before the update.
-      sparsity: scalar, of the new masks.
+      loss: scalar loss before the update, without the penalty.
+      penalty: scalar penalty before the update.
+      sparsity: scalar sparsity of the new masks.
     """
 
     loss: jax.Array
@@ -67,27 +67,29 @@ def learn_masks(
     scores: optax.GradientTransformation,
     where: base.Predicate = tree.is_kernel,
 ) -> base.Algorithm:
-    """Trains weights, and what decides on their masks, on the same batches.
+    """Trains weights and masks on the same batches, through a reparameterization.
 
-    One step: z = R(w, aux); g = dL/dz; both optimizers step along g pulled back
-    through R (and aux along the penalty's gradient); then aux is projected and the
-    masks follow from it.
+        z = R(w, aux),   g = dL/dz
+
+    Each step pulls g back through R to w and to aux, adds the gradient of the penalty
+    to aux, steps both optimizers, projects aux, and derives the new masks from it.
 
     Args:
       loss: `(params, batch) -> scalar`; with a `model` at `init`,
         `(params, model, batch) -> (scalar, model)`.
-      method: R, and what goes with it.
-      weights: the optimizer of all params; `optax.set_to_zero()` freezes them.
-      scores: the optimizer of aux.
-      where: which leaves can be pruned.
+      method: the `Reparameterization`, as from `score_ranked`, `gated` or
+        `thresholded`.
+      weights: optimizer of all params; `optax.set_to_zero()` freezes them.
+      scores: optimizer of aux.
+      where: predicate for the leaves that can be pruned.
 
     Returns:
-      An `Algorithm`. `init(params, key, model=None)`;
-      `step(state, batch) -> (state, LearnedInfo)` is jitted and donates its state;
+      An `Algorithm`: `init(params, key, model=None)`;
+      `step(state, batch) -> (state, LearnedInfo)`, jitted, which donates its state;
       `finish(state) -> (params, masks)`.
 
     Raises:
-      PruningError: at `init`, if the predicate does not fit the params.
+      PruningError: at `init`, if the predicate or the masks do not fit the params.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, jprune as jp

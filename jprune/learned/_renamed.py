@@ -8,7 +8,17 @@ from jprune.learned._score_ranked import score_ranked
 
 
 def find(name: str) -> Any:
-    """Returns the old `score_masked` of whole trees, with a DeprecationWarning."""
+    """Returns the old `score_masked` of whole trees, with a DeprecationWarning.
+
+    Args:
+      name: name of what is looked up on the page.
+
+    Returns:
+      The function.
+
+    Raises:
+      AttributeError: for every other name.
+    """
     if name != "score_masked":
         raise AttributeError(f"module 'jprune.learned' has no attribute {name!r}")
     warnings.warn(

@@ -1,16 +1,16 @@
-"""Pruning as bi-level optimization: the mask above, its weights below.
+"""Pruning as bi-level optimization: masks at the upper level, weights at the lower.
 
     upper   min over m with k ones of   L(m w*(m))
     lower   w*(m) = argmin over w of    L(m w) + gamma / 2 |w|^2
 
-Because mask and weights only meet in their product z = m w, the gradient of the upper
-level is closed once the Hessian is dropped: with g = dL/dz
+Mask and weights enter only through their product z = m w. Without the Hessian, the
+gradient of the upper level is therefore a closed form: with g = dL/dz
 
     dL/dm = w g + (dw*/dm)^T m g,   dw*/dm ~ -diag(g) / gamma,
           ~ (w - m g / gamma) g
 
-which costs one gradient, as a training step does. `jprune.implicit` has the versions
-with a Hessian to compare it with.
+which costs one gradient, like a training step. `jprune.implicit` has the versions with
+the Hessian, for comparison.
 """
 
 import functools
@@ -31,7 +31,7 @@ from jprune.learned._common import descend, owned, prunable
 from jprune.links import select
 
 Hypergradient = Callable[[base.Params, base.Masks, base.Params], base.Scores]
-"""`(params, masks, grads) -> gradient of the upper loss in the mask`, in float32."""
+"""`(params, masks, grads) -> gradient of the upper loss in the masks`, in float32."""
 
 
 def implicit_gradient(
@@ -39,18 +39,18 @@ def implicit_gradient(
 ) -> base.Scores:
     """Returns BiP's hypergradient, (w - m g / gamma) g.
 
-    Its second term is what the weights' answer to the mask changes: a bonus for
-    weights that are kept and have a gradient. It is zero where a weight is pruned;
-    and where the lower level is solved, m g = -gamma w, so that the whole is 2 w g.
-    Far from there, and on small batches, g is mostly noise, and m g^2 / gamma favours
-    what is kept already: with gamma 1 and batches of 128 it cost a short run two
-    points of accuracy. A gamma of 1e4 all but leaves it out.
+    The second term, -m g^2 / gamma, is the response of the weights to the mask: a bonus
+    for kept weights with a gradient, and zero for pruned ones. Where the lower level is
+    solved, m g = -gamma w, so that the hypergradient is 2 w g. Far from there, and on
+    small batches, g is mostly noise, and the term favours weights that are kept
+    already: with gamma 1 and batches of 128 it cost a short run two points of accuracy.
+    A gamma of 1e4 practically removes it.
 
     Args:
       params: the weights w.
       masks: their masks m.
       grads: g, the gradient at the effective weights m w.
-      gamma: the lower level's regularization, positive; may be traced.
+      gamma: regularization strength of the lower level, positive; may be traced.
 
     Returns:
       The params' tree, float32 or wider.
@@ -76,7 +76,7 @@ def implicit_gradient(
 def direct_gradient(
     params: base.Params, masks: base.Masks, grads: base.Params
 ) -> base.Scores:
-    """Returns w g: the hypergradient of weights that do not answer to the mask.
+    """Returns w g: the hypergradient if the weights did not respond to the mask.
 
     Args:
       params: the weights w.
@@ -93,16 +93,16 @@ def direct_gradient(
 def reference_gradient(
     params: base.Params, masks: base.Masks, grads: base.Params, *, gamma: float = 1e4
 ) -> base.Scores:
-    """Returns w g - (w g)^2 / gamma: what BiP's released code computes.
+    """Returns w g - (w g)^2 / gamma, the hypergradient of BiP's released code.
 
-    There the implicit term is the square of the scores' own gradient, on pruned
-    weights too; with its gamma it is some millionths of the whole.
+    There the implicit term is the square of the scores' gradient, for pruned weights
+    too; with that code's gamma it is some millionths of the total.
 
     Args:
       params: the weights w.
       masks: not used.
       grads: g, the gradient at the effective weights.
-      gamma: 1 / `lr2` of that code.
+      gamma: 1 / `lr2` in that code.
 
     Returns:
       The params' tree, float32 or wider.
@@ -120,14 +120,14 @@ class BipState(NamedTuple):
 
     Attributes:
       count: int32 scalar, steps so far.
-      params: the weights w, the pruned ones too.
-      scores: what the pruner ranks; leaves that are never pruned have none. None
-        where the weights are their own scores.
+      params: the weights w, including the pruned ones.
+      scores: the scores that the pruner ranks, for prunable leaves only; None if the
+        weights are their own scores.
       masks: the masks in force.
-      pruner: the pruner's state.
-      lower: the state of the weights' optimizer.
-      upper: the state of the scores' optimizer.
-      model: what the loss carries from batch to batch, or None.
+      pruner: state of the pruner.
+      lower: state of the optimizer of the weights.
+      upper: state of the optimizer of the scores.
+      model: state that the loss carries from batch to batch, or None.
     """
 
     count: base.Scalar
@@ -141,15 +141,15 @@ class BipState(NamedTuple):
 
 
 class BipInfo(NamedTuple):
-    """What a step of `bip` was like.
+    """Diagnostics of a step of `bip`.
 
     Attributes:
-      lower_loss: (N,) losses of the lower steps, each before its update.
-      upper_loss: scalar, the loss that the masks were judged by.
-      sparsity: scalar, of the new masks.
-      churn: scalar, the share of mask entries that changed.
-      direct_norm: scalar, |w g|.
-      implicit_norm: scalar, |hypergradient - w g|.
+      lower_loss: losses of the lower steps, (N,), each before its update.
+      upper_loss: scalar loss on the upper batch, before the scores' update.
+      sparsity: scalar sparsity of the new masks.
+      churn: fraction of mask entries that changed, a scalar.
+      direct_norm: scalar |w g|.
+      implicit_norm: scalar |hypergradient - w g|.
     """
 
     lower_loss: jax.Array
@@ -170,44 +170,43 @@ def bip(
     tied: bool = False,
     where: base.Predicate = tree.is_kernel,
 ) -> base.Algorithm:
-    """Bi-level pruning (BiP): weights and masks are optimized in turns.
+    """Bi-level pruning (BiP): optimizes weights and masks in turns.
 
-    A step takes N lower batches and an upper one: N steps of the weights under the
-    masks, w <- w - alpha m g; one of the scores, s <- s - beta (w - m g / gamma) g;
-    then the pruner makes the masks anew from the scores. It goes to the target
-    sparsity at once, without rounds; a pruned weight keeps its value and score and
-    can come back. The weights' regularization, gamma / 2 |w|^2, is the lower
-    optimizer's weight decay.
+        lower, N batches:   w <- w - alpha m g
+        upper, one batch:   s <- s - beta (w - m g / gamma) g,   m = pruner(s)
 
-    The scores start as |w|: their scale is what makes layers comparable to a global
-    pruner. What is kept are the highest scores. Give groups to the pruner by
-    `pool_over_axes(jnp.sum)`, since the derivative of a group's mask is the sum of
-    its weights'.
+    The masks are at the target sparsity from the start, without rounds. A pruned
+    weight keeps its value and its score, and can return. The regularization
+    gamma / 2 |w|^2 of the weights is the lower optimizer's weight decay.
+
+    Scores start as |w|, a scale that lets a global pruner compare layers; the highest
+    are kept. For channels, put `pool_over_axes(jnp.sum)` before the pruner, since the
+    derivative of a channel's mask is the sum over its weights.
 
     Args:
-      loss: `(params, batch) -> scalar`; with a `model` at `init`, which batch
-        statistics need, `(params, model, batch) -> (scalar, model)`.
-      pruner: from scores to masks: `keep_*`, after `pool_over_*` if need be. It
-        sees the scores as gradients and as params, so a recipe by magnitude does
-        too. Its sparsity may be traced or a schedule of the step.
-      lower: the weights' optimizer; it steps what is never pruned, too.
-      upper: the scores' optimizer. `optax.set_to_zero()` makes all this training
+      loss: `(params, batch) -> scalar`; with a `model` at `init`, such as batch
+        statistics, `(params, model, batch) -> (scalar, model)`.
+      pruner: links from scores to masks: `keep_*`, after `pool_over_*` for channels.
+        It sees the scores as gradients and as params, so that magnitude recipes work
+        as well. Its sparsity may be traced or a schedule of the step.
+      lower: optimizer of the weights, including leaves that are never pruned.
+      upper: optimizer of the scores; with `optax.set_to_zero()`, `bip` is training
         under a fixed mask.
       hypergradient: `(params, masks, grads) -> gradient` of the upper level:
-        `implicit_gradient`, perhaps with another gamma, or `direct_gradient`.
-      tied: the weights are their own scores, as in the released code: both levels
-        step the same tensor, and the pruner ranks |w|.
-      where: which leaves can be pruned.
+        `implicit_gradient`, possibly with another gamma, or `direct_gradient`.
+      tied: whether the weights are their own scores, as in the released code: both
+        levels step the same tensor, and the pruner ranks |w|.
+      where: predicate for the leaves that can be pruned.
 
     Returns:
-      An `Algorithm`. `init(params, model=None, scores=None)`, with other scores to
-      start from if you like. `step(state, lower, upper) -> (state, BipInfo)` is
-      jitted and donates its state; the leaves of `lower` lead with an axis N, those
-      of `upper` do not. `finish(state) -> (params, masks)`.
+      An `Algorithm`. `init(params, model=None, scores=None)` takes other initial
+      scores if given. `step(state, lower, upper) -> (state, BipInfo)` is jitted and
+      donates its state; the leaves of `lower` have a leading axis of size N, those of
+      `upper` do not. `finish(state) -> (params, masks)`.
 
     Raises:
       PruningError: at `init`, if the pruner or the predicate does not fit the
-        params, or `tied` comes with scores.
+        params, or scores are given although `tied` is True.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, jprune as jp
@@ -223,15 +222,15 @@ def bip(
 
     References:
       Zhang et al., Advancing Model Pruning via Bi-level Optimization, 2022,
-      arXiv:2210.04092, algorithm 1. The paper steps a mask relaxed to [0, 1]; the
-      scores here are not clipped to it, as in the released code.
+      arXiv:2210.04092, algorithm 1. The paper steps a mask relaxed to [0, 1]; here, as
+      in the released code, the scores are not clipped to it.
     """
     chosen = select(pruner, where)
     lower_tx, upper_tx = lower, upper  # `step` has batches of these names
 
     def init(params: base.Params, model: Any = None, scores: Any = None) -> BipState:
         if tied and scores is not None:
-            raise base.PruningError("With tied=True the weights are their own scores.")
+            raise base.PruningError("tied=True takes no scores: |w| is the score.")
         only = prunable(where, params)
         scores = only(_magnitudes(params) if scores is None else scores)
         count = jnp.zeros((), jnp.int32)
@@ -248,14 +247,8 @@ def bip(
         only = prunable(where, params)
         seen = only(params), only(state.masks), only(g)
         total, direct = hypergradient(*seen), direct_gradient(*seen)
-        if tied:
-            along = jax.tree.map(_along_sign, total, only(params))
-            moved, above = descend(upper_tx, along, state.upper, only(params))
-            params = tree.merged(moved, params)
-            scores, ranked = None, only(_magnitudes(params))
-        else:
-            scores, above = descend(upper_tx, total, state.upper, state.scores)
-            ranked = scores
+        params, scores, above = _upper_level(upper_tx, state, total, params, only)
+        ranked = only(_magnitudes(params)) if tied else scores
         count = optax.safe_increment(state.count)
         masks, memory = _project(chosen, params, ranked, state.pruner, count)
         change = only(state.masks), only(masks)
@@ -303,6 +296,23 @@ def _lower_level(
     return params, memory, model, losses
 
 
+def _upper_level(
+    tx: optax.GradientTransformation,
+    state: BipState,
+    gradient: base.Scores,
+    params: base.Params,
+    only: Callable[[Any], Any],
+) -> tuple[base.Params, Any, Any]:
+    """A step of the scores, or, where they are tied to the weights, of the weights."""
+    if state.scores is not None:
+        scores, memory = descend(tx, gradient, state.upper, state.scores)
+        return params, scores, memory
+    weights = only(params)
+    along = jax.tree.map(_along_sign, gradient, weights)
+    moved, memory = descend(tx, along, state.upper, weights)
+    return tree.merged(moved, params), None, memory
+
+
 def _project(
     pruner: base.Pruner,
     params: base.Params,
@@ -316,12 +326,12 @@ def _project(
 
 
 def _magnitudes(params: base.Params) -> base.Scores:
-    """The raw scale of the weights: the scores that a global ranking can compare."""
+    """The scores |w|, whose scale a global ranking can compare between layers."""
     return jax.tree.map(lambda w: jnp.abs(precision.wide(w)), params)
 
 
 def _along_sign(gradient: jax.Array, w: jax.Array) -> jax.Array:
-    """The gradient of |w| as one of w."""
+    """The gradient in |w| as a gradient in w."""
     return (gradient * jnp.sign(w).astype(gradient.dtype)).astype(w.dtype)
 
 
@@ -333,7 +343,7 @@ def _info(
     before: base.Masks,
     after: base.Masks,
 ) -> BipInfo:
-    """Sums all that is reported in one pass over each leaf: a pass costs as a sum."""
+    """Computes all sums in one pass over each leaf, which costs as much as one sum."""
 
     def leaf(d: jax.Array, t: jax.Array, old: jax.Array, new: jax.Array):
         changed, pruned = (jnp.broadcast_to(m, t.shape) for m in (old != new, ~new))
@@ -341,7 +351,7 @@ def _info(
         each = [d * d, (t - d) * (t - d), *counted]
         add = lambda a, b: tuple(map(jnp.add, a, b))  # noqa: E731
         zeros = [np.zeros((), x.dtype) for x in each]
-        # Along rows, then over them: one long sum in float32 would stand still.
+        # Along rows, then over them: one long float32 sum would stop growing.
         rows = lax.reduce(each, zeros, add, tuple(range(t.ndim))[-1:])
         one, other, *counts = (jnp.sum(x, dtype=x.dtype) for x in rows)
         counts = [lax.bitcast_convert_type(n, jnp.uint32) for n in counts]  # to 2^32

@@ -1,11 +1,11 @@
-"""Reaching a sparsity exactly, by methods of which it is only an outcome.
+"""Controllers: reach an exact sparsity with methods that only influence it.
 
-    lagrangian           multipliers that rise until the expected sparsity is met
-    shift_to_sparsity    one constant added to all logits, and it is met
-    shift_thresholds     one constant added to all learned thresholds, likewise
+    lagrangian           a loss term whose multipliers grow until the target is met
+    shift_to_sparsity    adds one constant to all logits so that the target is met
+    shift_thresholds     adds one constant to all learned thresholds, likewise
 
-The first is a term of the loss and gets there in the course of training; the others
-are projections: call them between steps, or once at the end.
+`lagrangian` reaches the target during training. The others are projections: call them
+between steps, or once at the end.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,12 @@ from jax import lax
 from jprune import gates, selection
 from jprune._core import base, roots
 
-_SATURATED = 1024.0  # a logit at which a probability is 0 or 1 whatever its scale
+_SATURATED = 1024.0  # a logit at which every probability is 0 or 1
 _HALVINGS = 50
 
 
 class Multipliers(NamedTuple):
-    """The multipliers of `lagrangian`, to be trained with the weights.
+    """Multipliers of `lagrangian`, which are trained with the weights.
 
     Attributes:
       linear: lambda_1, a float32 scalar.
@@ -35,25 +35,25 @@ class Multipliers(NamedTuple):
 
 
 def init_multipliers() -> Multipliers:
-    """Returns the multipliers to begin with, both 0."""
+    """Returns the initial multipliers, both 0."""
     return Multipliers(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32))
 
 
 def lagrangian(
     sparsity: jax.Array, target: base.Scalar, multipliers: Multipliers
 ) -> jax.Array:
-    """Returns the term that brings a sparsity to its target, to add to a loss.
+    """Returns a loss term that brings a sparsity to its target.
 
-    lambda_1 (target - s) + lambda_2 (target - s)^2
+        lambda_1 (target - s) + lambda_2 (target - s)^2
 
-    The loss is minimised over everything but the multipliers, over which it is
-    maximised: their derivatives are negated here, so one optimizer that descends
-    trains all of them together. Give them a step size of their own.
+    The loss is minimised over weights and gates and maximised over the multipliers.
+    Their derivatives are negated here, so that one descending optimizer trains all of
+    them. Give the multipliers a learning rate of their own.
 
     Args:
-      sparsity: s, a scalar, differentiable: `expected_sparsity`.
-      target: in [0, 1]; may be traced, so that it can rise from 0 in a warm-up.
-      multipliers: from `init_multipliers`, then trained.
+      sparsity: s, a differentiable scalar such as `jprune.gates.expected_sparsity`.
+      target: target sparsity in [0, 1]; may be traced, to rise from 0 in a warm-up.
+      multipliers: the multipliers, from `init_multipliers` at first.
 
     Returns:
       A float32 scalar.
@@ -90,25 +90,25 @@ def shift_to_sparsity(
 ) -> Any:
     """Adds one constant to all logits, so that the expected sparsity is the target.
 
-    logits + delta with expected_sparsity(params, probability(logits + delta)) =
-    target, by bisection. The order of the logits and their differences stay.
+    Finds delta with expected_sparsity(params, probability(logits + delta)) = target by
+    bisection. The order of the logits and their differences do not change.
 
     Args:
       params: any pytree of arrays.
-      logits: the params' tree, as `probabilities` in `expected_sparsity`: a logit
-        that stands for a channel counts its weights, leaves without gates stay.
-      target: in [0, 1]; may be traced. At 0 and 1, where delta is infinite, the
-        logits become about 1000 in size.
-      probability: increasing, elementwise, from 0 to 1 for logits from -1000 to
-        1000; `jprune.gates.sigmoid_gate` for plain sigmoids.
+      logits: the params' tree, like `probabilities` in `expected_sparsity`: the logit
+        of a channel counts all of its weights; leaves without gates are unchanged.
+      target: target sparsity in [0, 1]; may be traced. At 0 and 1, where delta is
+        infinite, logits of about 1000 in magnitude result.
+      probability: increasing elementwise function, from 0 to 1 for logits from -1000
+        to 1000; `jprune.gates.sigmoid_gate` for plain sigmoids.
 
     Returns:
-      The logits' tree, shapes and dtypes. The sum is met up to the rounding of
-      float32, and of the logits' dtype. No derivative flows through delta.
+      The logits' tree, shapes and dtypes. The target is met up to rounding in float32
+      and in the logits' dtype. No derivative flows through delta.
 
     Raises:
-      PruningError: if the target is a known number outside [0, 1], or logits do
-        not fit their leaf, which is named.
+      PruningError: if the target is a number outside [0, 1], or the logits do not fit
+        their leaf; names the leaf.
 
     Example:
       >>> import jax.numpy as jnp
@@ -137,11 +137,11 @@ def shift_to_sparsity(
 
 
 def threshold_scores(params: base.Params, logits: Any) -> base.Scores:
-    """Returns how far weights are above their layer's learned threshold.
+    """Returns the distances of weights to the learned threshold of their layer.
 
-    x = logit |w| - s_l, which is positive where |w| > sigma(s_l). One constant
-    added to all s_l lowers all scores alike: whatever the constant, the weights
-    that pass their threshold are the best of these scores.
+    x = logit |w| - s_l, which is positive where |w| > sigma(s_l). A constant added to
+    all s_l lowers all scores equally, so that for every constant the weights above
+    their threshold are those with the highest scores.
 
     Args:
       params: any pytree of floating arrays.
@@ -150,8 +150,8 @@ def threshold_scores(params: base.Params, logits: Any) -> base.Scores:
 
     Returns:
       The logits' tree, with float32 scores in the weights' shapes: infinite for
-      |w| >= 1, which passes any threshold, and minus infinite for 0, which passes
-      none.
+      |w| >= 1, which is above every threshold, and minus infinite for 0, which is
+      above none.
 
     Example:
       >>> import jax.numpy as jnp
@@ -175,20 +175,20 @@ def threshold_scores(params: base.Params, logits: Any) -> base.Scores:
 
 
 def shift_thresholds(params: base.Params, logits: Any, k: selection.Count) -> Any:
-    """Adds one constant to all learned thresholds, so that k weights pass theirs.
+    """Adds one constant to all learned thresholds, so that k weights are above them.
 
-    s_l + delta, delta halfway between the smallest of the k best
+    s_l + delta, with delta halfway between the smallest of the k highest
     `threshold_scores` and the largest of the others.
 
     Args:
       params: any pytree of floating arrays.
-      logits: as in `threshold_scores`.
-      k: how many weights pass, an integer; may be traced. Weights of size 1 and
-        more always pass, and zeros never; weights that tie pass together.
+      logits: the params' tree of scalars s_l, as in `threshold_scores`.
+      k: number of weights above their threshold, an integer; may be traced. Weights
+        of magnitude 1 and more are always above, zeros never; ties stay together.
 
     Returns:
-      The logits' tree, dtypes and shapes. A count is met as far as thresholds in
-      the logits' dtype can tell weights apart.
+      The logits' tree, dtypes and shapes. The count is met as far as thresholds in the
+      logits' dtype can separate weights.
 
     Raises:
       NonFiniteScoreError: if a weight or threshold is NaN, as in `jprune.selection`.
@@ -205,14 +205,14 @@ def shift_thresholds(params: base.Params, logits: Any, k: selection.Count) -> An
       {'a': [False, True, True], 'b': [False, True]}
 
     References:
-      As for `threshold_scores`; there the sparsity is what weight decay on s_l
-      makes of it.
+      Kusupati et al., 2020, arXiv:2002.03231, where weight decay of s_l determines the
+      sparsity.
     """
     leaves = [s.astype(jnp.float32) for s in jax.tree.leaves(logits)]
     if not leaves:
         return logits
-    # Thresholds begin at -3200 in the paper's code: only differences are small
-    # enough for float32 to tell weights apart.
+    # Thresholds begin at -3200 in the paper's code: only their differences are small
+    # enough for float32 to separate weights.
     middle = jnp.mean(jnp.stack(leaves))
     relative = jax.tree.map(lambda s: s.astype(jnp.float32) - middle, logits)
     scores = threshold_scores(params, relative)
@@ -221,7 +221,7 @@ def shift_thresholds(params: base.Params, logits: Any, k: selection.Count) -> An
 
 
 def _cut(scores: base.Scores, masks: base.Masks) -> jax.Array:
-    """A finite number below the finite scores that are kept and above the others."""
+    """A finite number between the kept and the pruned finite scores."""
     each = list(zip(jax.tree.leaves(scores), jax.tree.leaves(masks), strict=True))
     finite = [jnp.where(jnp.isfinite(x), x, 0) for x, _ in each]
     highest = jnp.max(jnp.stack([jnp.max(x, initial=0) for x in finite])) + 1

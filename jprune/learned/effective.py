@@ -1,18 +1,24 @@
-"""The gradient at the effective weights, from which every method's own follows.
+"""Effective weights, and the gradient at them from which all others follow.
 
-A network computes with effective weights z = R(w, ...): the weights under a mask, or
-any other reparameterization. With g = dL/dz, found once for a batch,
+A network computes with effective weights z = R(w, ...): weights under a mask, or
+another reparameterization. From g = dL/dz, computed once per batch, follow
 
-    m g                      the gradient of the weights that stay  (masked training)
-    g                        the dense, straight-through gradient, and RigL's growth
-    w g                      the gradient of the mask; |w g| is SNIP at mask one, its
-                             sum over steps movement
+    m g                      the gradient of the kept weights (masked training)
+    g                        the dense, straight-through gradient; RigL's growth score
+    w g                      the gradient of the mask; |w g| at a mask of ones is SNIP,
+                             its sum over steps is movement
     (w - m g / gamma) g      BiP's hypergradient, see `jprune.bilevel`
 
-and what else R depends on (scores, thresholds, gates) gets its gradient by pulling
-g back through R. So no method runs the network twice for the same batch.
+and, by pulling g back through R, the gradients of scores, thresholds and gates. No
+method runs the network twice on the same batch.
 
-The reparameterizations below are functions of one leaf; `jax.tree.map` them.
+    gradient_at_effective                           L, g and the pullback through R
+    masked_gradient, mask_gradient                  m g and w g
+    masked, soft_masked                             z = w where m;  z = p w
+    score_masked, size_masked, sign_masked          with a gradient for scores behind m
+    soft_thresholded                                z = sign(w) relu(|w| - sigmoid(s))
+
+The last three rows are functions of one leaf: use `jax.tree.map`.
 """
 
 from collections.abc import Callable
@@ -28,14 +34,14 @@ from jprune.gates import straight_through
 
 
 class Effective(NamedTuple):
-    """What `gradient_at_effective` found.
+    """Result of `gradient_at_effective`.
 
     Attributes:
       value: the loss.
-      aux: what the loss returned beside it, or None.
+      aux: the loss's auxiliary output, or None.
       weights: the effective weights z, in the params' tree.
       grads: g = dL/dz, in the params' tree.
-      pullback: `g -> gradients of R's inputs`, as a tuple.
+      pullback: `g -> (gradients of R's inputs, ...)`.
     """
 
     value: jax.Array
@@ -52,18 +58,18 @@ def gradient_at_effective(
     *args: Any,
     has_aux: bool = False,
 ) -> Effective:
-    """Returns the loss and its gradient at z = R(*inputs), and the way back through R.
+    """Returns the loss, its gradient at z = R(*inputs), and the pullback through R.
 
     Args:
       loss: `(params, *args) -> scalar`, or `-> (scalar, aux)` with `has_aux`.
       reparameterize: R, from the inputs to the tree that the loss takes.
-      inputs: params, masks, scores: whatever R takes; pytrees.
-      *args: what the loss takes beside the params.
+      inputs: arguments of R, such as params, masks and scores; pytrees.
+      *args: further arguments of the loss, such as a batch.
       has_aux: whether the loss returns a pair.
 
     Returns:
-      Value, aux, effective weights, g, and the pullback. Boolean inputs (masks) have
-      gradients of type float0: use `mask_gradient`.
+      Value, aux, effective weights, g, and the pullback. For boolean inputs (masks)
+      the pullback gives float0: use `mask_gradient` instead.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -79,14 +85,14 @@ def gradient_at_effective(
 
 
 def masked_gradient(grads: base.Params, masks: base.Masks) -> base.Params:
-    """Returns m g: the gradient of the weights where the masks are True.
+    """Returns m g: the gradient of the kept weights.
 
     Args:
       grads: g, in the params' tree.
-      masks: their masks.
+      masks: masks of the params.
 
     Returns:
-      The tree of g with zeros where pruned.
+      The tree of g, zero where the masks are False.
     """
     return masks_lib.apply(grads, masks)
 
@@ -95,7 +101,7 @@ def masked(w: jax.Array, m: jax.Array) -> jax.Array:
     """Returns z = w where m, else 0.
 
     Args:
-      w: a leaf.
+      w: a leaf of the params.
       m: its mask.
 
     Returns:
@@ -108,13 +114,13 @@ def soft_masked(w: jax.Array, p: jax.Array) -> jax.Array:
     """Returns z = p w, with the gradients p g for w and w g for p.
 
     Args:
-      w: a leaf.
-      p: a floating mask in [0, 1] that broadcasts to it.
+      w: a leaf of the params.
+      p: soft mask in [0, 1], floating, that broadcasts to the leaf.
 
     Returns:
       The leaf's shape and dtype.
     """
-    # Spread before it is rounded: then its gradient is summed in its own type.
+    # Broadcast before rounding, so that its gradient is summed in its own dtype.
     return w * jnp.broadcast_to(p, w.shape).astype(w.dtype)
 
 
@@ -122,7 +128,7 @@ def score_masked(w: jax.Array, m: jax.Array, s: jax.Array) -> jax.Array:
     """Returns z = w where m, with the gradient w g for the scores that m ranks.
 
     Args:
-      w: a leaf.
+      w: a leaf of the params.
       m: the mask made of the scores, taken as a constant.
       s: the scores, in the leaf's shape.
 
@@ -142,7 +148,7 @@ def size_masked(w: jax.Array, m: jax.Array, s: jax.Array) -> jax.Array:
     """Returns z = w where m, with the gradient sign(s) w g: m ranks |s|.
 
     Args:
-      w: a leaf.
+      w: a leaf of the params.
       m: the mask made of |s|, taken as a constant.
       s: signed scores, in the leaf's shape.
 
@@ -161,7 +167,7 @@ def sign_masked(w: jax.Array, m: jax.Array, s: jax.Array) -> jax.Array:
     """Returns z = w sign(s) where m: each weight is kept, hidden or inverted.
 
     Args:
-      w: a leaf.
+      w: a leaf of the params.
       m: its mask, taken as a constant.
       s: signed scores, in the leaf's shape.
 
@@ -173,7 +179,7 @@ def sign_masked(w: jax.Array, m: jax.Array, s: jax.Array) -> jax.Array:
       Koster et al., Signing the Supermask: Keep, Hide, Invert, 2022,
       arXiv:2201.13361.
     """
-    # An s of zero has a sign too: a third value would be a second mask.
+    # sign(0) is 1: a value of 0 would act as a second mask.
     sign = jnp.where(s < 0, jnp.full_like(w, -1), jnp.ones_like(w))
     return score_masked(w * sign, m, s * sign.astype(s.dtype))
 
@@ -182,8 +188,8 @@ def soft_thresholded(w: jax.Array, s: jax.Array) -> jax.Array:
     """Returns z = sign(w) relu(|w| - sigmoid(s)), with a learned threshold.
 
     Args:
-      w: a leaf.
-      s: a scalar, or what broadcasts to the leaf.
+      w: a leaf of the params.
+      s: logit of the threshold, a scalar or an array that broadcasts to the leaf.
 
     Returns:
       The leaf's shape and dtype; zero where |w| <= sigmoid(s).
@@ -192,7 +198,7 @@ def soft_thresholded(w: jax.Array, s: jax.Array) -> jax.Array:
       Kusupati et al., Soft Threshold Weight Reparameterization for Learnable
       Sparsity, 2020, arXiv:2002.03231, equation 3.
     """
-    # In float32: thresholds rounded to bfloat16 could not tell weights apart.
+    # In float32: thresholds rounded to bfloat16 could not separate weights.
     x = precision.wide(w)
     threshold = jnp.broadcast_to(jax.nn.sigmoid(s), w.shape).astype(x.dtype)
     return (jnp.sign(x) * jax.nn.relu(jnp.abs(x) - threshold)).astype(w.dtype)

@@ -1,12 +1,12 @@
-"""Hypergradients with the lower level's Hessian, to compare BiP's closed form with.
+"""Hypergradients with the Hessian of the lower level, to compare with BiP's.
 
-The lower level's solution answers to the mask by the implicit function theorem,
+The solution of the lower level depends on the mask by the implicit function theorem:
 
     dw*/dm = -H^-1 C,   H = Hessian of L_lower(m w) + gamma/2 |w|^2 in w,
                         C = its derivative in w and then in m,
     dF/dm = w g - C^T H^-1 (m g),   g the upper loss's gradient at m w.
 
-C and H are only ever multiplied by vectors, at the cost of a gradient or two.
+C and H are only multiplied by vectors, at the cost of one or two gradients.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from jprune._core import base
 
 Loss = Callable[[base.Params], jax.Array]
 Inverse = Callable[[Callable[[base.Params], base.Params], base.Params], base.Params]
-"""`(v -> H v, b) -> H^-1 b`, or what comes near it."""
+"""`(v -> H v, b) -> H^-1 b`, exactly or approximately."""
 
 
 def implicit_gradient_with(
@@ -34,19 +34,19 @@ def implicit_gradient_with(
 ) -> base.Scores:
     """Returns dF/dm by the implicit function theorem, with a solver for H^-1 b.
 
-    At weights that do not solve the lower level it is the derivative of what one
-    would get from there by Newton's step.
+    At weights that do not solve the lower level, it is the derivative of what a Newton
+    step from there would give.
 
     Args:
-      inverse: `conjugate_gradient()`, `neumann(...)` or another solver.
+      inverse: solver for H^-1 b: `conjugate_gradient()`, `neumann(...)` or another.
       lower_loss: `z -> scalar`, the loss that the weights minimize.
       upper_loss: `z -> scalar`, the loss that the mask minimizes.
       params: the weights w, a tree of floating arrays.
-      masks: the tree of floating masks m in the params' shapes.
-      gamma: the lower level's regularization, positive.
+      masks: the masks m, a tree of floating arrays in the params' shapes.
+      gamma: regularization strength of the lower level, positive.
 
     Returns:
-      The params' tree: the gradient in m, on pruned weights too.
+      The params' tree: the gradient in m, for pruned weights too.
 
     Example:
       >>> import jax.numpy as jnp
@@ -76,11 +76,11 @@ def implicit_gradient_with(
 
 
 def conjugate_gradient(*, tol: float = 1e-6, maxiter: int | None = None) -> Inverse:
-    """Solves H v = b by conjugate gradients; H has to be positive definite.
+    """Solves H v = b by conjugate gradients; H must be positive definite.
 
     Args:
-      tol: the residual's norm over b's at which to stop.
-      maxiter: the most iterations; ten times the number of weights if None.
+      tol: tolerance on the norm of the residual relative to that of b.
+      maxiter: maximum number of iterations; None for ten times the number of weights.
 
     Returns:
       A solver for `implicit_gradient_with`.
@@ -96,14 +96,14 @@ def neumann(*, terms: int, rate: float) -> Inverse:
     """Approximates H^-1 b by eta sum over i < terms of (1 - eta H)^i b.
 
     Args:
-      terms: how many terms, at least 1: a gradient's cost each.
-      rate: eta, positive and below 2 over H's largest eigenvalue.
+      terms: number of terms, at least 1; each costs about one gradient.
+      rate: eta, positive and below 2 divided by the largest eigenvalue of H.
 
     Returns:
       A solver for `implicit_gradient_with`.
 
     Raises:
-      PruningError: if a number is out of its range.
+      PruningError: if a number is out of range.
 
     References:
       Lorraine et al., Optimizing Millions of Hyperparameters by Implicit

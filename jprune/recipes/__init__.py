@@ -1,11 +1,24 @@
-"""Published methods, composed of the toolkit's parts.
+"""Published pruning methods, each a short composition of links.
 
-Most recipes return a pruner: give it to `jprune.sparsify` to prune during
-training, or to `jprune.prune` to prune once. Those that take a loss, or a whole
-training, own their loop and return a `jprune.Algorithm`. Each docstring cites the
-paper and says where it deviates. Structural methods take a graph; of those,
-`mask_sparsity` is a link for training, `precrop` gives widths and `layer_lottery`
-branches to remove.
+    magnitude, gradual_magnitude, global_magnitude, n_of_m      prune small weights
+    snip, random_erk                                            prune before training
+    movement, soft_movement, soft_threshold, l0, consensus      learn masks and weights
+    hydra, edge_popup, sign_supermask, lottery_jackpots         learn masks only
+    bip                                                         bi-level pruning
+    lottery_ticket                                              rounds with rewinding
+    group_magnitude, group_taylor, group_fisher, fpgm,          prune whole channels
+        network_slimming, beta_rank                             of a traced graph
+    mask_sparsity, precrop, layer_lottery                       regularize; set widths;
+                                                                remove branches
+
+Most recipes return a pruner: pass it to `jprune.sparsify` to prune during training, or
+to `jprune.prune` to prune once. A recipe that takes a loss or a training function owns
+its loop and returns a `jprune.Algorithm`. Recipes for structure take the graph of
+`jprune.graph.trace`; of those, `mask_sparsity` returns a link for training, `precrop`
+widths and `layer_lottery` the branches to remove.
+
+Each docstring cites the paper and says where the recipe deviates from it. Read
+`_magnitude` first; copy the recipe that is closest to your method.
 """
 
 from jprune.recipes._at_initialization import random_erk as random_erk

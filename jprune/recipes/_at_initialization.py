@@ -1,4 +1,4 @@
-"""Methods that prune before training, and train what is left."""
+"""Pruning at initialization: prune first, then train the sparse network."""
 
 import jax
 import optax
@@ -46,19 +46,19 @@ def random_erk(
 
 
 def snip(sparsity: base.Sparsity) -> base.Pruner:
-    """SNIP: prunes before training by connection sensitivity, |w g| globally.
+    """SNIP: prunes before training by connection sensitivity |w g|, globally.
 
-    The score is the gradient of the loss with respect to the mask at mask one,
-    from the first batch that it sees: make that one large.
+    The score is the gradient of the loss with respect to the mask, at a mask of ones,
+    on the first batch: use a large batch.
 
     Args:
-      sparsity: the fraction removed of all weights, in [0, 1], or a schedule.
+      sparsity: fraction of all weights to remove, in [0, 1], or a schedule.
 
     Returns:
       A pruner that needs gradients.
 
     Raises:
-      PruningError: if the sparsity is outside [0, 1], or no gradients are given.
+      PruningError: if the sparsity is outside [0, 1], or gradients are missing.
 
     Example:
       >>> import optax, jprune as jp

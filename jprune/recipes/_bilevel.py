@@ -1,4 +1,4 @@
-"""Bi-level pruning, with the hyper-parameters that were published."""
+"""Bi-level pruning (BiP) with the published hyper-parameters."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -22,25 +22,26 @@ def bip(
     units: Literal["output", "input"] | None = None,
     where: base.Predicate = tree.is_kernel,
 ) -> base.Algorithm:
-    """BiP: masks and weights in turns, each by its gradient, at the target at once.
+    """BiP: alternates gradient steps on weights and mask scores, sparse from step 0.
 
-    For other optimizers, batches or projections compose `jprune.bilevel.bip` itself.
+    The masks are at the target sparsity from the start. For other optimizers, batches
+    or projections, use `jprune.bilevel.bip`.
 
     Args:
       loss: `(params, batch) -> scalar`, as in `jprune.bilevel.bip`.
-      sparsity: the fraction removed, in [0, 1]; may be traced or a schedule. Of all
-        weights together, or, with groups, of the channels of each layer.
-      steps: how many steps are to come; learning rates decay over them.
-      preset: "paper" has the true hypergradient with gamma 1, rates 0.01 (weights)
-        and 0.1 (scores); "reference" what the released code does in effect: weights
-        that are their own scores, rates 0.1, its own implicit term, weight decay on
-        both levels. Momentum 0.9 in both.
-      units: None for single weights; "output" for filters, "input" for the input
-        channels of a kernel.
-      where: which leaves can be pruned.
+      sparsity: fraction to remove, in [0, 1]; may be traced or a schedule. Of all
+        weights together, or, with `units`, of the channels of each layer.
+      steps: total number of training steps, over which the learning rates decay.
+      preset: "paper": the exact hypergradient with gamma 1, learning rates 0.01
+        (weights) and 0.1 (scores). "reference": what the released code does in
+        effect: weights are their own scores, learning rates 0.1, its own implicit
+        term, and weight decay on both levels. Momentum is 0.9 in both.
+      units: what is pruned as one: None for single weights, "output" for filters,
+        "input" for the input channels of a kernel.
+      where: predicate for the leaves that can be pruned.
 
     Returns:
-      An `Algorithm`: see `jprune.bilevel.bip`.
+      An `Algorithm`, as from `jprune.bilevel.bip`.
 
     Raises:
       PruningError: if the sparsity is a number outside [0, 1], or `preset` or
@@ -59,18 +60,20 @@ def bip(
 
     References:
       Zhang et al., Advancing Model Pruning via Bi-level Optimization, 2022,
-      arXiv:2210.04092, algorithm 1 and section 5. Its code ranks groups by the norm
-      of their scores; here by the sum, which is what their gradients add up to.
+      arXiv:2210.04092, algorithm 1 and section 5. The released code ranks channels by
+      the norm of their scores; here by the sum, whose gradient is the sum of theirs.
     """
     if preset not in ("paper", "reference"):
-        raise base.PruningError(f'preset is "paper" or "reference"; got {preset!r}.')
+        raise base.PruningError(
+            f'preset must be "paper" or "reference"; got {preset!r}.'
+        )
     chosen = _as_published(steps) if preset == "paper" else _as_released(steps)
     pruner = _best(sparsity, units)
     return bilevel.bip(loss, pruner, **chosen._asdict(), where=where)
 
 
 class _Preset(NamedTuple):
-    """What `bilevel.bip` takes; hyper-parameters that belong together."""
+    """Arguments of `bilevel.bip` that were published together."""
 
     lower: optax.GradientTransformation
     upper: optax.GradientTransformation
@@ -95,7 +98,7 @@ def _as_released(steps: int) -> _Preset:
 
 
 def _best(sparsity: base.Sparsity, units: Any) -> base.Pruner:
-    """Of all weights together, or of the channels of each layer."""
+    """Keeps the best of all weights together, or of the channels of each layer."""
     if units is None:
         return links.keep_top(sparsity, scope="global")
     summed = links.pool_over_axes(jnp.sum, keep=units)

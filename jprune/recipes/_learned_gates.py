@@ -1,4 +1,4 @@
-"""Methods that train masks and weights together, by scores, gates or thresholds."""
+"""Methods that train masks and weights together: scores, gates or thresholds."""
 
 import functools
 from collections.abc import Callable
@@ -22,26 +22,27 @@ def movement(
     learning_rate: float = 1e-2,
     where: base.Predicate = tree.is_kernel,
 ) -> base.Algorithm:
-    """Movement pruning: what moves away from zero stays, in fine-tuning.
+    """Movement pruning: keeps the weights that fine-tuning moves away from zero.
 
-    Scores start at 0 and follow w g, so that s = -beta sum of w g; each layer keeps
-    the highest s (signed), at a sparsity that climbs by the cubic schedule, while the
-    weights are trained under the mask.
+        s = -beta sum over steps of w g
+
+    Each layer keeps its highest signed scores s while the weights are trained under
+    the mask. The sparsity rises along the cubic schedule.
 
     Args:
       loss: `(params, batch) -> scalar`, as in `jprune.learned.learn_masks`.
-      sparsity: the final fraction removed of each layer, in [0, 1]; may be traced.
-      weights: the optimizer of the params; AdamW at 3e-5 in the paper.
-      begin: the step at which pruning starts.
-      steps: how long the climb takes.
-      learning_rate: beta, of the scores.
-      where: which leaves can be pruned.
+      sparsity: final fraction of each layer to remove, in [0, 1]; may be traced.
+      weights: optimizer of the params; AdamW at 3e-5 in the paper.
+      begin: step at which pruning starts.
+      steps: number of steps from sparsity 0 to the final sparsity.
+      learning_rate: learning rate beta of the scores.
+      where: predicate for the leaves that can be pruned.
 
     Returns:
-      An `Algorithm`: see `jprune.learned.learn_masks`.
+      An `Algorithm`, as from `jprune.learned.learn_masks`.
 
     Raises:
-      PruningError: if a number is out of its range.
+      PruningError: if a number is out of range.
 
     References:
       Sanh et al., Movement Pruning: Adaptive Sparsity by Fine-Tuning, 2020,
@@ -67,33 +68,34 @@ def soft_movement(
     penalty: float = 400.0,
     where: base.Predicate = tree.is_kernel,
 ) -> base.Algorithm:
-    """Soft movement pruning: movement scores against one threshold, and a penalty.
+    """Soft movement pruning: keeps movement scores above a threshold, with a penalty.
 
-    A weight stays where sigmoid(s) > tau. tau climbs from 0 to `threshold` by the
-    cubic schedule, and with it the penalty lambda tau_t / tau mean(sigmoid(s)). How
-    much goes is an outcome: `finish` cuts at the best scores of all layers.
+    A weight is kept where sigmoid(s) > tau. Along the cubic schedule, tau rises from 0
+    to `threshold`, and with it the penalty lambda tau_t / tau mean(sigmoid(s)). The
+    sparsity during training is an outcome; `finish` keeps the best scores of all
+    layers at `sparsity`.
 
     Args:
-      loss: as in `movement`.
-      sparsity: the fraction removed of all weights by `finish`, in [0, 1].
-      weights: the optimizer of the params.
-      steps: how long the climb takes.
-      threshold: the final tau, in (0, 1).
-      penalty: the final lambda; the more, the sparser.
-      where: which leaves can be pruned.
+      loss: `(params, batch) -> scalar`, as in `jprune.learned.learn_masks`.
+      sparsity: fraction of all weights that `finish` removes, in [0, 1].
+      weights: optimizer of the params.
+      steps: number of steps until tau and the penalty reach their final values.
+      threshold: final tau, in (0, 1).
+      penalty: final lambda; larger values give sparser networks.
+      where: predicate for the leaves that can be pruned.
 
     Returns:
-      An `Algorithm`: see `jprune.learned.learn_masks`.
+      An `Algorithm`, as from `jprune.learned.learn_masks`.
 
     Raises:
-      PruningError: if a number is out of its range.
+      PruningError: if a number is out of range.
 
     References:
       Sanh et al., Movement Pruning: Adaptive Sparsity by Fine-Tuning, 2020,
       arXiv:2005.07683, section 4 (soft movement).
     """
     if not 0 < threshold < 1:
-        raise base.PruningError(f"0 < threshold < 1; got {threshold}.")
+        raise base.PruningError(f"threshold is in (0, 1); got {threshold}.")
     climb = links.cubic(1.0, begin=0, steps=steps)
     above = links.keep_above(lambda step: jnp.float32(threshold) * climb(step))
 
@@ -120,27 +122,28 @@ def soft_threshold(
     learning_rate: float = 0.1,
     where: base.Predicate = tree.is_kernel,
 ) -> base.Algorithm:
-    """STR: each layer learns the threshold that its weights are shrunk by.
+    """STR: soft-thresholds the weights of each layer with a learned threshold.
 
-    z = sign(w) relu(|w| - sigmoid(s)), with one s for a layer. In the paper weight
-    decay of s drives the sparsity, which is then an outcome. Here one constant added
-    to all s after each step keeps the sparsity on the cubic schedule to the target;
-    what is learned is how layers share it.
+        z = sign(w) relu(|w| - sigmoid(s))    with one s per layer
+
+    In the paper, weight decay of s drives the sparsity, which is then an outcome. Here
+    one constant, added to all s after each step, keeps the sparsity on the cubic
+    schedule: the method learns how the layers share it.
 
     Args:
-      loss: as in `movement`.
-      sparsity: the final fraction removed of all weights, in [0, 1]; may be traced.
-      weights: the optimizer of the params.
-      begin: the step at which pruning starts.
-      steps: how long the climb takes.
-      learning_rate: of s.
-      where: which leaves can be pruned.
+      loss: `(params, batch) -> scalar`, as in `jprune.learned.learn_masks`.
+      sparsity: final fraction of all weights to remove, in [0, 1]; may be traced.
+      weights: optimizer of the params.
+      begin: step at which pruning starts.
+      steps: number of steps from sparsity 0 to the final sparsity.
+      learning_rate: learning rate of s.
+      where: predicate for the leaves that can be pruned.
 
     Returns:
-      An `Algorithm`: see `jprune.learned.learn_masks`.
+      An `Algorithm`, as from `jprune.learned.learn_masks`.
 
     Raises:
-      PruningError: if a number is out of its range.
+      PruningError: if a number is out of range.
 
     References:
       Kusupati et al., Soft Threshold Weight Reparameterization for Learnable
@@ -166,27 +169,31 @@ def l0(
     learning_rate: float = 0.05,
     where: base.Predicate = tree.is_kernel,
 ) -> base.Algorithm:
-    """L0 regularization: weights times hard-concrete gates, whose number is charged.
+    """L0 regularization: weights times hard-concrete gates, with a price for open ones.
 
-    z = w c with c drawn from a hard-concrete distribution, which is exactly 0 with a
-    probability that has a gradient. A Lagrangian brings the expected sparsity to a
-    target that climbs to `sparsity`; `finish` keeps the gates that are most likely
-    open, at their mean value.
+        z = w c,   c ~ hard concrete(log alpha)
+
+    A gate c is exactly 0 with a probability that is differentiable in log alpha. A
+    Lagrangian brings the expected sparsity to a target that rises to `sparsity` along
+    the cubic schedule. `finish` keeps the gates that are most likely open, at their
+    mean value.
 
     Args:
-      loss: as in `movement`.
-      sparsity: the fraction of all gates that close, in [0, 1]; may be traced.
-      weights: the optimizer of the params.
-      steps: how long the target climbs.
-      keep_axes: None for a gate for each weight; a role for a gate for each channel.
-      learning_rate: Adam's, of the gates and of the multipliers.
-      where: which leaves can be pruned.
+      loss: `(params, batch) -> scalar`, as in `jprune.learned.learn_masks`.
+      sparsity: fraction of all gates to close, in [0, 1]; may be traced.
+      weights: optimizer of the params.
+      steps: number of steps until the target reaches `sparsity`.
+      keep_axes: None for one gate per weight; "output" or "input" for one gate per
+        output or input channel.
+      learning_rate: learning rate of Adam for the gates and the multipliers.
+      where: predicate for the leaves that can be pruned.
 
     Returns:
-      An `Algorithm`: see `jprune.learned.learn_masks`.
+      An `Algorithm`, as from `jprune.learned.learn_masks`.
 
     Raises:
-      PruningError: if a number or, at `init`, `keep_axes` is out of its range.
+      PruningError: if a number is out of range, or, at `init`, `keep_axes` is another
+        word.
 
     References:
       Louizos et al., Learning Sparse Neural Networks through L0 Regularization, 2018,
@@ -221,34 +228,34 @@ def consensus(
     keep_axes: Literal["output", "input"] = "output",
     where: base.Predicate = tree.is_kernel,
 ) -> base.Algorithm:
-    """Consensus subnetwork: binary channel gates that polarize, in one training.
+    """Consensus subnetwork: learns channel gates that polarize to open or closed.
 
-    Each channel has a gate that is open with probability p, drawn anew at each step
-    with a straight-through gradient. The loss gets lambda mean p (1 - p), which
-    drives every gate to always or never, and |expected sparsity - target|.
-    Experimental.
+    Each channel has a gate that is open with probability p, sampled at each step with
+    a straight-through gradient. The loss gains lambda mean p (1 - p), which drives
+    every p to 0 or 1, and |expected sparsity - target|. Experimental.
 
     Args:
-      loss: as in `movement`.
-      sparsity: the fraction of channels removed, in [0, 1]; may be traced.
-      weights: the optimizer of the params.
-      polarization: lambda.
-      learning_rate: Adam's, of the gates.
-      keep_axes: the role of the axes that have a gate for each index.
-      where: which leaves can be pruned.
+      loss: `(params, batch) -> scalar`, as in `jprune.learned.learn_masks`.
+      sparsity: fraction of channels to remove, in [0, 1]; may be traced.
+      weights: optimizer of the params.
+      polarization: weight lambda of the polarization term.
+      learning_rate: learning rate of Adam for the gates.
+      keep_axes: "output" for one gate per output channel, "input" per input channel.
+      where: predicate for the leaves that can be pruned.
 
     Returns:
-      An `Algorithm`: see `jprune.learned.learn_masks`.
+      An `Algorithm`, as from `jprune.learned.learn_masks`.
 
     Raises:
-      PruningError: if a number or, at `init`, `keep_axes` is out of its range.
+      PruningError: if a number is out of range, or, at `init`, `keep_axes` is another
+        word.
 
     References:
       Zhi et al., Learning a Consensus Sub-Network with Polarization Regularization
       and One Pass Training, 2023, arXiv:2302.10798. There a small module computes p
-      from the input, and the penalty makes it forget the input; params alone do not
-      show the input, so p is a constant here from the start. The full text was not
-      at hand.
+      from the input, and the penalty makes p independent of it. A function of the
+      params alone does not see the input, so here p does not depend on it from the
+      start. The full text was not available.
     """
 
     def charge(params: base.Params, logits: Any, step: base.Scalar) -> jax.Array:
@@ -274,7 +281,7 @@ def _sigmoid_of_scores(s: base.Scores, params: base.Params) -> base.Scores:
 
 
 def _expected_sparsity_of_gates(params: base.Params, logits: Any) -> jax.Array:
-    """Of hard-concrete gates, each of which counts as one."""
+    """Expected fraction of closed hard-concrete gates, whatever they stand for."""
     del params
     open_ = jax.tree.map(gates.hard_concrete_nonzero, logits)
     return gates.expected_sparsity(logits, open_)

@@ -1,4 +1,4 @@
-"""Methods that prune the smallest weights."""
+"""Magnitude pruning: prunes the weights with the smallest absolute values."""
 
 from typing import Literal
 
@@ -11,17 +11,17 @@ from jprune._core import base
 def magnitude(
     sparsity: base.Sparsity, *, scope: Literal["leaf", "global"] = "leaf"
 ) -> base.Pruner:
-    """One-shot magnitude pruning: the smallest |w| of each layer go.
+    """Magnitude pruning: prunes the smallest |w| of each layer.
 
-    Give it to `jprune.prune`, or to `sparsify` with `end=begin`, and train on.
-    With a schedule of `jprune.geometric` in rounds it is iterative magnitude
-    pruning.
+    For one-shot pruning, pass it to `jprune.prune`, or to `sparsify` with `end=begin`,
+    and keep training. With a `jprune.geometric` schedule in rounds it is iterative
+    magnitude pruning.
 
     Args:
-      sparsity: the fraction removed of each layer (scope "leaf") or of all
-        weights together (scope "global"), in [0, 1], or a schedule of it.
-      scope: whether the weights of a layer or of all layers compete. Only
-        "global" can empty a layer: see `global_magnitude`.
+      sparsity: fraction of each layer (scope "leaf") or of all weights (scope
+        "global") to remove, in [0, 1], or a schedule.
+      scope: "leaf" ranks the weights of each layer, "global" those of all layers
+        together. Global ranking can empty a layer: see `global_magnitude`.
 
     Returns:
       A pruner.
@@ -49,24 +49,25 @@ def gradual_magnitude(
     initial: float = 0.0,
     scope: Literal["leaf", "global"] = "leaf",
 ) -> base.Pruner:
-    """Gradual magnitude pruning with a cubic sparsity schedule (GMP).
+    """Gradual magnitude pruning (GMP) along a cubic sparsity schedule.
 
     s_t = s_f + (s_i - s_f) (1 - (t - t_0) / T)^3 from t_0 = `begin` to
     t_0 + T, then s_f. The paper prunes each layer to the same sparsity.
 
     Args:
-      sparsity: the final sparsity s_f, in [0, 1]; may be traced.
-      begin: the training step t_0 at which pruning starts.
-      steps: the number of steps T from s_i to s_f, positive.
-      initial: the sparsity s_i at `begin`, in [0, 1].
-      scope: whether the weights of a layer or of all layers compete.
+      sparsity: final sparsity s_f, in [0, 1]; may be traced.
+      begin: training step t_0 at which pruning starts.
+      steps: number of steps T from s_i to s_f, positive.
+      initial: sparsity s_i at `begin`, in [0, 1].
+      scope: "leaf" ranks the weights of each layer, "global" those of all layers
+        together.
 
     Returns:
-      A pruner; its clock is the training step. With `sparsify(..., begin=begin,
-      end=begin + steps)` the masks stay fixed afterwards, as in the paper.
+      A pruner whose schedule runs on the training step. With `sparsify(...,
+      begin=begin, end=begin + steps)` the masks are fixed afterwards, as in the paper.
 
     Raises:
-      PruningError: if a number is out of its range.
+      PruningError: if a number is out of range.
 
     Example:
       >>> import optax, jprune as jp
@@ -89,22 +90,22 @@ def global_magnitude(
 ) -> base.Pruner:
     """Global magnitude pruning with a minimum per layer (Global MP with MT).
 
-    One threshold for all layers says how many weights each layer keeps. Layers
-    that would fall below the minimum keep it, the others make up for it, and
-    each layer then prunes its own smallest weights. Without the minimum (0) one
-    layer can lose all its weights at high sparsity, and the network with it.
+    One threshold over all layers determines how many weights each layer keeps. Layers
+    below the minimum are raised to it, the others are lowered to compensate, and each
+    layer then prunes its own smallest weights. With a minimum of 0, a layer can lose
+    all of its weights at high sparsity (layer collapse).
 
     Args:
-      sparsity: the fraction removed of all weights, in [0, 1], or a schedule.
-      min_fraction: the least that a layer keeps, as a fraction of all weights,
-        in [0, 1]; layers smaller than that stay dense. The paper's default.
+      sparsity: fraction of all weights to remove, in [0, 1], or a schedule.
+      min_fraction: minimum that each layer keeps, as a fraction of all weights, in
+        [0, 1]; smaller layers stay dense. The default is the paper's.
 
     Returns:
       A pruner.
 
     Raises:
-      PruningError: if a number is out of its range, or the minimums of all layers
-        are more than the sparsity leaves.
+      PruningError: if a number is out of range, or the layers' minimums sum to more
+        than the sparsity leaves.
 
     Example:
       >>> import jax.numpy as jnp, jprune as jp
@@ -117,7 +118,7 @@ def global_magnitude(
     References:
       Gupta et al., Is Complexity Required for Neural Network Pruning? A Case
       Study on Global Magnitude Pruning, 2022, arXiv:2209.14624, section 3. The
-      paper's loop of rescaling is solved for its fixed point; counts are exact.
+      paper's rescaling loop is solved for its fixed point; counts are exact.
     """
     if not callable(sparsity):
         selection.check_sparsity(sparsity)

@@ -1,4 +1,4 @@
-"""Methods that prune in a fixed pattern."""
+"""Pruning in a fixed pattern."""
 
 from typing import Literal
 
@@ -15,15 +15,15 @@ def n_of_m(
     axis: Literal["input", "output"] = "input",
     layout: tree.KernelLayout = tree.kernel_axes,
 ) -> base.Pruner:
-    """N:M magnitude pruning: the n largest |w| of every m along the input axis.
+    """N:M magnitude pruning: keeps the n largest |w| of every m along the input axis.
 
-    2:4 is what the sparse matrix units of some GPUs take; sparsity 1 - n / m.
+    The sparsity is 1 - n / m. Sparse matrix units of some GPUs take the pattern 2:4.
 
     Args:
-      n: weights kept of each group, in [1, m].
-      m: the size of a group of consecutive weights; has to divide the axis.
-      axis: the role of the axis that is cut into groups.
-      layout: which axes of a leaf play which role.
+      n: number of weights kept in each group, in [1, m].
+      m: size of a group of consecutive weights; must divide the axis.
+      axis: role of the axis that is divided into groups.
+      layout: `(path, leaf) -> KernelAxes`, the roles of each leaf's axes.
 
     Returns:
       A pruner.

@@ -1,4 +1,4 @@
-"""Methods that search for a mask over frozen weights, by training scores."""
+"""Methods that learn a mask over frozen weights by training scores."""
 
 import math
 from collections.abc import Callable
@@ -22,28 +22,28 @@ def hydra(
     learning_rate: float = 0.1,
     where: base.Predicate = tree.is_kernel,
 ) -> base.Algorithm:
-    """HYDRA: the best mask of a trained network, for any loss, a robust one say.
+    """HYDRA: learns the mask of a trained network for any loss, such as a robust one.
 
-    The weights are frozen. Scores start at sqrt(6 / fan-in) w / max |w|; each layer
-    keeps the highest |s|, and s follows the straight-through gradient sign(s) w g.
+    The weights are frozen. Scores s start at sqrt(6 / fan-in) w / max |w| and follow
+    the straight-through gradient sign(s) w g; each layer keeps the highest |s|.
     Fine-tune what `finish` returns under its masks, with `jprune.sparsify`.
 
     Args:
       loss: `(params, batch) -> scalar`, as in `jprune.learned.learn_masks`.
-      sparsity: the fraction removed of each layer, in [0, 1], or a schedule.
-      steps: how many steps are to come; the learning rate's cosine ends there.
-      learning_rate: of the scores.
-      where: which leaves can be pruned.
+      sparsity: fraction of each layer to remove, in [0, 1], or a schedule.
+      steps: total number of training steps, at which the cosine learning rate ends.
+      learning_rate: initial learning rate of the scores.
+      where: predicate for the leaves that can be pruned.
 
     Returns:
-      An `Algorithm`: see `jprune.learned.learn_masks`.
+      An `Algorithm`, as from `jprune.learned.learn_masks`.
 
     Raises:
       PruningError: if the sparsity is outside [0, 1].
 
     References:
       Sehwag et al., HYDRA: Pruning Adversarially Robust Neural Networks, 2020,
-      arXiv:2002.10509, section 3. Give it a robust loss for what its title says.
+      arXiv:2002.10509, section 3. Robustness comes from the loss: pass a robust one.
     """
     return _search(loss, sparsity, _scaled_weights, steps, learning_rate, where)
 
@@ -56,29 +56,29 @@ def edge_popup(
     learning_rate: float = 0.1,
     where: base.Predicate = tree.is_kernel,
 ) -> base.Algorithm:
-    """edge-popup: a supermask, that is a subnetwork of random weights that works.
+    """edge-popup: finds a subnetwork of frozen random weights, a supermask.
 
-    The weights are never trained. Scores start uniform; each layer keeps the
-    highest |s|, and s follows the straight-through gradient sign(s) w g.
+    The weights are never trained. Scores s start uniform and follow the
+    straight-through gradient sign(s) w g; each layer keeps the highest |s|.
 
     Args:
-      loss: as in `hydra`.
-      sparsity: the fraction removed of each layer, in [0, 1], or a schedule; the
-        paper's best are near 0.5.
-      steps: as in `hydra`.
-      learning_rate: of the scores.
-      where: which leaves can be pruned.
+      loss: `(params, batch) -> scalar`, as in `jprune.learned.learn_masks`.
+      sparsity: fraction of each layer to remove, in [0, 1], or a schedule; values near
+        0.5 are best in the paper.
+      steps: total number of training steps, at which the cosine learning rate ends.
+      learning_rate: initial learning rate of the scores.
+      where: predicate for the leaves that can be pruned.
 
     Returns:
-      An `Algorithm`: see `jprune.learned.learn_masks`.
+      An `Algorithm`, as from `jprune.learned.learn_masks`.
 
     Raises:
       PruningError: if the sparsity is outside [0, 1].
 
     References:
       Ramanujan et al., What's Hidden in a Randomly Weighted Neural Network?, 2020,
-      arXiv:1911.13299, algorithm 1. It draws weights from two values, plus and minus
-      the standard deviation of a Kaiming normal: pass such params.
+      arXiv:1911.13299, algorithm 1. The paper's weights are plus or minus the standard
+      deviation of a Kaiming normal: pass such params.
     """
     return _search(loss, sparsity, _uniform, steps, learning_rate, where)
 
@@ -91,29 +91,29 @@ def sign_supermask(
     learning_rate: float = 0.1,
     where: base.Predicate = tree.is_kernel,
 ) -> base.Algorithm:
-    """Signed supermask: each random weight is kept, hidden or inverted.
+    """Signed supermask: keeps, hides or inverts each of the frozen random weights.
 
-    z = w sign(s) for the highest |s| of each layer, else 0, and s follows the
-    straight-through gradient w g: so the mask has the values -1, 0 and 1.
+    z = w sign(s) for the highest |s| of each layer, else 0: a mask with the values -1,
+    0 and 1. The scores s follow the straight-through gradient w g.
 
     Args:
-      loss: as in `hydra`.
-      sparsity: the fraction hidden of each layer, in [0, 1], or a schedule.
-      steps: as in `hydra`.
-      learning_rate: of the scores.
-      where: which leaves can be pruned.
+      loss: `(params, batch) -> scalar`, as in `jprune.learned.learn_masks`.
+      sparsity: fraction of each layer to hide, in [0, 1], or a schedule.
+      steps: total number of training steps, at which the cosine learning rate ends.
+      learning_rate: initial learning rate of the scores.
+      where: predicate for the leaves that can be pruned.
 
     Returns:
-      An `Algorithm`: see `jprune.learned.learn_masks`. What `finish` returns has the
-      signs in its weights.
+      An `Algorithm`, as from `jprune.learned.learn_masks`. The weights that `finish`
+      returns include the signs.
 
     Raises:
       PruningError: if the sparsity is outside [0, 1].
 
     References:
       Koster et al., Signing the Supermask: Keep, Hide, Invert, 2022,
-      arXiv:2201.13361. The paper cuts s at fixed thresholds; here at what leaves the
-      sparsity that is asked for.
+      arXiv:2201.13361. The paper cuts s at fixed thresholds; here the cut follows from
+      the sparsity.
     """
     signed = effective.sign_masked
     return _search(loss, sparsity, _positive, steps, learning_rate, where, signed)
@@ -128,32 +128,32 @@ def lottery_jackpots(
     restriction: float | None = 4.0,
     where: base.Predicate = tree.is_kernel,
 ) -> base.Algorithm:
-    """Lottery jackpots: swaps weights of a trained network in and out of its mask.
+    """Lottery jackpots: improves the magnitude mask of a trained network by swaps.
 
-    The weights are frozen. The mask starts as that of global magnitude, scores as 1
-    where it keeps and 0.99 where not, and follow w g. Where pruned scores pass kept
-    ones of their layer, both would swap; the short restriction lets only the
-    fraction (1 - t / steps)^4 of them, the most decided first, so that the mask
-    comes to rest.
+    The weights are frozen. The mask starts as that of global magnitude pruning; scores
+    start at 1 where it keeps and 0.99 where it prunes, and follow w g. Pruned scores
+    that exceed kept ones of their layer are candidates for a swap. The short
+    restriction makes only the fraction (1 - t / steps)^4 of these swaps, highest and
+    lowest scores first, so that the mask comes to rest.
 
     Args:
-      loss: as in `hydra`.
-      sparsity: the fraction removed of all weights, in [0, 1]; layers keep the
-        counts of the first mask.
-      steps: how many steps are to come.
-      learning_rate: of the scores.
-      restriction: the exponent; None for no restriction.
-      where: which leaves can be pruned.
+      loss: `(params, batch) -> scalar`, as in `jprune.learned.learn_masks`.
+      sparsity: fraction of all weights to remove, in [0, 1]; each layer keeps the
+        count of its first mask.
+      steps: total number of training steps.
+      learning_rate: initial learning rate of the scores.
+      restriction: exponent of the restriction; None for none.
+      where: predicate for the leaves that can be pruned.
 
     Returns:
-      An `Algorithm`: see `jprune.learned.learn_masks`.
+      An `Algorithm`, as from `jprune.learned.learn_masks`.
 
     Raises:
       PruningError: if the sparsity is outside [0, 1].
 
     References:
       Zhang et al., Lottery Jackpots Exist in Pre-trained Models, 2021,
-      arXiv:2104.08700. The released code rounds the fraction up to 1, which lifts
+      arXiv:2104.08700. The released code rounds the fraction up to 1, which disables
       the restriction; here the number of swaps is rounded up.
     """
     share = _falling_share(restriction or 0.0, steps)

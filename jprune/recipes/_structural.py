@@ -1,9 +1,9 @@
-"""Methods that prune whole entries of groups: channels, heads, hidden units.
+"""Structural methods: prune whole entries of groups, such as channels or heads.
 
-All take the graph of `jprune.graph.trace`. Each returns a pruner like any other; what
-it masks at the end is cut off by `make_plan(graph, kept_by(graph, masks))` and
-`shrink`. With `sparsify(..., where=jp.is_float)` biases and scales count, and are
-masked with the kernels; by default kernels alone are.
+All take the graph of `jprune.graph.trace` and return an ordinary pruner. After
+training, `make_plan(graph, kept_by(graph, masks))` and `shrink` remove the masked
+entries. By default only kernels are scored and masked; with
+`sparsify(..., where=jp.is_float)` so are biases and scales.
 """
 
 import functools
@@ -29,24 +29,26 @@ def group_magnitude(
     scope: Literal["leaf", "global"] = "global",
     min_kept: int = 1,
 ) -> base.Pruner:
-    """DepGraph's group L2: the entries go whose coupled weights are smallest.
+    """DepGraph group L2: prunes channels by the mean squared norm of coupled weights.
 
         I_k = mean over members of (sum of w^2 over the member's slice k)
 
-    over the mean of the group. Members are all that goes with the entry: a column of
-    one kernel, a row of the next, a scale and a bias.
+    divided by its mean over the group; the smallest are pruned. Members of an entry
+    are all slices that are removed with it: a column of one kernel, a row of the next,
+    a scale and a bias.
 
     Args:
-      graph: the recorded function.
-      sparsity: the fraction of entries removed, in [0, 1], or a schedule of it.
-      scope: whether the entries of all groups compete, or those of each.
-      min_kept: the least number of entries that a group keeps.
+      graph: graph of the function, from `jprune.graph.trace`.
+      sparsity: fraction of entries to remove, in [0, 1], or a schedule.
+      scope: "global" ranks the entries of all groups together, "leaf" those of each
+        group.
+      min_kept: minimum number of entries that each group keeps.
 
     Returns:
-      A pruner. The paper's training towards sparse groups is `jg.add_group_decay`.
+      A pruner. `jg.add_group_decay` is the paper's sparse training of groups.
 
     Raises:
-      PruningError: if a number is out of its range, or no group may shrink.
+      PruningError: if a number is out of range, or no group may shrink.
 
     Example:
       >>> import jax.numpy as jnp, jprune as jp
@@ -75,27 +77,28 @@ def group_taylor(
     scope: Literal["leaf", "global"] = "global",
     min_kept: int = 1,
 ) -> base.Pruner:
-    """Taylor pruning: the entries go that change the loss least, to first order.
+    """Group Taylor: prunes channels whose removal changes the loss least (first order).
 
         joint:  I_k = (sum over the entry of w g)^2
         else:   I_k = sum over the entry of (w g)^2
 
-    The joint score is that of one gate on the whole entry, as the paper's gates are,
-    and the default. All are of one unit, that of the loss, and not normalized.
+    The joint score, the default, is that of one gate on the whole entry, like the
+    paper's gates. All scores are in units of the loss, so they are not normalized.
 
     Args:
-      graph: the recorded function.
-      sparsity: the fraction of entries removed, in [0, 1], or a schedule of it.
-      joint: whether terms of an entry may cancel.
-      scope: whether the entries of all groups compete, or those of each.
-      min_kept: the least number of entries that a group keeps.
+      graph: graph of the function, from `jprune.graph.trace`.
+      sparsity: fraction of entries to remove, in [0, 1], or a schedule.
+      joint: whether the terms of an entry may cancel.
+      scope: "global" ranks the entries of all groups together, "leaf" those of each
+        group.
+      min_kept: minimum number of entries that each group keeps.
 
     Returns:
       A pruner that needs gradients.
 
     Raises:
-      PruningError: if a number is out of its range, no group may shrink, or no
-        gradients are given.
+      PruningError: if a number is out of range, no group may shrink, or gradients are
+        missing.
 
     Example:
       >>> import jax.numpy as jnp, jprune as jp
@@ -112,10 +115,10 @@ def group_taylor(
 
     References:
       Molchanov et al., Importance Estimation for Neural Network Pruning, 2019,
-      arXiv:1906.10771, section 3. There an entry is one filter or its
-      normalization's gate, here all coupled weights, and the mean is over
-      minibatches; here it is the one given, so make that large. The joint score is
-      kept without its square, which does not change the order.
+      arXiv:1906.10771, section 3. There an entry is one filter or its normalization's
+      gate; here it is all coupled weights. The paper averages over minibatches; here
+      the score is that of the given batch, so use a large one. The square of the joint
+      score is omitted, which does not change the order.
     """
 
     def score(graph: jg.Graph, terms: base.Scores) -> dict[str, jax.Array]:
@@ -138,26 +141,28 @@ def group_fisher(
     scope: Literal["leaf", "global"] = "global",
     min_kept: int = 1,
 ) -> base.Pruner:
-    """Group Fisher pruning: least information for the memory that an entry takes.
+    """Group Fisher: prunes the channels with the least Fisher information per byte.
 
         I_k = (sum over the entry of w^2 E[g^2]) / (cost that one entry saves)
 
     Args:
-      graph: the recorded function.
-      sparsity: the fraction of entries removed, in [0, 1], or a schedule of it.
-      decay: of the running mean E, in [0, 1), over the gradients that the pruner
-        sees: those of refreshes. For those of every step it is None, and
-        `sparsify(..., track=jp.score_by_fisher(0.99))` has the mean.
-      cost: what one entry saves is measured in; None for nothing.
-      scope: whether the entries of all groups compete, or those of each.
-      min_kept: the least number of entries that a group keeps.
+      graph: graph of the function, from `jprune.graph.trace`.
+      sparsity: fraction of entries to remove, in [0, 1], or a schedule.
+      decay: decay of the running mean E over the gradients that the pruner sees, in
+        [0, 1): those of refreshes. For a mean over every step, pass None and
+        `sparsify(..., track=jp.score_by_fisher(0.99))`.
+      cost: `(graph, sizes) -> number` that measures what an entry saves, by default
+        the bytes of activations; None to divide by nothing.
+      scope: "global" ranks the entries of all groups together, "leaf" those of each
+        group.
+      min_kept: minimum number of entries that each group keeps.
 
     Returns:
       A pruner that needs gradients.
 
     Raises:
-      PruningError: if a number is out of its range, no group may shrink, or no
-        gradients are given.
+      PruningError: if a number is out of range, no group may shrink, or gradients are
+        missing.
 
     Example:
       >>> import jax.numpy as jnp, jprune as jp
@@ -172,8 +177,8 @@ def group_fisher(
     References:
       Liu et al., Group Fisher Pruning for Practical Network Compression, 2021,
       arXiv:2108.00708. The paper squares each sample's derivative with respect to a
-      mask on the coupled channels; here gradients of batches are squared weight by
-      weight, the diagonal of the same information, as a training step has them.
+      mask on the coupled channels. Here the gradients of batches, which a training
+      step has, are squared weight by weight: the diagonal of the same information.
     """
 
     def saved(name: str) -> float:
@@ -199,24 +204,26 @@ def fpgm(
     min_kept: int = 1,
     layout: tree.KernelLayout = tree.kernel_axes,
 ) -> base.Pruner:
-    """FPGM: the filters nearest to the geometric median of their layer go.
+    """FPGM: prunes the filters closest to the geometric median of their layer.
 
         I_k = sum over j of ||x_k - x_j||    over the filters x of a kernel
 
-    Small filters may be alone in what they do, and large ones may be many of a kind.
+    Such filters are redundant, whatever their norm: a small filter may be unique, and
+    large ones may resemble each other.
 
     Args:
-      graph: the recorded function.
-      sparsity: the fraction of entries removed, in [0, 1], or a schedule of it.
-      scope: whether the entries of each group compete, as in the paper, or of all.
-      min_kept: the least number of entries that a group keeps.
-      layout: which axes of a kernel its filters are along.
+      graph: graph of the function, from `jprune.graph.trace`.
+      sparsity: fraction of entries to remove, in [0, 1], or a schedule.
+      scope: "leaf" ranks the entries of each group, as in the paper, "global" those of
+        all groups together.
+      min_kept: minimum number of entries that each group keeps.
+      layout: `(path, leaf) -> KernelAxes`, which says along which axes filters lie.
 
     Returns:
       A pruner.
 
     Raises:
-      PruningError: if a number is out of its range, or no group may shrink.
+      PruningError: if a number is out of range, or no group may shrink.
 
     Example:
       >>> import jax.numpy as jnp, jprune as jp
@@ -229,8 +236,8 @@ def fpgm(
 
     References:
       He et al., Filter Pruning via Geometric Median for Deep Convolutional Neural
-      Networks Acceleration, 2018, arXiv:1811.00250, section 3. A stream that several
-      kernels write to scores the mean over them.
+      Networks Acceleration, 2018, arXiv:1811.00250, section 3. Where several kernels
+      write to one stream, the score is the mean over them.
     """
     score = functools.partial(jg.geometric_median_scores, layout=layout)
     return optax.chain(
@@ -248,32 +255,32 @@ def beta_rank(
     min_kept: int = 1,
     layout: tree.KernelLayout = tree.kernel_axes,
 ) -> base.Pruner:
-    """Beta-rank: the filters go that are small and narrow what they see.
+    """Beta-rank: prunes filters with small weights and a low output-to-input deviation.
 
         R_k = ||f_k||_1 |std(output of k) / std(patch)|
 
-    over the filters f of a kernel, for a batch, and (R - min R) / (max R - min R)
-    within the kernel. Groups that no kernel with a gain writes to are left alone; of
-    several kernels it is the mean.
+    for each filter f of a kernel on a batch, normalized within the kernel to
+    (R - min R) / (max R - min R). Where several kernels write to a group, the score is
+    the mean over them; groups that no kernel with a gain writes to are not pruned.
 
     Args:
-      graph: the recorded function.
-      sparsity: the fraction of entries removed, in [0, 1], or a schedule of it.
-      gains: the quotients, as from `jg.gains(graph, params, batch)`. They stay as they
-        are while weights are trained.
-      scope: whether the entries of all groups compete, or those of each.
-      min_kept: the least number of entries that a group keeps.
-      layout: which axes of a kernel its filters are along.
+      graph: graph of the function, from `jprune.graph.trace`.
+      sparsity: fraction of entries to remove, in [0, 1], or a schedule.
+      gains: quotients of standard deviations, as from `jg.gains(graph, params,
+        batch)`. They are constants while the weights are trained.
+      scope: "global" ranks the entries of all groups together, "leaf" those of each
+        group.
+      min_kept: minimum number of entries that each group keeps.
+      layout: `(path, leaf) -> KernelAxes`, which says along which axes filters lie.
 
     Returns:
       A pruner.
 
     Raises:
-      PruningError: if a number is out of its range, or no group with a gain may
-        shrink.
+      PruningError: if a number is out of range, or no group with a gain may shrink.
 
     Example:
-      Filters of one norm, of which the second sees the less of a change:
+      Two filters of equal norm; the output of the second varies less:
 
       >>> import jax.numpy as jnp, jprune as jp
       >>> from jprune import graph as jg
@@ -288,9 +295,9 @@ def beta_rank(
 
     References:
       Homayounfar et al., Beta-Rank: A Robust Convolutional Filter Pruning Method For
-      Imbalanced Medical Image Analysis, 2023, arXiv:2304.07461. By the equation, not by
-      its code, whose loop over positions mixes axes; the paper's rates of layers are
-      given by hand, here one ranking decides, or one rate for all.
+      Imbalanced Medical Image Analysis, 2023, arXiv:2304.07461. This follows the
+      paper's equation, not its code, whose loop over positions mixes axes. The paper
+      sets the rate of each layer by hand; here one ranking, or one rate, serves all.
     """
 
     def filtered(group: jg.Group) -> bool:
@@ -311,30 +318,32 @@ def network_slimming(
     scope: Literal["leaf", "global"] = "global",
     min_kept: int = 1,
 ) -> base.Pruner:
-    """Network slimming: the channels go whose normalization has the smallest scale.
+    """Network slimming: prunes the channels with the smallest normalization scales.
 
         I_k = |scale_k|    under one threshold for all groups
 
-    Groups that no scale belongs to are left alone; of several scales it is the mean.
+    Where several scales belong to a group, the score is their mean; groups without a
+    scale are not pruned.
 
     Args:
-      graph: the recorded function.
-      sparsity: the fraction removed of the entries with a scale, in [0, 1], or a
-        schedule of it.
-      scales: which leaves are scales, such as `jp.matching(".*/scale")`.
-      scope: whether the entries of all groups compete, or those of each.
-      min_kept: the least number of entries that a group keeps. The paper has none,
+      graph: graph of the function, from `jprune.graph.trace`.
+      sparsity: fraction of the entries with a scale to remove, in [0, 1], or a
+        schedule.
+      scales: predicate for the scales, such as `jp.matching(".*/scale")`.
+      scope: "global" ranks the entries of all groups together, "leaf" those of each
+        group.
+      min_kept: minimum number of entries that each group keeps. The paper has none
         and can lose whole layers.
 
     Returns:
-      A pruner. It has to see the scales: `sparsify(..., where=jp.is_float)`.
+      A pruner. It must see the scales: `sparsify(..., where=jp.is_float)`.
 
     Raises:
-      PruningError: if a number is out of its range, no group with a scale may
-        shrink; at `init` if the scales are hidden from the pruner.
+      PruningError: if a number is out of range, no group with a scale may shrink, or
+        the scales are hidden from the pruner.
 
     Example:
-      The training part, and the pruning once it is over:
+      Training with L1 on the scales, then pruning:
 
       >>> import jax.numpy as jnp, jprune as jp, optax
       >>> from jprune import graph as jg
@@ -360,8 +369,8 @@ def network_slimming(
         hidden = chosen - set(tree.leaf_paths(sizes))
         if hidden:
             raise base.PruningError(
-                f"The scales {sorted(hidden)} are hidden from the pruner: sparsify and "
-                "prune show it the kernels unless told otherwise, where=jp.is_float."
+                f"The pruner does not see the scales {sorted(hidden)}: sparsify and "
+                "prune pass it kernels only. Pass where=jp.is_float to them."
             )
         return jg.group_scores(graph, sizes, normalize=None, where=scales)
 

@@ -1,4 +1,4 @@
-"""Methods that go with structural pruning: before it, in its training, and of depth."""
+"""Structural methods beside pruners: sparse training, initial widths, and depth."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,25 +14,25 @@ from jprune._core import base
 def mask_sparsity(
     graph: jg.Graph, keep: Mapping[str, Any], rate: base.Scalar, scales: base.Predicate
 ) -> optax.GradientTransformation:
-    """MaskSparsity: only the scales of channels that will go are pulled to zero.
+    """MaskSparsity: L1 regularization of only those scales that will be pruned.
 
         g <- g + rate * sign(scale) * (1 - keep)
 
-    An L1 on all scales, as in network slimming, shrinks what is to stay as well.
+    L1 on all scales, as in network slimming, also shrinks the channels that stay.
 
     Args:
-      graph: the recorded function.
-      keep: group name -> bools `(size,)`, the entries that are to stay: those of
-        another criterion, or `jg.kept_by` of a first training with `jg.add_l1`.
-      rate: non-negative; may be traced.
-      scales: which leaves are scales, such as `jp.matching(".*/scale")`.
+      graph: graph of the function, from `jprune.graph.trace`.
+      keep: group name -> booleans `(size,)`, the entries to keep: those of another
+        criterion, or `jg.kept_by` after a first training with `jg.add_l1`.
+      rate: non-negative strength of the L1 term; may be traced.
+      scales: predicate for the scales, such as `jp.matching(".*/scale")`.
 
     Returns:
-      An Optax link; it stands before the optimizer in `optax.chain`.
+      An Optax link, to place before the optimizer in `optax.chain`.
 
     Raises:
-      PruningError: if there is no such group; at `update` without params, or if the
-        predicate selects no leaf.
+      PruningError: if a group does not exist; at `update`, if params are missing or
+        the predicate selects no leaf.
 
     Example:
       >>> import jax, jax.numpy as jnp, jprune as jp
@@ -49,8 +49,8 @@ def mask_sparsity(
 
     References:
       Jiang et al., Pruning-aware Sparse Regularization for Network Pruning, 2022,
-      arXiv:2201.06776. Scales that share a stream are pulled together where their
-      group's entry goes, as the paper does for residual networks.
+      arXiv:2201.06776. Scales that share a stream are regularized together where
+      their group's entry is pruned, as in the paper for residual networks.
     """
     jg.check_known(graph.groups, keep)
     return jg.add_l1(rate, scales, jg.masks(graph, keep))
@@ -59,30 +59,30 @@ def mask_sparsity(
 def precrop(
     graph: jg.Graph, densities: Mapping[str, float], *, min_kept: int = 1
 ) -> dict[str, int]:
-    """PreCropping: widths at initialization from the densities of any sparse mask.
+    """PreCropping: sets widths at initialization from the densities of a sparse mask.
 
     With d_l the density of kernel l, of C_in x C_out channels,
 
         min over c of sum over l of (log c_in(l) c_out(l) - log d_l C_in C_out)^2
 
-    so that layers have about the weights that a method for single weights would
-    leave them, in dense arrays.
+    so that each dense layer has about as many weights as unstructured pruning would
+    keep in it.
 
     Args:
-      graph: the recorded function.
-      densities: path of a kernel -> the share of its weights that is kept, in
-        [0, 1]; of 0 one weight stays. Kernels that are left out do not count.
-      min_kept: the least number of entries that a group keeps.
+      graph: graph of the function, from `jprune.graph.trace`.
+      densities: path of a kernel -> fraction of its weights that is kept, in [0, 1];
+        for 0, one weight is kept. Other kernels are ignored.
+      min_kept: minimum number of entries that each group keeps.
 
     Returns:
-      Group name -> its size, as `jg.first_entries` takes it.
+      Group name -> size, as `jg.first_entries` takes it.
 
     Raises:
-      PruningError: if there is no such leaf, a number is out of its range, or no
-        group may shrink.
+      PruningError: if a leaf does not exist, a number is out of range, or no group may
+        shrink.
 
     Example:
-      Widths by the densities of SNIP, and the network cropped to them:
+      Widths from the densities of SNIP, and the network cropped to them:
 
       >>> import jax.numpy as jnp, jprune as jp
       >>> from jprune import graph as jg
@@ -102,16 +102,18 @@ def precrop(
 
     References:
       Cai et al., Structured Pruning is All You Need for Pruning CNNs at
-      Initialization, 2022, arXiv:2203.02549. For a chain the widths follow one from
-      the other; coupled groups, as of a residual stream, are settled here by least
+      Initialization, 2022, arXiv:2203.02549. In a chain each width follows from the
+      one before; coupled groups, such as a residual stream, are solved here by least
       squares in logarithms.
     """
     shares = {}
     for path, density in densities.items():
         if not 0 <= density <= 1:
-            raise base.PruningError(f"A density is in [0, 1]; {path}: {density}.")
+            raise base.PruningError(
+                f"The density of {path!r} must be in [0, 1]; got {density}."
+            )
         if path not in graph.axes:
-            raise base.PruningError(f"The params that were traced have no leaf {path}.")
+            raise base.PruningError(f"The traced params have no leaf {path!r}.")
         size = np.prod([d.size for d in graph.axes[path]], dtype=float)
         shares[path] = max(float(density), float(1 / max(size, 1.0)))
     return jg.fit_widths(graph, shares, min_kept=min_kept)
@@ -123,23 +125,23 @@ def layer_lottery(
     score: Callable[[Callable[..., Any], base.Params], base.Scores],
     count: int,
 ) -> list[str]:
-    """Layer tickets: residual branches go one by one, at initialization or later.
+    """Layer tickets: removes residual branches one at a time, by mean weight score.
 
-    Each time the branch with the least mean score of its own weights, scored anew
-    for the function that is left.
+    Each round scores the remaining function anew and removes the branch whose own
+    weights have the smallest mean score. It can run at initialization or later.
 
     Args:
-      graph: the recorded function.
-      params: full arrays.
-      score: `(fn, params) -> scores`, the params' tree, a score for each weight, of
-        the function and the params that are left: |w g|, for instance.
-      count: how many branches go; static.
+      graph: graph of the function, from `jprune.graph.trace`.
+      params: the full params.
+      score: `(fn, params) -> scores`: a score for each weight, such as |w g|, in the
+        tree of the remaining params, for the remaining function.
+      count: number of branches to remove; static.
 
     Returns:
-      Names of branches in the order in which they went, as `jg.without` takes them.
+      Names of branches in the order of removal, as `jg.without` takes them.
 
     Raises:
-      PruningError: if there are not that many branches, or a score is NaN.
+      PruningError: if there are fewer branches, or a score is NaN.
 
     Example:
       >>> import jax, jax.numpy as jnp, jprune as jp
@@ -157,29 +159,35 @@ def layer_lottery(
 
     References:
       Jordao et al., When Layers Play the Lottery, all Tickets Win at Initialization,
-      2023, arXiv:2301.10835. The paper scores at initialization by the data, as
-      GraSP does; here the criterion is an argument. Means, not sums, so that a
-      narrow block is not worth less for its size.
+      2023, arXiv:2301.10835. The paper scores at initialization with data, as GraSP
+      does; here the criterion is an argument. Scores are means, not sums, so that a
+      narrow block is not at a disadvantage.
     """
     if count < 0:
-        raise base.PruningError(f"Some branches go, or none; got {count}.")
+        raise base.PruningError(f"count must not be negative; got {count}.")
     names: list[str] = []
     for _ in range(count):
         fn, rest = jg.without(graph, params, names)
-        left = _sizes(graph, rest)
-        found = {
-            name: float(each)
-            for name, each in jg.branch_scores(graph, score(fn, rest)).items()
-            if any(left[path] for path in jg.branches(graph)[name].leaves)
-        }
-        if not found:
-            raise base.PruningError(f"{count} branches cannot go: {names} are all.")
-        if any(np.isnan(each) for each in found.values()):
-            raise base.NonFiniteScoreError(f"A score of a branch is NaN: {found}")
-        names.append(min(found, key=lambda name: found[name]))
+        means = _means_of_branches(graph, rest, score(fn, rest))
+        if not means:
+            raise base.PruningError(
+                f"Cannot remove {count} branches: the graph has only {names}."
+            )
+        names.append(min(means, key=lambda name: means[name]))
     return names
 
 
-def _sizes(graph: jg.Graph, params: base.Params) -> dict[str, int]:
-    leaves = jax.tree.leaves(params)
-    return {path: np.size(w) for path, w in zip(graph.axes, leaves, strict=True)}
+def _means_of_branches(
+    graph: jg.Graph, params: base.Params, scores: base.Scores
+) -> dict[str, float]:
+    """Mean score of each branch that the params still have."""
+    leaves = zip(graph.axes, jax.tree.leaves(params), strict=True)
+    present = {path for path, w in leaves if np.size(w)}
+    means = {
+        name: float(each)
+        for name, each in jg.branch_scores(graph, scores).items()
+        if present.intersection(jg.branches(graph)[name].leaves)
+    }
+    if any(np.isnan(each) for each in means.values()):
+        raise base.NonFiniteScoreError(f"Branches with a NaN score: {means}")
+    return means

@@ -1,4 +1,4 @@
-"""Iterative magnitude pruning: the classical way to a winning ticket."""
+"""Iterative magnitude pruning, which finds winning tickets."""
 
 import math
 from collections.abc import Callable
@@ -16,26 +16,27 @@ def lottery_ticket(
     rounds: int | None = None,
     where: base.Predicate = tree.is_kernel,
 ) -> base.Algorithm:
-    """Iterative magnitude pruning with rewinding: a winning ticket, in rounds.
+    """Iterative magnitude pruning with rewinding: finds a winning ticket in rounds.
 
-    Train from the anchor, remove the smallest |w| of all layers together, go back
-    to the anchor, train again. Each round removes the same share of what is left.
+    Each round trains from the anchor, prunes the smallest |w| of all layers together
+    and rewinds the rest to the anchor. Every round removes the same fraction of the
+    remaining weights.
 
     Args:
       train: `(params, masks, *batches) -> params`, from the anchor to the end of
         training: see `jprune.training.lottery_ticket`.
-      sparsity: the fraction removed of all weights after the last round, in [0, 1).
-      rounds: how many; if None, as many as remove about 20 % of the survivors each,
-        ln(1 - sparsity) / ln 0.8.
-      where: which leaves can be pruned.
+      sparsity: fraction of all weights removed after the last round, in [0, 1).
+      rounds: number of rounds; None for ln(1 - sparsity) / ln 0.8, which removes
+        about 20 % of the survivors in each.
+      where: predicate for the leaves that can be pruned.
 
     Returns:
-      An `Algorithm`: `init(anchor)`, one `step(state, *batches)` a round, and
-      `finish(state)`, the ticket. The anchor is the initial params, or those of an
-      early step.
+      An `Algorithm`: `init(anchor)`, one `step(state, *batches)` per round, and
+      `finish(state)`, which returns the ticket. The anchor is the initial params, or
+      those after a few steps of training.
 
     Raises:
-      PruningError: if a number is out of its range.
+      PruningError: if a number is out of range.
 
     Example:
       >>> import jax.numpy as jnp, jprune as jp
@@ -55,7 +56,9 @@ def lottery_ticket(
     """
     selection.check_sparsity(sparsity)
     if sparsity >= 1:
-        raise base.PruningError("Rounds that leave a share never reach sparsity 1.")
+        raise base.PruningError(
+            f"sparsity is below 1, as every round keeps a fraction; got {sparsity}."
+        )
     if rounds is None:
         rounds = max(1, round(math.log(1 - sparsity) / math.log(0.8)))
     schedule: Any = links.geometric(sparsity, steps=rounds, rounds=rounds)

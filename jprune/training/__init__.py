@@ -1,14 +1,14 @@
-"""Pruning in a training loop, and rounds of training.
+"""Pruning inside a training loop, and in rounds of training.
 
     sparsify               joins a pruner to any Optax optimizer
-    masks_of               the masks in force, from the optimizer's state
-    refresh                renews the masks from outside of the training step
-    rewind                 keeps early weights, to rewind to
-    lottery_ticket         train, prune, rewind, in rounds
-    l2_distance, angle, interpolation_barrier      how stable the result is
+    masks_of               the masks in force, from the optimizer state
+    refresh                recomputes the masks from outside the training step
+    rewind                 returns weights and optimizer to an early step
+    lottery_ticket         trains, prunes and rewinds, in rounds
+    l2_distance, angle, interpolation_barrier      measures of stability
 
-Read `_sparsify` first: where a mask is False its update is -w, so the weight lands on
-exact zero in spite of momentum and weight decay.
+Read `_sparsify` first: where a mask is False the update is -w, so that the weight is
+exactly zero after the step in spite of momentum and weight decay.
 """
 
 from jprune.training._lottery import TicketInfo as TicketInfo

@@ -1,4 +1,4 @@
-"""The masks that training starts from: they keep everything."""
+"""The initial masks of a training, which keep everything."""
 
 from collections.abc import Callable
 
@@ -13,19 +13,20 @@ from jprune._core import base, compat
 def all_kept(
     prune: Callable[[base.Params], base.Masks], params: base.Params
 ) -> base.Masks:
-    """Returns masks of True, in the shapes and shardings of those that will follow.
+    """Returns masks of True, in the shapes and shardings of a pruner's masks.
 
-    So the state of a training keeps its types when it is pruned for the first time.
+    With them, the state of a training has the same types before and after the first
+    pruning.
 
     Args:
-      prune: params -> the masks of a pruner. It runs on shapes only.
+      prune: `params -> masks`, the pruner; only its shapes are evaluated.
       params: any pytree of arrays.
 
     Returns:
       The params' tree of masks.
 
     Raises:
-      PruningError: if what the pruner makes are not masks of the params.
+      PruningError: if the pruner's masks do not fit the params.
     """
     found = jax.eval_shape(prune, params)
     masks_lib.check(params, found)

@@ -29,13 +29,12 @@ class TicketState(NamedTuple):
     """State of `lottery_ticket`.
 
     Attributes:
-      count: int32 scalar, rounds so far: the clock of the pruner's schedule.
-      anchor: the params to rewind to, dense.
-      masks: the ticket's: what all rounds so far have kept.
-      trained: the weights at the end of the last round, with zeros where the masks
-        that it trained with are False (those of the round before); at first the
-        anchor.
-      pruner: the pruner's state.
+      count: int32 scalar, rounds so far; the step of the pruner's schedule.
+      anchor: the dense params to rewind to.
+      masks: masks of the ticket: what all rounds so far have kept.
+      trained: the weights at the end of the last round, zero where the masks of that
+        training are False (those of the round before); the anchor at first.
+      pruner: state of the pruner.
     """
 
     count: base.Scalar
@@ -46,11 +45,11 @@ class TicketState(NamedTuple):
 
 
 class TicketInfo(NamedTuple):
-    """What a round of `lottery_ticket` did.
+    """Diagnostics of a round of `lottery_ticket`.
 
     Attributes:
-      sparsity: float32 scalar, of the prunable leaves, after the round.
-      kept: the params' tree of int32 scalars, the weights kept in each leaf.
+      sparsity: sparsity of the prunable leaves after the round, a float32 scalar.
+      kept: number of weights kept in each leaf, the params' tree of int32 scalars.
     """
 
     sparsity: jax.Array
@@ -65,44 +64,43 @@ def lottery_ticket(
 ) -> base.Algorithm:
     """Finds a winning ticket by iterative pruning with rewinding (IMP).
 
-    With a the anchor, m_0 = 1 and T the training of a masked network, round r is
+    With anchor a, m_0 = 1 and T the training of a masked network, round r is
 
         w_r = T(a where m_r, m_r)
         m_{r+1} = m_r and (the pruner's masks of w_r, at step r of its schedule)
 
-    and the ticket is (a where m_R, m_R). What is pruned never comes back, and the
-    counts are those of the schedule: a weight that survives ranks above all pruned
-    ones even where training left it at exactly 0 (it is shown to the pruner as the
-    smallest normal number, as are all survivors below that).
+    and the ticket is (a where m_R, m_R). Pruned weights never return, and the counts
+    are those of the schedule: every surviving weight ranks above all pruned ones, even
+    if training left it at exactly 0. (The pruner sees survivors below the smallest
+    normal number as that number.)
 
-    Rewinding to step k restores everything, by construction, if `train` is one
-    pure function that starts there: with the anchor's weights, with the optimizer's
-    state at step k, whose count is the clock of a learning rate schedule, and with
-    the batches from k on. With masks that keep everything it is then the rest of
-    the dense run.
+    To rewind to step k, let `train` be a pure function that starts there: with the
+    anchor's weights, the optimizer's state at step k, whose count drives a learning
+    rate schedule, and the batches from k on. With masks that keep everything it is
+    then the rest of the dense run.
 
-    `step` is not jitted, so that `train` may be a loop on the host. With a `train` that
-    can be traced it is pure: rounds are a `lax.scan`, seeds a `vmap` around it.
+    `step` is not jitted, so that `train` may be a loop on the host. If `train` can be
+    traced, rounds can run under `lax.scan` and seeds under `vmap`.
 
     Args:
       train: `(params, masks, *batches) -> params`, from the anchor to the end of
-        training; `params` come with zeros where the masks are False, and only
-        what is masked in the outcome counts. `jprune.sparsify` with `every=None`
-        holds the masks that are put into its state.
-      pruner: links from weights to masks; gradients are not passed. The `step` of
-        its schedule is the round, from 0 on: `jprune.recipes.magnitude(
+        training. Its params are zero where the masks are False; of its result, only
+        what the masks keep is used. `jprune.sparsify` with `every=None` keeps the
+        masks that are placed in its state.
+      pruner: links from weights to masks; it gets no gradients. The step of its
+        schedule is the round, from 0 on: `jprune.recipes.magnitude(
         jprune.geometric(s, steps=R, rounds=R), scope="global")` removes the same
-        share of the survivors in each of R rounds, 20 % with
+        fraction of the survivors in each of R rounds, 20 % with
         R = ln(1 - s) / ln 0.8.
-      where: which leaves can be pruned.
+      where: predicate for the leaves that can be pruned.
 
     Returns:
-      An algorithm: `init(anchor)`, `step(state, *batches) -> (state, info)` with
-      a `TicketState` and a `TicketInfo`, and `finish(state) -> (params, masks)`,
-      the ticket: the anchor with zeros, ready for `train`.
+      An `Algorithm`: `init(anchor)`, `step(state, *batches) -> (state, info)` with a
+      `TicketState` and a `TicketInfo`, and `finish(state) -> (params, masks)`, which
+      returns the ticket: the anchor with zeros, ready for `train`.
 
     Raises:
-      PruningError: at `init`, if the pruner or the predicate does not fit.
+      PruningError: at `init`, if the pruner or the predicate does not fit the params.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, jprune as jp
@@ -129,9 +127,9 @@ def lottery_ticket(
       Neural Networks, 2019, arXiv:1803.03635 (rewinding to init). Frankle et al.,
       Stabilizing the Lottery Ticket Hypothesis, 2019, arXiv:1903.01611 (to step
       k). Frankle et al., Linear Mode Connectivity and the Lottery Ticket
-      Hypothesis, 2020, arXiv:1912.05671. Their code rewinds the weights and the
-      clock but not the momentum: pass `train` an optimizer state with zeros in
-      its place for that.
+      Hypothesis, 2020, arXiv:1912.05671. Their code rewinds the weights and the step
+      count but not the momentum: for that, start `train` from an optimizer state with
+      zero momentum.
     """
     chosen = select(pruner, where)
 
@@ -141,8 +139,7 @@ def lottery_ticket(
         def first(params: base.Params) -> base.Masks:
             return chosen.update(_NO_GRADS, memory, params, step=count)[0]
 
-        # Copies: a jitted step that donates the state must neither take the
-        # caller's arrays nor find a buffer in it twice.
+        # Copies: a donating step must not take the caller's arrays, nor one twice.
         own, trained = (jax.tree.map(jnp.copy, anchor) for _ in range(2))
         return TicketState(count, own, all_kept(first, anchor), trained, memory)
 
@@ -166,7 +163,7 @@ def lottery_ticket(
 
 
 def _above_zero(w: jax.Array, m: jax.Array) -> jax.Array:
-    """The weight, no smaller than the smallest normal number where it survives."""
+    """The weight; survivors are at least the smallest normal number in magnitude."""
     if not jnp.issubdtype(w.dtype, jnp.floating):
         return w
     least = jnp.full_like(w, jnp.finfo(w.dtype).tiny)

@@ -1,4 +1,4 @@
-"""Rewinding: survivors of a pruning round go back to where they were early on."""
+"""Rewinding: returns the kept weights to their values at an early step."""
 
 from typing import Any, NamedTuple
 
@@ -15,8 +15,8 @@ class RewindState(NamedTuple):
 
     Attributes:
       count: int32 scalar, updates so far.
-      anchor: the params and the optimizer's state at the step to go back to.
-      inner: the optimizer's state.
+      anchor: the params and the optimizer's state at the step to rewind to.
+      inner: state of the optimizer.
     """
 
     count: base.Scalar
@@ -32,28 +32,28 @@ def rewind(
     begin: int | None = None,
     end: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Takes weights and optimizer back to step `to` from time to time.
+    """Returns weights and optimizer to step `to` at regular intervals.
 
-    Inside `sparsify`, with the same `every`, `begin` and `end`, this is the
-    lottery ticket's rewinding: the masks come from the trained weights, and the
-    weights that stay go back to what they were, with the optimizer's moments
-    and its clock, so that a learning rate schedule starts there again.
+    Inside `sparsify`, with the same `every`, `begin` and `end`, this is the rewinding
+    of lottery tickets: the masks come from the trained weights, and the kept weights
+    return to their values at step `to`, with the optimizer's moments and its step
+    count, so that a learning rate schedule resumes there.
 
-    An update is added to the weights, so w + (a - w) may differ from the anchor
-    a in the last bit of the larger of both. `jprune.apply` is exact.
+    Updates are added to the weights, so w + (a - w) may differ from the anchor a in
+    the last bit of the larger of both.
 
     Args:
       tx: any optimizer.
-      to: the update whose incoming weights are the anchor.
-      every: updates from one rewind to the next.
-      begin: the first rewind, at or after `to`; `to + every` if None.
-      end: the last rewind; None for no end.
+      to: update whose incoming weights are the anchor.
+      every: number of updates between rewinds.
+      begin: first rewind, at or after `to`; `to + every` if None.
+      end: last rewind; None for no end.
 
     Returns:
       An optimizer. `update` needs `params`.
 
     Raises:
-      PruningError: if the numbers are out of range.
+      PruningError: if a number is out of range.
 
     Example:
       >>> import optax, jprune as jp
@@ -70,13 +70,13 @@ def rewind(
     events.check(every, begin, end)
     if not 0 <= to <= begin:
         raise base.PruningError(
-            f"The anchor is before the first rewind: {to}, {begin}."
+            f"0 <= to <= begin is needed; got to={to} and begin={begin}."
         )
     tx = optax.with_extra_args_support(tx)
 
     def init(params: base.Params) -> RewindState:
         inner = tx.init(params)
-        # A copy: a buffer that a step donates must not be in its arguments twice.
+        # A copy: no buffer may be in the arguments of a donating step twice.
         anchor = jax.tree.map(jnp.copy, (params, inner))
         return RewindState(jnp.zeros((), jnp.int32), anchor, inner)
 

@@ -1,9 +1,9 @@
-"""The training wrapper: join a pruner to any optimizer.
+"""The training wrapper: joins a pruner to any optimizer.
 
     tx = sparsify(optax.adamw(1e-3), pruner, every=100, begin=1_000, end=20_000)
 
-is an Optax optimizer like any other. Its state is one pytree inside the
-optimizer state, so checkpoints, sharding and `lax.scan` need nothing more.
+The result is an ordinary Optax optimizer. Its state is one pytree inside the optimizer
+state, so that checkpoints, sharding and `lax.scan` work unchanged.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -26,9 +26,9 @@ class SparsifyState(NamedTuple):
     Attributes:
       count: int32 scalar, updates so far.
       masks: the masks in force; as bits (`jprune.masks.pack`) with `packed`.
-      pruner: the pruner's state.
-      track: the state of what watches every step's gradients.
-      inner: the optimizer's state.
+      pruner: state of the pruner.
+      track: state of the transform that sees the gradients of every step.
+      inner: state of the optimizer.
     """
 
     count: base.Scalar
@@ -52,18 +52,17 @@ def sparsify(
 ) -> optax.GradientTransformationExtraArgs:
     """Joins a pruner to an optimizer, so that it trains sparse weights.
 
-    With m the masks, w the weights and u the update of the optimizer for the
-    masked gradient m g, the emitted update is u where m, and -w elsewhere: what
-    is pruned lands on exact zero in spite of momentum and weight decay, and
-    there is nothing to call after the step. (An infinite or NaN weight would land
-    on NaN, where it shows.)
+    With m the masks, w the weights and u the optimizer's update for the masked
+    gradient m g, the update is u where m, and -w elsewhere. Pruned weights are
+    exactly zero after each step in spite of momentum and weight decay, and no further
+    call is needed. (An infinite or NaN weight becomes NaN, so that it is noticed.)
 
-    The masks are refreshed in the updates number begin, begin + every, ... and
-    end, counted from 0, before the optimizer's step. The pruner's schedules see
-    that number; so a schedule that reaches its target at or before `end` always
-    lands on it, whether or not `every` divides the way. One shot is `end=begin`.
+    The masks are refreshed before the optimizer's step in the updates begin,
+    begin + every, ... and end, counted from 0. That number is the step of the
+    pruner's schedules, so a schedule that reaches its target at or before `end` always
+    reaches it, whether or not `every` divides the interval. `end=begin` prunes once.
 
-    In an `optax.chain` it goes last: a link after it would change the -w.
+    In an `optax.chain`, put it last: a link after it would change the -w.
 
     A step without a refresh is the optimizer's own, with the masks fused into its
     loops. Only the masks and the pruner's state cross the branch of a refresh, so
@@ -71,32 +70,33 @@ def sparsify(
 
     Args:
       tx: any optimizer.
-      pruner: links from gradients to masks, as in `jprune.recipes`.
-      every: updates from one refresh to the next; None for no refresh inside
-        the step: then `jprune.refresh` does it, from outside.
-      begin: the first update with a refresh; until then nothing is pruned.
-      end: the last update with a refresh; None for no end.
-      where: which leaves can be pruned: floating-point kernels, unless told
-        otherwise.
-      track: a transform that sees every step's gradients of those leaves, as
-        `score_by_movement()` or an `optax.ema` has to. At a refresh the pruner
-        gets its output in the place of the gradients.
-      moments: what the optimizer remembers of a pruned weight. "keep" leaves that
-        to the optimizer, whose moments fade. With "zero" it sees zeros where a
-        weight is pruned: in the gradient, in the weight, and in all that it holds
-        in trees like the params' and in the weight's own shape (not in
-        Adafactor's factors, but in an inner `rewind`'s anchor). So the moments
-        are exact zeros after every step, up to an epsilon that the optimizer
-        itself may add to them, and a weight that grows back starts fresh.
-      packed: whether the state holds the masks as bits, an eighth of a byte a
+      pruner: links from gradients to masks, such as a recipe of `jprune.recipes`.
+      every: number of updates between refreshes; None for no refresh inside the step,
+        to call `jprune.refresh` outside instead.
+      begin: first update with a refresh; nothing is pruned before it.
+      end: last update with a refresh; None for no end.
+      where: predicate for the leaves that can be pruned; floating-point kernels by
+        default.
+      track: transform that sees the gradients of these leaves at every step, as
+        `score_by_movement()` or `optax.ema` must. At a refresh, the pruner gets its
+        output in place of the gradients.
+      moments: what the optimizer remembers of pruned weights. "keep" changes nothing:
+        its moments decay. With "zero" the optimizer sees zeros where a weight is
+        pruned: in the gradient, in the weight, and in every part of its state that has
+        the params' tree and the weight's shape (not Adafactor's factors, but the
+        anchor of an inner `rewind`). The moments are then exactly zero after every
+        step, up to an epsilon that the optimizer may add, and a weight that grows back
+        starts fresh.
+      packed: whether the state holds the masks as bits, an eighth of a byte per
         weight. `masks_of` then needs the params to unpack them.
 
     Returns:
-      An optimizer. `update` needs `params`, and hands further keywords to both.
+      An optimizer. `update` needs `params`, and passes further keyword arguments to
+      both the optimizer and the pruner.
 
     Raises:
-      PruningError: if the numbers are out of range or `moments` is another word;
-        at `init` if the pruner does not fit the params.
+      PruningError: if a number is out of range or `moments` is another word; at
+        `init`, if the pruner does not fit the params.
 
     Example:
       >>> import jax.numpy as jnp, optax, jprune as jp
@@ -144,12 +144,12 @@ def sparsify(
 
         due = events.is_due(state.count, every, begin, end)
         held, memory = events.when(due, fresh, lambda: (state.masks, state.pruner))
-        # Unpacked outside of the branch: here it is fused into what follows.
+        # Unpacked outside the branch, where it is fused into what follows.
         masks = masks_lib.unpack(held, params)
         inner, weights = state.inner, params
         if moments == "zero":
-            # On the way in: on the way out XLA would compute the moments twice, and
-            # copy the old ones, because the optimizer's update has to see them.
+            # Before the update: after it, XLA would compute the moments twice and copy
+            # the old ones, which the optimizer's update has to see.
             inner = _without_pruned(inner, masks, params)
             weights = masks_lib.apply(params, masks)
         updates, inner = tx.update(
@@ -163,19 +163,20 @@ def sparsify(
 
 
 def masks_of(opt_state: Any, params: base.Params | None = None) -> base.Masks:
-    """Returns the masks in an optimizer state, however deep they are in it.
+    """Returns the masks in an optimizer state, at any depth.
 
     Args:
-      opt_state: a state with a `SparsifyState` in it: alone, in a chain, under
+      opt_state: state that contains a `SparsifyState`: alone, in a chain, under
         `optax.MultiSteps`, or several under `optax.partition`, whose masks are
-        then put together.
-      params: the params, or their shapes: needed for masks that are packed.
+        merged.
+      params: the params, or their shapes; required for packed masks.
 
     Returns:
       The params' tree of masks; leaves of other optimizers have a scalar True.
 
     Raises:
-      PruningError: if there is none; if they are packed and there are no params.
+      PruningError: if the state contains no masks, or they are packed and the params
+        are missing.
     """
     found = [
         leaf.masks
@@ -183,7 +184,7 @@ def masks_of(opt_state: Any, params: base.Params | None = None) -> base.Masks:
         if _is_sparsify_state(leaf)
     ]
     if not found:
-        raise base.PruningError("No SparsifyState in this optimizer state.")
+        raise base.PruningError("The optimizer state contains no SparsifyState.")
     masks = jax.tree.map(
         lambda *m: next((x for x in m if not _is_hidden(x)), jnp.ones((), bool)),
         *found,
@@ -193,32 +194,32 @@ def masks_of(opt_state: Any, params: base.Params | None = None) -> base.Masks:
         return masks_lib.unpack(masks, params)
     if any(map(masks_lib.is_packed, jax.tree.leaves(masks))):
         raise base.PruningError(
-            "These masks are packed, and bytes do not say how long a row is: "
+            "The masks are packed and need the params' shapes to unpack: call "
             "masks_of(opt_state, params)."
         )
     return masks
 
 
 def _to_zero(update: jax.Array, mask: jax.Array, weight: jax.Array) -> jax.Array:
-    """The update where the mask is True; elsewhere what takes the weight to zero."""
+    """The update where the mask is True; elsewhere -w, which makes the weight zero."""
     update = widen(update, weight)
     return jnp.where(mask, update, -weight.astype(update.dtype))
 
 
 def widen(update: jax.Array, weight: jax.Array) -> jax.Array:
-    """The update in the wider type of both: a rounded -w would leave a rest."""
+    """The update in the wider dtype of both: a rounded -w would leave a remainder."""
     return update.astype(jnp.promote_types(update.dtype, weight.dtype))
 
 
 def _without_pruned(inner: Any, masks: base.Masks, params: base.Params) -> Any:
-    """The optimizer's state with zeros where what is like the params is pruned.
+    """The optimizer's state, zero where its parts that match the params are pruned.
 
-    Found by its tree: `optax.tree.map_params` would call the optimizer's `init`
-    on a placeholder, which a function that labels or selects leaves cannot take.
+    Parts are matched by their tree: `optax.tree.map_params` would call the optimizer's
+    `init` on a placeholder, which functions that label or select leaves cannot take.
     """
 
     def like_params(x: Any) -> bool:
-        # Masked optimizers have a MaskedNode for a leaf, or for a subtree.
+        # Masked optimizers have a MaskedNode in place of a leaf or a subtree.
         nodes, treedef = jax.tree.flatten(x, is_leaf=_is_hidden)
         try:
             others = treedef.flatten_up_to(params)
@@ -265,42 +266,41 @@ def refresh(
 ) -> tuple[base.Params, Any]:
     """Refreshes the masks of `sparsify` from outside the training step.
 
-    A refresh inside the step costs memory for the branch that is seldom taken.
-    For a big model, give `sparsify` `every=None` and jit this function once,
-    beside the step:
+    A refresh inside the step costs memory for a branch that is rarely taken. For a big
+    model, pass `every=None` to `sparsify` and jit this function once, beside the step:
 
         refresh = jax.jit(functools.partial(jp.refresh, pruner))
 
-    Frameworks that keep arrays in boxes may pass those. For Flax NNX's Optimizer,
-    with its state and the model's `nnx.state(model, nnx.Param)` in, what comes out
-    goes back by `nnx.update(model, params)` and
+    Arrays may be in a framework's boxes. For Flax NNX's Optimizer, pass its state and
+    `nnx.state(model, nnx.Param)`, and write the results back with
+    `nnx.update(model, params)` and
     `nnx.update(optimizer.opt_state, nnx.state(opt_state))`.
 
     Args:
-      pruner: the pruner that was given to `sparsify`.
-      opt_state: an optimizer state with one `SparsifyState` anywhere in it.
+      pruner: the pruner that was passed to `sparsify`.
+      opt_state: optimizer state that contains one `SparsifyState`, at any depth.
       params: the params.
-      grads: what the pruner's first link takes, if it takes any.
-      where: the predicate that was given to `sparsify`.
-      **extra: what else a link asks for.
+      grads: gradients for the pruner's first link, if it needs them.
+      where: the predicate that was passed to `sparsify`.
+      **extra: further arguments that a link asks for.
 
     Returns:
-      The params with zeros where they are pruned, and the optimizer state with
-      the new masks.
+      The params, zero where they are pruned, and the optimizer state with the new
+      masks.
 
     Raises:
-      PruningError: if the state does not hold exactly one `SparsifyState`, or
-        the pruner gives masks of other shapes than those in it.
+      PruningError: if the state does not contain exactly one `SparsifyState`, or the
+        pruner's masks have other shapes than those in it.
     """
     leaves, treedef = jax.tree.flatten(opt_state, is_leaf=_is_sparsify_state)
     found = [i for i, leaf in enumerate(leaves) if _is_sparsify_state(leaf)]
     if len(found) != 1:
         raise base.PruningError(
-            f"refresh needs a state with one SparsifyState; it has {len(found)}."
+            f"refresh needs a state with one SparsifyState; this one has {len(found)}."
         )
     state, chosen = leaves[found[0]], select(pruner, where)
-    # A framework may keep the state's arrays in boxes of another kind than the
-    # params': out of them for the pruner, and back into them.
+    # A framework may keep the state's arrays in other boxes than the params': unboxed
+    # for the pruner, and boxed again.
     memory = _in_tree_of(jax.eval_shape(chosen.init, params), state.pruner)
     clock = {**extra, "step": jax.tree.leaves(state.count)[0]}
     masks, memory = chosen.update(grads, memory, params, **clock)
@@ -315,8 +315,8 @@ def refresh(
 
 
 _OTHER_PRUNER = (
-    "The pruner's masks or state have other shapes than those in the optimizer's "
-    "state: pass refresh the pruner and the predicate that sparsify was given."
+    "The pruner's masks or state have other shapes than those in the optimizer "
+    "state: pass the same pruner and predicate to refresh as to sparsify."
 )
 
 

@@ -1,9 +1,9 @@
-"""How far apart two trainings of one network end: distance, angle, barrier.
+"""Measures of how far apart two trainings of one network end.
 
-The measures of the lottery ticket papers. Of a ticket's *pruning stability*: `a` is
-the ticket trained alone, `b` the trained dense network, `masks` the ticket's. Of
-its *data-order stability*: `a` and `b` are the ticket trained on two orders of the
-batches. All are pure functions, for `jit` and `vmap`.
+They are those of the lottery ticket papers. For *pruning stability*, `a` is the trained
+ticket, `b` the trained dense network, and `masks` are the ticket's. For *data-order
+stability*, `a` and `b` are the ticket trained on two orders of the batches. All are
+pure functions, for `jit` and `vmap`.
 """
 
 from collections.abc import Callable
@@ -21,21 +21,21 @@ from jprune._core import base
 def l2_distance(
     a: base.Params, b: base.Params, masks: base.Masks | None = None
 ) -> jax.Array:
-    """Returns the Euclidean distance of two params, all leaves as one vector.
+    """Returns the Euclidean distance of two params, with all leaves as one vector.
 
-    ‖m (a - b)‖_2, summed in float32 (or wider, where the leaves are).
+    ‖m (a - b)‖_2, computed in float32, or wider where the leaves are.
 
     Args:
       a: a tree of real arrays.
       b: a tree of the same structure and shapes.
-      masks: only what these keep counts; a leaf with a scalar True counts as a
-        whole. None for everything.
+      masks: masks m of the entries to compare; a scalar True compares a whole leaf.
+        None compares everything.
 
     Returns:
-      A scalar, not negative.
+      A non-negative scalar.
 
     Raises:
-      PruningError: if the masks do not fit.
+      PruningError: if the masks do not fit the params.
 
     Example:
       >>> import jax.numpy as jnp
@@ -54,11 +54,11 @@ def l2_distance(
 
 
 def angle(a: base.Params, b: base.Params, masks: base.Masks | None = None) -> jax.Array:
-    """Returns the angle between two params, all leaves as one vector, in radians.
+    """Returns the angle between two params, with all leaves as one vector, in radians.
 
-    2 atan2(‖u - v‖, ‖u + v‖) with u = m a / ‖m a‖ and v = m b / ‖m b‖: accurate
-    for small angles too, where the arccosine of a cosine in float32 sees nothing
-    below 3e-4.
+    2 atan2(‖u - v‖, ‖u + v‖) with u = m a / ‖m a‖ and v = m b / ‖m b‖. It is accurate
+    for small angles too; the arccosine of a float32 cosine cannot resolve angles below
+    3e-4.
 
     Args:
       a: a tree of real arrays.
@@ -66,11 +66,10 @@ def angle(a: base.Params, b: base.Params, masks: base.Masks | None = None) -> ja
       masks: as in `l2_distance`.
 
     Returns:
-      A scalar in [0, pi]; NaN if one of both is all zeros. `jnp.degrees` of it is
-      what papers plot.
+      A scalar in [0, pi]; NaN if either is all zeros. Papers plot its `jnp.degrees`.
 
     Raises:
-      PruningError: if the masks do not fit.
+      PruningError: if the masks do not fit the params.
 
     Example:
       >>> import jax.numpy as jnp
@@ -96,24 +95,24 @@ def interpolation_barrier(
     *,
     points: int = 11,
 ) -> jax.Array:
-    """Returns how far the loss rises on the straight line between two params.
+    """Returns the height of the loss barrier on the line between two params.
 
     max over alpha of loss((1 - alpha) a + alpha b)
                       - [(1 - alpha) loss(a) + alpha loss(b)]
 
-    This is the barrier of Entezari et al. The error barrier of Frankle et al.
-    takes the mean of loss(a) and loss(b) from the maximum instead; where both
-    losses are equal, as for two trainings of one ticket, so are the two barriers.
+    This is the barrier of Entezari et al. The error barrier of Frankle et al. is the
+    maximum minus the mean of loss(a) and loss(b). Both are equal where the two losses
+    are, as for two trainings of one ticket.
 
     Args:
-      loss: `params -> scalar`, a loss or an error rate. With batch normalization
-        it has to use statistics of the params that it is given, not stored ones.
-      a: a tree of arrays. Leaves that are not floating point stay as they are.
+      loss: `params -> scalar`, a loss or an error rate. With batch normalization it
+        must use statistics of the params that it is given, not stored ones.
+      a: a tree of arrays. Leaves that are not floating point are not interpolated.
       b: a tree of the same structure and shapes.
-      points: how many alphas, evenly spaced, 0 and 1 among them; 2 or more.
+      points: number of evenly spaced alphas from 0 to 1, at least 2.
 
     Returns:
-      A scalar, not negative: 0 where the loss stays below the chord.
+      A non-negative scalar: 0 if the loss stays below the chord.
 
     Raises:
       PruningError: if there are fewer than 2 points.
@@ -130,17 +129,17 @@ def interpolation_barrier(
       Linear Mode Connectivity of Neural Networks, 2022, arXiv:2110.06296.
     """
     if points < 2:
-        raise base.PruningError(f"A line has 2 points or more; got {points}.")
+        raise base.PruningError(f"points must be at least 2; got {points}.")
     alphas = jnp.linspace(0.0, 1.0, points, dtype=jnp.float32)
-    # One point after the other, so that memory does not grow with their number.
+    # One point at a time, so that memory does not grow with their number.
     losses = lax.map(lambda alpha: loss(_between(a, b, alpha)), alphas)
-    # Above the chord, written so that it is exactly 0 at both ends.
+    # The height above the chord, written so that it is exactly 0 at both ends.
     above = (1 - alphas) * (losses - losses[0]) + alphas * (losses - losses[-1])
     return jnp.max(above)
 
 
 def _between(a: base.Params, b: base.Params, alpha: jax.Array) -> base.Params:
-    """(1 - alpha) a + alpha b in the leaves' types; exact at both ends and if a = b."""
+    """(1 - alpha) a + alpha b in the leaves' dtype; exact at both ends and if a = b."""
 
     def leaf(path: str, x: Any, y: Any) -> jax.Array:
         x, y = jnp.asarray(x), jnp.asarray(y)
@@ -156,7 +155,7 @@ def _between(a: base.Params, b: base.Params, alpha: jax.Array) -> base.Params:
 
 
 def _wide(params: base.Params, masks: base.Masks | None) -> base.Params:
-    """The masked params in float32, or as they are where they are wider."""
+    """The masked params in float32, or in their own dtype where it is wider."""
     if masks is not None:
         params = masks_lib.apply(params, masks)
     return jax.tree.map(_wide_leaf, params)

@@ -155,12 +155,12 @@ def test_layer_lottery_takes_all_and_no_more():
     names = jp.recipes.layer_lottery(graph, params, sizes, 4)
     assert sorted(names) == [f"blocks/{i}" for i in range(4)]
     assert jp.recipes.layer_lottery(graph, params, sizes, 0) == []
-    with pytest.raises(jp.PruningError, match="5 branches cannot go"):
+    with pytest.raises(jp.PruningError, match="Cannot remove 5 branches"):
         jp.recipes.layer_lottery(graph, params, sizes, 5)
-    with pytest.raises(jp.PruningError, match="or none; got -1"):
+    with pytest.raises(jp.PruningError, match="count must not be negative; got -1"):
         jp.recipes.layer_lottery(graph, params, sizes, -1)
     nans = lambda fn, params: jax.tree.map(lambda w: w * jnp.nan, params)  # noqa: E731
-    with pytest.raises(jp.NonFiniteScoreError, match="branch is NaN"):
+    with pytest.raises(jp.NonFiniteScoreError, match="Branches with a NaN score"):
         jp.recipes.layer_lottery(graph, params, nans, 1)
 
 
@@ -183,5 +183,5 @@ def test_branches_inside_others_go_with_them(inside, count):
     fn, rest = jg.without(graph, params, names)
     assert all(w.size == 0 for w in jax.tree.leaves(rest))
     np.testing.assert_array_equal(fn(rest, x), x)
-    with pytest.raises(jp.PruningError, match="branches cannot go"):
+    with pytest.raises(jp.PruningError, match=r"Cannot remove \d+ branches"):
         jp.recipes.layer_lottery(graph, params, magnitudes, count + 1)
