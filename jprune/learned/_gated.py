@@ -26,23 +26,24 @@ def gated(
     final: base.Pruner | None = None,
     penalty: Callable[..., jax.Array] = no_penalty,
 ) -> Reparameterization:
-    """A random gate for each weight or channel, whose logit a is trained.
+    """Multiplies weights or channels by random gates whose logits a are trained.
 
         z = w c,   c ~ draw(a),   dL/da = w g dc/da   with g = dL/dz
 
-    A gate is in force, in the masks, while its value without noise is positive:
-    `mean(a) > 0`, or a > 0 for binary gates.
+    The masks keep the gates whose value without noise is positive: `mean(a) > 0`, or
+    a > 0 for binary gates.
 
     Args:
-      draw: `(logits, key) -> gates` in [0, 1] of one leaf, differentiable in the
+      draw: `(logits, key) -> gates` in [0, 1] for one leaf, differentiable in the
         logits: `jprune.gates.hard_concrete`, or `gumbel_gate` at a temperature.
-      mean: `logits -> gates` without noise, by which `finish` multiplies the weights
-        that it keeps; None for binary gates, which are 1 where kept.
-      logit: the logit that all gates start from.
-      keep_axes: the role of the axes that have a gate for each index, "output" for
-        channels; None for a gate for each weight.
-      final: the pruner of the logits for `finish`; None for the masks in force.
-      penalty: as in `Reparameterization`: what open gates cost.
+      mean: `logits -> gates` without noise, by which `finish` multiplies the kept
+        weights; None for binary gates, which are 1 where kept.
+      logit: initial logit of all gates.
+      keep_axes: "output" or "input" for one gate per output or input channel; None for
+        one gate per weight.
+      final: pruner of the logits for `finish`; None to finish with the masks in force.
+      penalty: `(params, logits, step) -> scalar` to add to the loss, such as the price
+        of open gates.
 
     Returns:
       A `Reparameterization` for `learn_masks`, whose aux are the logits.
@@ -109,10 +110,10 @@ def constrained(
     optimizer trains together with the method's own aux.
 
     Args:
-      method: a `Reparameterization`.
+      method: the `Reparameterization` to constrain, as from `gated`.
       sparsity: `(params, aux) -> s`, a scalar in [0, 1] that is differentiable in the
         method's aux, such as `jprune.gates.expected_sparsity`.
-      target: in [0, 1], or a schedule of the step.
+      target: target sparsity in [0, 1], or a schedule of the step.
 
     Returns:
       A `Reparameterization` whose aux is the pair of the method's own and the

@@ -1,4 +1,4 @@
-"""The old name of a function that has no name of its own any more."""
+"""The old name of a function that is now part of a `Reparameterization`."""
 
 import warnings
 from typing import Any
@@ -11,7 +11,7 @@ def find(name: str) -> Any:
     """Returns the old `score_masked` of whole trees, with a DeprecationWarning.
 
     Args:
-      name: name of what is looked up on the page.
+      name: name of the attribute.
 
     Returns:
       The function.
@@ -23,7 +23,7 @@ def find(name: str) -> Any:
         raise AttributeError(f"module 'jprune.learned' has no attribute {name!r}")
     warnings.warn(
         "jprune.learned.score_masked is now jprune.learned.score_ranked(pruner)"
-        ".effective; the old name goes with the next release. Of single leaves it is "
+        ".effective; the old name goes with the next release. For single leaves, use "
         "jprune.effective.score_masked.",
         DeprecationWarning,
         stacklevel=2,

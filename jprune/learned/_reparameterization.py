@@ -22,17 +22,17 @@ def no_projection(params: base.Params, aux: Any, step: base.Scalar) -> Any:
 
 
 class Reparameterization(NamedTuple):
-    """How a method turns weights, and what it learns beside them, into a network.
+    """A method for `learn_masks`, as functions: z = R(w, aux), masks, and the rest.
 
-    In every tree the leaves that are never pruned are an `optax.MaskedNode`, which
-    `jax.tree.map` skips. The links `score_ranked`, `gated` and `thresholded` make one;
-    `method._replace(penalty=...)` exchanges a part.
+    In every tree, leaves that are never pruned are an `optax.MaskedNode`, which
+    `jax.tree.map` skips. `score_ranked`, `gated` and `thresholded` return one;
+    `method._replace(penalty=...)` replaces a part.
 
     Attributes:
       init: `(params, key) -> aux`: initial scores, gates or thresholds, which are
         trained.
       masks: `(params, aux, masks, step) -> masks`: the masks in force until the next
-        step, given those of the step before (None at first). Not differentiated.
+        step, from those of the previous step (None at first). Not differentiated.
       effective: `(params, aux, masks, key) -> z`: the effective weights,
         differentiable in params and aux. `key` is new at each step.
       finish: `(params, aux, masks, step) -> (z, masks)`: the final network, at the
@@ -51,13 +51,12 @@ class Reparameterization(NamedTuple):
 
 
 def masks_by(pruner: base.Pruner, scores: Any, step: base.Scalar) -> base.Masks:
-    """Returns the masks that a pruner makes of scores.
+    """Returns a pruner's masks of scores.
 
     Args:
-      pruner: links from scores to masks. It starts from its initial state each time:
-        only `step` tells it how far training is.
-      scores: what it ranks; also what it is shown as params.
-      step: the clock of its schedules.
+      pruner: links from scores to masks, run from their initial state.
+      scores: the scores, which the pruner also sees as params.
+      step: training step, for schedules.
 
     Returns:
       The scores' tree of masks.

@@ -1,4 +1,4 @@
-"""Masks by ranking scores that are trained beside the weights, straight through."""
+"""Masks from the ranking of scores that are trained beside the weights."""
 
 import functools
 from collections.abc import Callable
@@ -35,23 +35,23 @@ def score_ranked(
     final: base.Pruner | None = None,
     penalty: Callable[..., jax.Array] = no_penalty,
 ) -> Reparameterization:
-    """A score s for each weight; a pruner ranks the scores.
+    """Masks weights by the ranking of trained scores, one score s for each weight.
 
         m = pruner(s),   z = m w,   dL/ds := w g   with g = dL/dz
 
-    The gradient passes the ranking straight through, so that a pruned weight's score
-    moves as well and the weight can come back.
+    The gradient passes straight through the ranking, so that the scores of pruned
+    weights move as well, and pruned weights can return.
 
     Args:
-      pruner: links from scores to masks: `keep_*`, after `pool_over_*` if whole
-        channels are meant. It sees the scores as gradients and as params, and keeps
-        no state from step to step.
-      init: `(params, key) -> scores`; zeros by default.
-      masked: `(w, m, s) -> z` of one leaf, a function of `jprune.effective`:
-        `score_masked` where s is ranked, `size_masked` where |s| is, `sign_masked`
-        to use the sign of s too.
-      final: the pruner for `finish`; None for the masks in force.
-      penalty: as in `Reparameterization`.
+      pruner: links from scores to masks: `keep_*`, after `pool_over_*` for channels.
+        It sees the scores as gradients and as params; its state is not kept between
+        steps.
+      init: `(params, key) -> scores`, the initial scores; zeros by default.
+      masked: `(w, m, s) -> z` for one leaf: `jprune.effective.score_masked` if the
+        pruner ranks s, `size_masked` if it ranks |s|, `sign_masked` to use the sign of
+        s as well.
+      final: pruner for `finish`; None to finish with the masks in force.
+      penalty: `(params, scores, step) -> scalar` to add to the loss.
 
     Returns:
       A `Reparameterization` for `learn_masks`, whose aux are the scores.
@@ -93,17 +93,17 @@ def score_ranked(
 
 
 def swapped(method: Reparameterization, share: optax.Schedule) -> Reparameterization:
-    """Changes masks by swaps only, and makes only a share of the possible ones.
+    """Limits the change of masks at each step to a share of the possible swaps.
 
-    Where pruned scores of a leaf exceed kept ones, both could swap. A step makes the
-    most decided of these swaps: the highest scores come in, the lowest go out. Each
-    leaf keeps its count.
+    A swap is possible where a pruned score of a leaf exceeds a kept one. Each step
+    makes the clearest swaps: the highest pruned scores come in, the lowest kept ones go
+    out. Every leaf keeps its count.
 
     Args:
-      method: a `Reparameterization` whose aux are scores, such as `score_ranked`;
-        its own masks are the first ones.
-      share: step -> the fraction of the possible swaps to make, in [0, 1], rounded
-        up to whole swaps. A share that falls to 0 brings the masks to rest.
+      method: `Reparameterization` whose aux are scores, as from `score_ranked`; its
+        masks are the initial ones.
+      share: `step -> fraction` of the possible swaps to make, in [0, 1], rounded up to
+        whole swaps. At 0 the masks no longer change.
 
     Returns:
       The `Reparameterization` with these masks.

@@ -1,4 +1,4 @@
-"""Weights that are shrunk by a threshold for each leaf, which is trained."""
+"""Weights that are shrunk by trained thresholds."""
 
 from typing import Any
 
@@ -15,23 +15,22 @@ from jprune.learned._reparameterization import Reparameterization, masks_by
 def thresholded(
     sparsity: base.Sparsity, *, final: base.Sparsity | None = None
 ) -> Reparameterization:
-    """A threshold sigmoid(s) for each leaf, which its weights are shrunk by.
+    """Shrinks the weights of each leaf by a trained threshold, sigmoid(s).
 
         z = sign(w) relu(|w| - sigmoid(s)),   dL/ds = -sigmoid'(s) sum sign(z) g
 
-    Each s follows its gradient; then one constant is added to all of them, such that
-    the fraction of all weights below their threshold is `sparsity`
-    (`jprune.controllers.shift_thresholds`). What is learned is how leaves share it.
+    Each s follows its gradient. Then `jprune.controllers.shift_thresholds` adds one
+    constant to all of them, so that the fraction of all weights below their threshold
+    is `sparsity`: the method learns how the leaves share it.
 
     Args:
-      sparsity: the fraction removed of all weights, in [0, 1]; may be traced, or a
+      sparsity: fraction of all weights to remove, in [0, 1]; may be traced, or a
         schedule of the step.
-      final: the sparsity for `finish`; None for that of the step at which it is
-        called.
+      final: sparsity for `finish`; None for that of the step at which it is called.
 
     Returns:
       A `Reparameterization` for `learn_masks`, whose aux is a scalar s for each leaf,
-      0 at first.
+      initially 0.
 
     Raises:
       PruningError: if a sparsity is a number outside [0, 1].
