@@ -90,9 +90,11 @@ def test_precrop_says_what_is_wrong():
     assert jp.recipes.precrop(graph, {"0": 0.0, "1": 0.0}) == {"0[1]": 1}
     assert jp.recipes.precrop(graph, {"0": 0.0}, min_kept=6) == {"0[1]": 6}
     assert jp.recipes.precrop(graph, {"0": 1.0, "1": 1.0}) == {"0[1]": 40}
-    with pytest.raises(jp.PruningError, match="no leaf 9"):
+    with pytest.raises(jp.PruningError, match="no leaf '9'"):
         jp.recipes.precrop(graph, {"9": 0.5})
-    with pytest.raises(jp.PruningError, match=r"in \[0, 1\]; 0: 1.5"):
+    with pytest.raises(
+        jp.PruningError, match=r"density of '0' must be in \[0, 1\]; got 1.5"
+    ):
         jp.recipes.precrop(graph, {"0": 1.5})
     with pytest.raises(jp.PruningError, match="an entry or more; got 0"):
         jp.recipes.precrop(graph, {"0": 0.5}, min_kept=0)

@@ -290,7 +290,9 @@ def test_a_refresh_with_another_pruner_is_refused():
     tx = jp.sparsify(optax.sgd(0.1), jp.recipes.magnitude(0.5), every=None)
     params = _params()
     for other in (jp.recipes.random_erk(0.5, jax.random.key(0)), _channels()):
-        with pytest.raises(jp.PruningError, match="sparsify was given"):
+        with pytest.raises(
+            jp.PruningError, match="same pruner and predicate to refresh"
+        ):
             jp.refresh(other, tx.init(params), params)
 
 
@@ -305,8 +307,8 @@ def _channels():
         (lambda tx, p: jp.sparsify(tx, p, every=0), "got 0"),
         (lambda tx, p: jp.sparsify(tx, p, begin=-1), "got -1 and None"),
         (lambda tx, p: jp.sparsify(tx, p, begin=5, end=4), "got 5 and 4"),
-        (lambda tx, p: jp.rewind(tx, to=-1, every=2), "-1, 1"),
-        (lambda tx, p: jp.rewind(tx, to=5, every=2, begin=4), "rewind: 5, 4"),
+        (lambda tx, p: jp.rewind(tx, to=-1, every=2), "got to=-1 and begin=1"),
+        (lambda tx, p: jp.rewind(tx, to=5, every=2, begin=4), "got to=5 and begin=4"),
         (lambda tx, p: jp.rewind(tx, to=1, every=2, end=2), "got 3 and 2"),
     ],
 )
