@@ -15,6 +15,7 @@ import pytest
 import jprune
 from jprune import attention as ja
 from jprune import hardware as hw
+from jprune import recipes
 
 ROOT = pathlib.Path(jprune.__file__).parent
 PROJECT = ROOT.parent
@@ -236,6 +237,12 @@ def old_arguments():
         lambda **k: hw.networks.convolution(8, 4, 8, **k).k,
         *("groups", "feature_group_count", 2),
     )
+    loss = lambda params, batch: jnp.zeros(())  # noqa: E731
+
+    def masks(**k):
+        return recipes.bip(loss, 0.5, steps=1, **k).init({"kernel": x}).masks["kernel"]
+
+    yield masks, "groups", "units", "output"
 
 
 def test_old_arguments_work_and_say_what_they_are_now():

@@ -386,15 +386,3 @@ def test_the_recipe_learns_which_weights_matter():
 def test_misuse_is_refused_at_once(wrong, message):
     with pytest.raises(jp.PruningError, match=message):
         jp.recipes.bip(_loss, **{"sparsity": 0.5, "steps": 3, **wrong})
-
-
-def test_the_old_keyword_of_units_works_for_one_release():
-    options = {"sparsity": 0.5, "steps": 3}
-    with pytest.warns(DeprecationWarning, match=r"bip\(units=\)"):
-        old = jp.recipes.bip(_loss, groups="output", **options)
-    new = jp.recipes.bip(_loss, units="output", **options)
-    masks = [method.init(PARAMS).masks["kernel"] for method in (old, new)]
-    assert masks[0].shape == (1, 4)
-    np.testing.assert_array_equal(*masks)
-    with pytest.raises(TypeError, match="both groups="):
-        jp.recipes.bip(_loss, groups="output", units="output", **options)
