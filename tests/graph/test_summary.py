@@ -61,7 +61,7 @@ def test_the_figures_of_each_operation(graph):
     assert conv["sparsity"] is dense["sparsity"] is None
     for row, line in ((conv, 1), (dense, 5)):
         start = net.__code__.co_firstlineno
-        assert f"test_graph_summary.py:{start + line + 1}:" in row["where"]
+        assert f"test_summary.py:{start + line + 1}:" in row["where"]
         assert row["where"].endswith("(net)")
     rest = {"parameters": 8 + 1}
     expected = {"leaves": ["bias", "temper"], "sparsity": None}
