@@ -26,19 +26,19 @@
 #
 # # Make a ResNet and a GPT half as expensive
 #
-# A mask sets weights to zero and leaves the arrays as large as they were: nothing runs
+# A mask sets weights to zero but leaves the arrays as large as before, so nothing runs
 # faster. Here whole channels, attention heads and hidden units are *removed*: the
 # arrays become smaller, and the same function runs on them.
 #
 # The hard part is bookkeeping. A channel of a convolution is also a scale and a bias of
-# the normalization after it, two running statistics, an input channel of the next
-# convolution and, by the residual connection, a channel of the layers before. What
-# belongs together is a **group**, and jprune finds the groups itself, from one trace of
-# your function. No layer is registered, no module is edited.
+# the next normalization, two running statistics, an input channel of the next
+# convolution and, because of the residual connection, a channel of earlier layers. Axes
+# that must shrink together form a **group**, and jprune finds the groups from one trace
+# of your function. No layer is registered and no module is edited.
 #
 # 1. A **ResNet** in Flax, with batch normalization: find groups, score, choose, shrink,
 #    fine-tune, measure.
-# 2. A **GPT** in plain JAX: heads, head dimensions, hidden units, a whole block.
+# 2. A **GPT** in plain JAX: heads, head dimensions, hidden units and a whole block.
 #
 # It runs on one CPU, GPU or TPU chip, in a few minutes on two CPU cores.
 #
@@ -47,8 +47,8 @@
 # %% [markdown]
 # ## Install
 #
-# Only on Colab. jprune asks for no newer JAX than the one that Colab brings, so the
-# runtime's own JAX, which fits its GPU or TPU, has to stay; the cell checks that.
+# Needed on Colab only. jprune requires no newer JAX than Colab's. The runtime's own
+# JAX, which fits its GPU or TPU, must stay installed; the cell checks that.
 
 # %%
 import importlib.metadata
@@ -87,7 +87,7 @@ print(f"JAX {jax.__version__}, jprune {jp.__version__}")
 print(f"runs on {device.device_kind} ({device.platform}), one of {jax.device_count()}")
 
 # %% [markdown]
-# The sizes. Set the environment variables to try the notebook smaller or larger.
+# The sizes. Set the environment variables to run the notebook at another scale.
 
 # %%
 STEPS = int(os.environ.get("JPRUNE_NB_STEPS", 200))  # updates of the ResNet's training
@@ -102,8 +102,8 @@ WIDTHS = (16, 32, 64) if full_size else (8, 16, 32)  # channels of the ResNet
 #
 # ## Data and network
 #
-# Scikit-learn's digits, a fifth of them put aside to test on, and a ResNet of three
-# blocks. It is an ordinary Flax module: nothing in it knows of pruning.
+# The data are scikit-learn's digits, with a fifth held out for testing. The network is
+# a ResNet of three blocks, an ordinary Flax module without any code for pruning.
 
 # %%
 digits = load_digits()
@@ -148,9 +148,9 @@ variables = jax.jit(net.init, static_argnames="train")(
 print({kind: len(jax.tree.leaves(tree)) for kind, tree in variables.items()})
 
 # %% [markdown]
-# jprune takes **functions** `(params, *inputs) -> results`. Ours are two, for training
-# and for use; their first argument holds all that has to shrink together, so the batch
-# statistics are in it too.
+# jprune takes **functions** `(params, *inputs) -> results`. We have two, for training
+# and for inference. Their first argument contains all arrays that must shrink together,
+# including the batch statistics.
 
 
 # %%
@@ -166,10 +166,10 @@ def forward(variables, images):
 # %% [markdown]
 # ## A training loop
 #
-# An ordinary one again. The function that it trains is an argument, so it will train
-# the small one as well. We keep Flax's outer key `"params"` around the weights; then a
-# leaf has the same path in the variables and in the optimizer's state, which we shall
-# need.
+# The loop is ordinary, too. The function to train is an argument, so that the loop can
+# train the small function as well. We keep Flax's outer key `"params"` around the
+# weights: then a leaf has the same path in the variables and in the optimizer state,
+# which we need below.
 
 
 # %%
@@ -211,31 +211,31 @@ trained, opt_state = train(forward, variables, opt_state, jax.random.key(1), STE
 print(f"dense: {accuracy(predict, trained):.1%} of the test images are right")
 
 # %% [markdown]
-# ## What belongs together
+# ## Find the groups
 #
-# One trace of the function, in which nothing is computed. Each line below is a group:
-# its name, how the program uses it, how many entries can go, and its members: which
-# axis of which leaf.
+# `trace` records the function without computing anything. Each line below is a group:
+# its name, how the program uses it, its number of entries, and its members, each an
+# axis of a leaf.
 
 # %%
 graph = jg.trace(predict, trained, train_images[:BATCH])
 print(graph)
 
 # %% [markdown]
-# The second group shows what a residual connection does: the stem and the first block
-# write to the same stream, so both lose the same channels, and the shortcut and the
-# first convolution of the next block read that many fewer. All its members:
+# The second group shows the effect of a residual connection: the stem and the first
+# block write to the same stream, so both lose the same channels, and the shortcut and
+# the first convolution of the next block lose these input channels. Its members:
 
 # %%
 for member in graph.groups["params/Block_0/Conv_1/kernel[3]"].members:
     print(member)
 
 # %% [markdown]
-# What cannot shrink is **frozen**, and `explain` says why: the ten classes, because
-# results keep their shape; the windows of the convolutions. When jprune does not
-# understand an operation, it freezes the axes that meet it and says so. You lose a
-# possibility, never correctness. A reason is repeated for each leaf, so here is one of
-# each.
+# Axes that cannot shrink are **frozen**, and `explain` says why: for example, the ten
+# classes, because results keep their shape, and the windows of the convolutions. If
+# jprune has no rule for an operation, it freezes the axes of its operands and says so:
+# you lose an opportunity, but never correctness. Reasons are repeated for each leaf, so
+# we print each of them once.
 
 # %%
 reasons = {}
@@ -246,23 +246,23 @@ for why, axes in reasons.items():
     print(f"{why}: {axes[0]} and {len(axes) - 1} more")
 
 # %% [markdown]
-# And what is paid where:
+# The cost of each product:
 
 # %%
 jg.print_summary(graph)
 
 # %% [markdown]
-# ## Which entries matter least
+# ## Score the entries
 #
-# Score every weight, by any criterion you like; `group_scores` sums over all that goes
-# when an entry goes. Two classical criteria:
+# Score every weight by any criterion; `group_scores` combines the scores of all weights
+# that are removed together. Two classical criteria:
 #
-# - **magnitude**: $w^2$, for which no data is needed;
-# - **Taylor**: $|w\,g|$ with the gradient $g$ of the loss on a few images: roughly how
-#   much the loss changes when the weight becomes zero.
+# - **magnitude**: $w^2$, which needs no data;
+# - **Taylor**: $|w\,g|$ with the gradient $g$ of the loss on a few images, a
+#   first-order estimate of the change of the loss when the weight is set to zero.
 #
-# Only the weights vote: running means and variances are no weights, so we leave them
-# out of the tree.
+# Only weights should count, so we leave the running means and variances out of the
+# tree.
 
 # %%
 weights, stats = parts(trained)
@@ -277,14 +277,14 @@ scores = {name: jg.group_scores(graph, each) for name, each in criteria.items()}
 # %% [markdown]
 # ## Half of the multiply-adds
 #
-# `select` keeps the best entries of all groups together, as many as the budget allows.
-# The cost is a polynomial in the widths, known exactly from the trace: no network is
-# built to be measured.
+# `choose` keeps the entries with the highest scores among all groups, as many as the
+# budget allows. The cost is a polynomial in the widths, known exactly from the trace:
+# no network is built in order to be measured.
 
 # %%
 full_cost = jg.multiply_adds(graph)
 keeps = {
-    name: jg.select(graph, each, 0.5, cost=jg.multiply_adds, min_kept=4)
+    name: jg.choose(graph, each, 0.5, cost=jg.multiply_adds, min_kept=4)
     for name, each in scores.items()
 }
 for name, keep in keeps.items():
@@ -301,10 +301,11 @@ plt.show()
 # %% [markdown]
 # ## Shrink
 #
-# A *plan* is plain data: which entries of which axes of which leaves stay. `shrink`
-# cuts the arrays and returns the function that runs on them. One plan serves all
-# functions of the same parameters; `shrinking=` says that the new batch statistics,
-# which `forward` returns, may become smaller too.
+# `shrink(graph, params, keep=keep)` cuts the arrays and returns the function that runs
+# on them. We have two functions of the same parameters, so we make a *plan* first:
+# plain data that says which entries of which axes of which leaves are kept.
+# `shrinking=` says that the new batch statistics, which `forward` returns, may become
+# smaller, too.
 
 # %%
 plan = jg.make_plan(graph, keep)
@@ -321,11 +322,11 @@ count = lambda tree: sum(x.size for x in jax.tree.leaves(tree))  # noqa: E731
 print(f"parameters: {count(trained):,} -> {count(small):,}")
 
 # %% [markdown]
-# Is it the same function? `jg.removed` computes at full size as if the entries were not
-# there, in no sum, no mean, no maximum. Both have to agree:
+# Is it the same function? `jg.without_entries` computes at full size, with the removed
+# entries in no sum, mean or maximum. Both have to agree:
 
 # %%
-as_if = jax.jit(jg.removed(graph, keep))(trained, train_images[:BATCH])
+as_if = jax.jit(jg.without_entries(graph, keep))(trained, train_images[:BATCH])
 logits = jax.jit(small_predict)(small, train_images[:BATCH])
 difference = jnp.abs(logits - as_if).max()
 print(f"largest difference of logits: {difference:.1e}")
@@ -334,8 +335,8 @@ assert difference < 1e-3
 # %% [markdown]
 # ## Fine-tune
 #
-# Adam has two moments for each weight. `slice_tree` cuts them by the same plan, so
-# training goes on where it was.
+# Adam has two moments for each weight. `slice_tree` cuts them by the same plan, so that
+# training continues where it stopped.
 
 # %%
 small_state = jg.slice_tree(plan, opt_state)
@@ -344,9 +345,9 @@ print(f"optimizer state: {count(opt_state):,} -> {count(small_state):,} numbers"
 tuned, _ = train(small_forward, small, small_state, jax.random.key(2), STEPS // 2)
 
 # %% [markdown]
-# The batch statistics of the shrunk network are still those of the large one. So a part
-# of what is lost by the cut is not lost at all: passes over the data that change the
-# statistics only, and no weight, bring it back. `refreshed` is that.
+# The batch statistics of the shrunk network are still those of the large one. A part of
+# the loss of accuracy can therefore be recovered without changing any weight, by passes
+# over the data that update the statistics only: the row `refreshed`.
 
 
 # %%
@@ -374,8 +375,8 @@ for name, found in results.items():
 # %% [markdown]
 # ## Is it faster?
 #
-# Both functions under `jit`, in turns, the best of several; and the large one with
-# masks in place of smaller arrays.
+# We time both functions under `jit`, in turns, and take the best of several runs; and,
+# for comparison, the large function with masked weights.
 
 
 # %%
@@ -391,7 +392,7 @@ def seconds(**calls):
     return best
 
 
-masked = jp.masks.apply(trained, jg.masks(graph, keep))
+masked = jp.masks.apply(trained, jg.param_masks(graph, keep))
 large_jit, small_jit = jax.jit(predict), jax.jit(small_predict)
 times = seconds(
     dense=lambda: large_jit(trained, train_images),
@@ -402,15 +403,15 @@ for name, found in times.items():
     print(f"{name:7}{1e3 * found:8.2f} ms, {times['dense'] / found:.2f} times as fast")
 
 # %% [markdown]
-# Masks win nothing. The small network wins, but seldom the factor two that its
-# multiply-adds promise: normalizations and rectifiers cost time and no multiply-adds,
-# and hardware likes some widths better than others. On a GPU or TPU a network as small
-# as this one hardly fills the chip, and may not become faster at all. Ask `select` for
-# `multiple_of=8` or more there, and measure on your own device.
+# Masks save no time. The small network does, but seldom the factor of two that its
+# multiply-adds suggest: normalizations and rectifiers take time without multiply-adds,
+# and hardware prefers some widths to others. On a GPU or TPU, a network as small as
+# this one hardly fills the chip, and may not become faster at all. Pass `multiple_of=8`
+# or more to `choose` there, and measure on your own device.
 #
-# ## Keep the plan
+# ## Save the plan
 #
-# It is JSON. With it, another checkpoint of the same network shrinks alike.
+# A plan is JSON. It shrinks another checkpoint of the same network in the same way.
 
 # %%
 text = jg.dumps(plan)
@@ -421,9 +422,9 @@ assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), again, small))
 # %% [markdown]
 # # 2. A GPT
 #
-# Two blocks of attention and an MLP, in plain JAX. It learns to sort: given `52817>`,
-# it continues with `12578`. There are 100,000 such lines, made at random as it trains,
-# so it has to learn how, not what.
+# Two blocks of attention and an MLP, in plain JAX. The model learns to sort: given
+# `52817>`, it continues with `12578`. There are 100,000 such lines, drawn at random
+# during training, so it has to learn the rule rather than the answers.
 
 # %%
 DIGITS, LENGTH = 5, 10
@@ -526,9 +527,10 @@ print(f"dense: {sorted_right(gpt, params):.1%} of the lines are sorted")
 # %% [markdown]
 # ## Heads, head dimensions, hidden units
 #
-# `heads` are whole heads. `head` are dimensions within them, one group that queries and
-# keys share and one of values and outputs. Heads are one array, so all of them lose the
-# same dimensions. The `hidden` of 64 entries is the residual stream itself.
+# Groups of kind `heads` are whole heads. Groups of kind `head` are dimensions within
+# them: one is shared by queries and keys, another by values and outputs. All heads are
+# in one array, so all of them lose the same dimensions. The `hidden` group of 64
+# entries is the residual stream itself.
 
 # %%
 example = test_lines[:BATCH, :-1]
@@ -536,19 +538,19 @@ graph = jg.trace(gpt, params, example)
 print(graph)
 
 # %% [markdown]
-# The same steps as before. Groups of one form compete with each other only
-# (`jg.isomorphic`), as scores of a head and of a channel are hard to compare, and no
-# group loses more than 60 %.
+# The same steps as before. Groups of the same form compete only with each other
+# (`jg.isomorphic`), because the scores of heads and channels are hard to compare, and
+# no group loses more than 60 % of its entries.
 
 # %%
 gradient = jax.jit(jax.grad(gpt_loss), static_argnames="gpt")
 grads = gradient(params, gpt, lines(jax.random.key(5), 512))
 taylor = jax.tree.map(lambda w, g: jnp.abs(w * g), params, grads)
-keep = jg.select(
+keep = jg.choose(
     graph,
     jg.group_scores(graph, taylor),
     0.5,
-    scope=jg.isomorphic,
+    compete=jg.isomorphic,
     cost=jg.multiply_adds,
     most=0.6,
 )
@@ -584,33 +586,34 @@ for name, found in times.items():
 # %% [markdown]
 # ## Fewer layers
 #
-# A *branch* is what an addition adds to the stream. Without it the stream just passes.
-# Here are four: two attentions, two MLPs. What is the model without each?
+# A *branch* is what an addition adds to the residual stream; without it, the stream
+# passes unchanged. There are four here: two of attention and two MLPs. How good is the
+# model without each of them?
 
 # %%
 for name, branch in jg.branches(graph).items():
-    shorter, rest = jg.without(graph, params, [name])
+    shorter, rest = jg.without_branches(graph, params, [name])
     print(f"{sorted_right(shorter, rest):.1%} sorted without {branch}")
 
 # %% [markdown]
-# What comes out is again a function with parameters: it can be trained, traced and
-# shrunk. Leaves that nothing uses any more are empty.
+# The result is again a function with parameters, which can be trained, traced and
+# shrunk. Leaves that are no longer used are empty.
 
 # %%
 last = list(jg.branches(graph))[-1]
-shorter, rest = jg.without(graph, params, [last])
+shorter, rest = jg.without_branches(graph, params, [last])
 print(f"without {last}: {count(params):,} -> {count(rest):,} parameters")
 cost = jg.multiply_adds(jg.trace(shorter, rest, example)) / jg.multiply_adds(graph)
 print(f"{cost:.1%} of the multiply-adds")
 
 # %% [markdown]
-# ## A little at a time
+# ## Gradual pruning
 #
-# Structure can also be masked gradually while the network trains, and be cut off at the
-# end. `jg.keep_groups` is a link like any other pruner of jprune, so `jp.sparsify`
-# takes it and the optimizer does the rest. The training loop stays as it is.
+# Structures can also be masked gradually during training, and be removed at the end.
+# `jg.keep_groups` is a link like any other in jprune, so `jp.sparsify` accepts it, and
+# the training loop does not change.
 #
-# We leave the residual stream alone. A channel that is *masked* there is a zero that
+# We leave the residual stream whole. A channel that is *masked* there is a zero that
 # still counts in the means of the normalizations; one that is *removed* does not. For
 # hidden units and heads the two are the same.
 
@@ -630,16 +633,16 @@ sparse, sparse_state = train_gpt(
 keep = jg.kept_by(graph, jp.masks_of(sparse_state))
 print({name: f"{mask.sum()} of {mask.size}" for name, mask in keep.items()})
 
-gradual_gpt, gradual = jg.shrink(graph, sparse, jg.make_plan(graph, keep))
+gradual_gpt, gradual = jg.shrink(graph, sparse, keep=keep)
 print(f"masked: {sorted_right(gpt, sparse):.1%} sorted")
-print(f"cut off: {sorted_right(gradual_gpt, gradual):.1%} sorted")
+print(f"removed: {sorted_right(gradual_gpt, gradual):.1%} sorted")
 
 # %% [markdown]
-# ## Take it elsewhere
+# ## Export
 #
-# The small function is a JAX function, so `jax.export` stores it as StableHLO, for a
-# server that knows neither the model's code nor jprune. (Writing it to bytes needs the
-# package flatbuffers.)
+# The small function is a JAX function, so `jax.export` stores it as StableHLO for a
+# server that has neither the model's code nor jprune. (Serialization needs the package
+# flatbuffers.)
 
 # %%
 exported = export.export(jax.jit(small_gpt))(tuned, example)
@@ -661,12 +664,12 @@ if full_size:
 # %% [markdown]
 # ## Where to go next
 #
-# - Your own model: `jg.trace(fn, params, *inputs)`, then read `print(graph)` and
-#   `jg.explain(graph)` first. What you hoped to prune and do not see in the first is in
-#   the second, with the reason.
+# - Your own model: call `jg.trace(fn, params, *inputs)`, then read `print(graph)` and
+#   `jg.explain(graph)`. An axis that is missing in the first is explained in the
+#   second.
 # - Other criteria: anything that gives a number for each weight. Other budgets:
 #   `jg.parameters`, `jg.bytes_moved`, or your own function of the sizes.
-# - Frozen is not the same as important, and a group that may shrink is not unimportant:
-#   the graph says what *can* go, the scores what *should*.
-# - Weak first, removed later: `jg.add_group_decay` and `jg.add_growing_decay` are links
-#   for the optimizer.
+# - Frozen does not mean important, and prunable does not mean unimportant: the graph
+#   says what *can* be removed, the scores say what *should* be.
+# - Sparse training: `jg.add_group_decay` and `jg.add_growing_decay` are links for the
+#   optimizer that weaken groups before they are removed.

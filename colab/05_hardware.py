@@ -249,10 +249,10 @@ params = {
         jax.random.split(jax.random.key(2), len(sizes)), sizes.items(), strict=True
     )
 }
-energy = hw.on(machines.eyeriss(), lambda found: found.energy, bits=8)
+energy = hw.as_graph_cost(machines.eyeriss(), lambda found: found.energy, bits=8)
 scores = jg.group_scores(graph, jax.tree.map(jnp.square, params))
-keep = jg.select(graph, scores, 0.3, cost=energy)
-small, small_params = jg.shrink(graph, params, jg.make_plan(graph, keep))
+keep = jg.choose(graph, scores, 0.3, cost=energy)
+small, small_params = jg.shrink(graph, params, keep=keep)
 share = float(energy(graph, jg.sizes(graph, keep)) / energy(graph, {}))
 print(f"energy left: {100 * share:.1f} %")
 print({name: p.shape for name, p in small_params.items()})
@@ -263,7 +263,9 @@ assert out.shape == (TOKENS, WIDTH)
 # Its gradient, by which masks can be learned, is the cost of one unit of each group.
 
 # %%
-smooth = hw.on(machines.eyeriss(), lambda found: found.energy, bits=8, temperature=0.05)
+smooth = hw.as_graph_cost(
+    machines.eyeriss(), lambda found: found.energy, bits=8, temperature=0.05
+)
 whole = {name: jnp.float32(group.size) for name, group in graph.groups.items()}
 for name, slope in jax.grad(lambda s: smooth(graph, s))(whole).items():
     print(f"{name:12} {1e9 * float(slope):8.2f} nJ for an entry, of {whole[name]:.0f}")

@@ -117,14 +117,14 @@ def _compiled(course: Course, count: int, shape: Any, test: int) -> Any:
 
     @jax.jit
     def go(params: Any, keep: Any, splits: data.Splits, key: jax.Array) -> Any:
-        judge = jg.removed(judging, keep)
+        judge = jg.without_entries(judging, keep)
 
         def percent(params: Any) -> jax.Array:
             found = judge(params, splits.train.images, splits.test.images)
             return 100 * (found.argmax(-1) == splits.test.labels).mean()
 
         state, _ = train.fit(
-            jg.removed(training, keep),
+            jg.without_entries(training, keep),
             tx,
             params,
             splits.train,

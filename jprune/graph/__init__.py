@@ -1,19 +1,43 @@
-"""One trace of a function gives groups of axes, and the function on smaller arrays.
+"""Structural pruning: coupled axes of any JAX function, and really smaller arrays.
 
-graph = trace(fn, params, x)                    what must shrink together
-scores = group_scores(graph, |w|^2)             any criterion, entry by entry
-keep = select(graph, scores, 0.5, cost=multiply_adds)
-plan = make_plan(graph, keep)                   plain data
-small_fn, small_params = shrink(graph, params, plan)
+A *group* is a set of axes of params that must shrink together, because the function
+adds, multiplies or contracts them entry by entry. Its *entry* k, one channel or head,
+consists of slice k of all these axes, and is kept or removed as a whole.
+
+    graph = trace(fn, params, x)                            finds the groups
+    scores = group_scores(graph, params, each=np.square)    scores their entries
+    keep = choose(graph, scores, 0.5, cost=multiply_adds)   halves the multiply-adds
+    small_fn, small_params = shrink(graph, params, keep=keep)
+
+Read in this order:
+
+    trace, Graph, Group, explain       which axes shrink together; what is frozen, why
+    group_scores, gain_scores, ...     scores of entries from scores of weights
+    choose, Compete, sizes             which entries are kept, under a budget
+    multiply_adds, parameters, Cost    costs, exact polynomials in the groups' sizes
+    shrink, without_entries            smaller arrays; the same numbers at full size
+    make_plan, slice_tree, dumps       a choice as plain data; cuts optimizer states
+    keep_groups, param_masks, kept_by  structures that are masked while they train
+    add_group_decay, add_l1, ...       sparse training, before entries are removed
+    branches, without_branches         depth: residual branches that can be removed
+    fit_widths, first_entries          widths at initialization
+    summary, draw_widths               tables and pictures
+    Options, Outcome                   constants that follow sizes; rules of your own
+
+The private package `_engine` holds the recorded program: `dims` (axes as terms of
+products and concatenations, merged by union-find), `program` (equations), `rules` (one
+for each JAX primitive; a primitive without a rule freezes its axes) and `running` (the
+program at other sizes).
 """
 
-from jprune.graph._budget import Scope as Scope
+from jprune._core.deprecation import renamed
+from jprune.graph._budget import Compete as Compete
 from jprune.graph._budget import all_groups as all_groups
+from jprune.graph._budget import choose as choose
 from jprune.graph._budget import each_group as each_group
 from jprune.graph._budget import is_width as is_width
 from jprune.graph._budget import isomorphic as isomorphic
 from jprune.graph._budget import same_kind as same_kind
-from jprune.graph._budget import select as select
 from jprune.graph._budget import sizes as sizes
 from jprune.graph._cost import Cost as Cost
 from jprune.graph._cost import Operation as Operation
@@ -31,21 +55,22 @@ from jprune.graph._cropping import fit_widths as fit_widths
 from jprune.graph._depth import Branch as Branch
 from jprune.graph._depth import branch_scores as branch_scores
 from jprune.graph._depth import branches as branches
-from jprune.graph._depth import without as without
+from jprune.graph._depth import without_branches as without_branches
 from jprune.graph._distances import geometric_median_scores as geometric_median_scores
 from jprune.graph._engine.program import Note as Note
 from jprune.graph._engine.program import Options as Options
 from jprune.graph._engine.program import Outcome as Outcome
+from jprune.graph._gains import filter_members as filter_members
 from jprune.graph._gains import gain_scores as gain_scores
 from jprune.graph._gains import gains as gains
-from jprune.graph._gains import written as written
 from jprune.graph._groups import Group as Group
 from jprune.graph._groups import Member as Member
 from jprune.graph._groups import check_known as check_known
-from jprune.graph._groups import places as places
+from jprune.graph._groups import entry_indices as entry_indices
 from jprune.graph._inner import is_inner as is_inner
 from jprune.graph._masking import keep_groups as keep_groups
 from jprune.graph._masking import kept_by as kept_by
+from jprune.graph._plan import Keep as Keep
 from jprune.graph._plan import Plan as Plan
 from jprune.graph._plan import compose as compose
 from jprune.graph._plan import dumps as dumps
@@ -61,15 +86,30 @@ from jprune.graph._regularize import add_growing_decay as add_growing_decay
 from jprune.graph._regularize import add_l1 as add_l1
 from jprune.graph._scores import by_max as by_max
 from jprune.graph._scores import by_mean as by_mean
-from jprune.graph._scores import first as first
+from jprune.graph._scores import first_member as first_member
 from jprune.graph._scores import group_scores as group_scores
-from jprune.graph._scores import masks as masks
-from jprune.graph._scores import spread as spread
-from jprune.graph._shrink import removed as removed
+from jprune.graph._scores import param_masks as param_masks
+from jprune.graph._scores import spread_to_params as spread_to_params
 from jprune.graph._shrink import shrink as shrink
+from jprune.graph._shrink import without_entries as without_entries
 from jprune.graph._summary import draw_widths as draw_widths
 from jprune.graph._summary import print_summary as print_summary
 from jprune.graph._summary import summary as summary
 from jprune.graph._trace import Graph as Graph
 from jprune.graph._trace import explain as explain
 from jprune.graph._trace import trace as trace
+
+__getattr__ = renamed(
+    __name__,
+    {
+        "first": "jprune.graph.first_member",
+        "masks": "jprune.graph.param_masks",
+        "places": "jprune.graph.entry_indices",
+        "removed": "jprune.graph.without_entries",
+        "Scope": "jprune.graph.Compete",
+        "select": "jprune.graph.choose",
+        "spread": "jprune.graph.spread_to_params",
+        "without": "jprune.graph.without_branches",
+        "written": "jprune.graph.filter_members",
+    },
+)

@@ -1,37 +1,40 @@
-"""Which entries of groups to keep: by share, or as many as a budget allows."""
+"""Chooses the entries to keep: by a fraction, or as many as a budget allows."""
 
+import bisect
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jprune._core import base
+from jprune._core.deprecation import renamed_arguments
 from jprune.graph._cost import Cost
 from jprune.graph._groups import Group, check_known
 from jprune.graph._trace import Graph
 
-Scope = Callable[[Group], Hashable]
-"""Groups with the same key compete for what is kept."""
+Compete = Callable[[Group], Hashable]
+"""`group -> key`; the entries of groups with equal keys compete with each other."""
 
 
 def all_groups(group: Group) -> Hashable:
-    """The scope in which all groups compete; their scores have to be of one scale."""
+    """Key for `choose`: all groups compete, so their scores must be on one scale."""
     del group
     return None
 
 
 def each_group(group: Group) -> Hashable:
-    """The scope in which entries compete within their group only."""
+    """Key for `choose`: entries compete within their own group only."""
     return group.name
 
 
 def same_kind(group: Group) -> Hashable:
-    """The scope in which heads compete with heads, channels with channels."""
+    """Key for `choose`: heads compete with heads, channels with channels."""
     return group.kind
 
 
 def isomorphic(group: Group) -> Hashable:
-    """The scope in which groups of the same form compete, as layers of a stack.
+    """Key for `choose`: groups of the same form compete, such as repeated layers.
 
     Args:
       group: a group.
@@ -47,51 +50,54 @@ def isomorphic(group: Group) -> Hashable:
 
 
 def is_width(group: Group) -> bool:
-    """Returns True for all groups but stacked layers: what `select` prunes."""
+    """Returns True for all groups except stacked layers: what `choose` prunes."""
     return group.kind != "layer"
 
 
-def select(
+@renamed_arguments(scope="compete")
+def choose(
     graph: Graph,
     scores: Mapping[str, Any],
     sparsity: float,
     *,
-    scope: Scope = all_groups,
+    compete: Compete = all_groups,
     cost: Cost | None = None,
     multiple_of: int = 1,
     min_kept: int = 1,
     most: float = 1.0,
     where: Callable[[Group], bool] = is_width,
 ) -> dict[str, np.ndarray]:
-    """Returns the entries to keep: the highest scores of each scope.
+    """Chooses the entries to keep: those with the highest scores.
 
-    With a cost as few entries are removed as
+    With a cost, the entries with the lowest scores are removed until
 
-        cost(sizes) <= (1 - sparsity) * cost(all)
+        cost(sizes) <= (1 - sparsity) * cost(full sizes)
 
-    asks for, the lowest of every scope first: the same share of each, up to an entry.
-    How many is found by bisection on exact polynomials: nothing is pruned to be
-    measured.
+    and no more. Where groups do not all compete, each competition loses the same
+    fraction of its entries, up to one entry. The number of entries is found by
+    bisection on exact polynomials; nothing is pruned in order to be measured.
 
     Args:
       graph: the recorded function.
-      scores: group name -> `(size,)`, as from `group_scores`.
-      sparsity: in [0, 1): the share of entries to remove, or, with a cost, of the
-        cost.
-      scope: what competes.
-      cost: such as `multiply_adds` or `parameters`; None counts entries.
-      multiple_of: sizes become multiples of it, where a group is large enough. They
-        are rounded down for a cost, so that it holds, else to the nearest.
-      min_kept: the least that a group keeps.
-      most: the largest share of a group that may go.
-      where: which groups may shrink.
+      scores: group name -> scores `(size,)`, as from `group_scores`.
+      sparsity: fraction to remove, in [0, 1): of the entries, or of the cost.
+      compete: `group -> key`; groups with equal keys compete with each other.
+      cost: cost to reduce, such as `multiply_adds` or `parameters`; None counts
+        entries.
+      multiple_of: sizes become multiples of this number in groups that are at least
+        as large. With a cost they are rounded down, so that the budget holds, else to
+        the nearest multiple.
+      min_kept: least number of entries that a group keeps.
+      most: greatest fraction of a group's entries that is removed.
+      where: predicate of the groups that may shrink.
 
     Returns:
-      Group name -> bools, of the groups that shrink.
+      Group name -> bools `(size,)`, True = keep, for the groups that shrink.
 
     Raises:
-      PruningError: if the sparsity is outside [0, 1), a score is missing, of another
-        shape or NaN, nothing may shrink, or floors make the budget impossible.
+      PruningError: if the sparsity is outside [0, 1), if a score is missing, has
+        another shape or is NaN, if no group may shrink, or if the minimum sizes cost
+        more than the budget.
 
     Example:
       >>> import jax.numpy as jnp
@@ -99,54 +105,35 @@ def select(
       >>> mlp = lambda p, x: jnp.tanh(x @ p["in"]) @ p["out"]
       >>> params = {"in": jnp.ones((3, 4)), "out": jnp.ones((4, 2))}
       >>> graph = jg.trace(mlp, params, jnp.ones((5, 3)))
-      >>> select(graph, {"in[1]": jnp.array([3.0, 1.0, 2.0, 4.0])}, 0.5)
+      >>> jg.choose(graph, {"in[1]": jnp.array([3.0, 1.0, 2.0, 4.0])}, 0.5)
       {'in[1]': array([ True, False, False,  True])}
     """
     if not 0 <= sparsity < 1:
-        raise base.PruningError(f"A share to remove is in [0, 1); got {sparsity}.")
+        raise base.PruningError(f"The sparsity must be in [0, 1); got {sparsity}.")
     groups = {n: g for n, g in graph.groups.items() if where(g)}
     if not groups:
         raise base.PruningError("No group may shrink.")
     given = {n: _checked(g, scores) for n, g in groups.items()}
-    floors = {
-        n: min(g.size, max(min_kept, int(np.ceil(g.size * (1 - most) - 1e-9))))
-        for n, g in groups.items()
-    }
-    ranked = _ranks(groups, given, scope)
-
-    def rounded(left: Mapping[str, Any]) -> dict[str, int]:
-        return {
-            n: _rounded(int(left[n]), g.size, floors[n], multiple_of, cost)
-            for n, g in groups.items()
-        }
-
+    ranked = _ranks(groups, given, compete)
+    rounded = _rounding(groups, multiple_of, min_kept, most, down=cost is not None)
     if cost is None:
-        left = {n: (ranks >= sparsity - 1e-12).sum() for n, ranks in ranked.items()}
-        return _best(given, rounded(left))
-
-    # Of scopes that compete apart, entries of one rank go one after the other.
-    order = np.argsort(np.concatenate(list(ranked.values())), kind="stable")
-    each = [g.size for g in groups.values()]
-    owners = np.repeat(np.arange(len(each)), each)[order]
-
-    def without(first: int) -> dict[str, int]:
-        gone = np.bincount(owners[:first], minlength=len(each))
-        return rounded(dict(zip(groups, each - gone, strict=True)))
-
+        kept = {n: (ranks >= sparsity - 1e-12).sum() for n, ranks in ranked.items()}
+        return _best(given, rounded(kept))
+    left = _removal(ranked)
     budget = (1 - sparsity) * cost(graph, {})
-    low, high = 0, len(owners)  # what `high` removes fits
-    if cost(graph, without(high)) > budget:
+    total = sum(g.size for g in groups.values())
+    least = rounded(left(total))
+    if cost(graph, least) > budget:
         raise base.PruningError(
-            f"Even the least sizes cost {cost(graph, without(high))}, more than "
-            f"{budget}: {without(high)}"
+            f"Even the minimum sizes cost {cost(graph, least)}, more than the budget "
+            f"of {budget}: {least}"
         )
-    while low < high:
-        middle = (low + high) // 2
-        if cost(graph, without(middle)) <= budget:
-            high = middle
-        else:
-            low = middle + 1
-    return _best(given, without(high))
+
+    def fits(count: int) -> bool:
+        return cost(graph, rounded(left(count))) <= budget
+
+    count = bisect.bisect_left(range(total), True, key=fits)
+    return _best(given, rounded(left(count)))
 
 
 def _checked(group: Group, scores: Mapping[str, Any]) -> np.ndarray:
@@ -164,16 +151,16 @@ def _checked(group: Group, scores: Mapping[str, Any]) -> np.ndarray:
 
 
 def _ranks(
-    groups: dict[str, Group], scores: dict[str, np.ndarray], scope: Scope
+    groups: dict[str, Group], scores: dict[str, np.ndarray], compete: Compete
 ) -> dict[str, np.ndarray]:
-    """For each entry the share of its scope that scores less, ties by place."""
-    scopes: dict[Hashable, list[str]] = {}
+    """Returns for each entry the fraction of its competitors that score less."""
+    keys: dict[Hashable, list[str]] = {}
     for n, group in groups.items():
-        scopes.setdefault(scope(group), []).append(n)
+        keys.setdefault(compete(group), []).append(n)
     found: dict[str, np.ndarray] = {}
-    for names in scopes.values():
+    for names in keys.values():
         together = np.concatenate([scores[n] for n in names])
-        # The lower place wins a tie, as everywhere in jprune.
+        # The lower index wins a tie, as everywhere in jprune.
         order = np.lexsort((-np.arange(together.size), together))
         ranks = np.empty(together.size)
         ranks[order] = np.arange(together.size) / together.size
@@ -182,12 +169,44 @@ def _ranks(
     return {n: found[n] for n in groups}
 
 
-def _rounded(left: int, size: int, floor: int, multiple: int, cost: Any) -> int:
+def _removal(ranked: dict[str, np.ndarray]) -> Callable[[int], dict[str, int]]:
+    """Returns `count -> sizes` after the removal of the lowest-ranked entries."""
+    each = [ranks.size for ranks in ranked.values()]
+    # Entries of equal rank, of groups that do not compete, are removed one by one.
+    order = np.argsort(np.concatenate(list(ranked.values())), kind="stable")
+    owners = np.repeat(np.arange(len(each)), each)[order]
+
+    def left(count: int) -> dict[str, int]:
+        gone = np.bincount(owners[:count], minlength=len(each))
+        return dict(zip(ranked, each - gone, strict=True))
+
+    return left
+
+
+def _rounding(
+    groups: dict[str, Group], multiple_of: int, min_kept: int, most: float, down: bool
+) -> Callable[[Mapping[str, Any]], dict[str, int]]:
+    """Returns the function that rounds sizes to multiples within their limits."""
+    floors = {
+        n: min(g.size, max(min_kept, int(np.ceil(g.size * (1 - most) - 1e-9))))
+        for n, g in groups.items()
+    }
+
+    def rounded(left: Mapping[str, Any]) -> dict[str, int]:
+        return {
+            n: _rounded(int(left[n]), g.size, floors[n], multiple_of, down)
+            for n, g in groups.items()
+        }
+
+    return rounded
+
+
+def _rounded(left: int, size: int, floor: int, multiple: int, down: bool) -> int:
     if size < multiple:
         return max(left, floor)
-    down = left // multiple * multiple
-    up = min(-(-left // multiple) * multiple, size)
-    near = down if cost is not None or left - down < up - left else up
+    below = left // multiple * multiple
+    above = min(-(-left // multiple) * multiple, size)
+    near = below if down or left - below < above - left else above
     least = -(-floor // multiple) * multiple
     return min(max(near, least if least <= size else floor), size)
 
@@ -195,6 +214,7 @@ def _rounded(left: int, size: int, floor: int, multiple: int, cost: Any) -> int:
 def _best(
     scores: dict[str, np.ndarray], counts: dict[str, int]
 ) -> dict[str, np.ndarray]:
+    """Returns masks of the highest scores of the groups that shrink."""
     found = {}
     for n, each in scores.items():
         if counts[n] == each.size:
@@ -207,17 +227,24 @@ def _best(
 
 
 def sizes(graph: Graph, keep: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the sizes of groups for a choice of entries, as a cost takes them.
+    """Returns the sizes of groups after a choice of entries, as a cost takes them.
 
     Args:
       graph: the recorded function.
-      keep: group name -> bools, or soft gates in [0, 1], perhaps traced.
+      keep: group name -> kept entries, as bools `(size,)` or as indices; or soft
+        gates `(size,)` in [0, 1], perhaps traced.
 
     Returns:
-      Group name -> the sum of what is kept.
+      Group name -> number of kept entries, or the sum of the gates.
 
     Raises:
       PruningError: if there is no such group.
     """
     check_known(graph.groups, keep)
-    return {name: each.sum() for name, each in keep.items()}
+    return {name: _count(each) for name, each in keep.items()}
+
+
+def _count(entries: Any) -> Any:
+    found = entries if hasattr(entries, "dtype") else np.asarray(entries)
+    indices = jnp.issubdtype(found.dtype, jnp.integer)
+    return np.unique(found).size if indices else found.sum()

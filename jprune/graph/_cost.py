@@ -1,9 +1,9 @@
-"""What a function costs, as polynomials in the sizes of its groups.
+"""The cost of a function, as polynomials in the sizes of its groups.
 
-Every axis is a product or a sum of group sizes, so the parameters and the products of
-a program are polynomials of degree one in each size. They are exact for every plan
-without making it, and differentiable, so a budget can be solved for and learned masks
-can be charged for what they keep.
+Every axis is a product or a sum of group sizes, so the numbers of parameters and of
+multiply-adds are polynomials of degree one in each size. They are exact for every
+choice of entries, without shrinking anything, and differentiable: budgets are solved
+for, and learned masks can be penalised for what they keep.
 """
 
 import functools
@@ -16,29 +16,32 @@ from jax.extend import source_info_util
 from jprune.graph._engine import dims as dims_lib
 from jprune.graph._engine import layout
 from jprune.graph._engine.dims import Dim
-from jprune.graph._engine.program import Axes, Node, Program
+from jprune.graph._engine.program import Axes, Node, Program, Value
 from jprune.graph._engine.rules.control import scan_counts
 from jprune.graph._groups import check_known
-from jprune.graph._trace import Graph
+from jprune.graph._trace import Graph, param_values
+
+PRODUCTS = ("dot_general", "conv_general_dilated")
+"""Primitives that count as operations."""
 
 Sizes = Mapping[str, Any]
-"""Group name -> how many entries: a number, perhaps a fraction of one, or traced."""
+"""Group name -> number of entries, perhaps fractional or traced."""
 
 Cost = Callable[[Graph, Sizes], Any]
-"""What a function costs at some sizes."""
+"""`(graph, sizes) -> cost` of the function with groups of these sizes."""
 
 
 class Operation(NamedTuple):
     """A matrix product or a convolution.
 
     Attributes:
-      name: of the primitive.
+      name: name of the primitive.
       where: file, line and function of the user's code.
       leaves: paths of the params that it multiplies by.
-      factors: dims of whose sizes the multiply-adds are the product.
-      operands: the dims of its two operands.
-      result: the dims of its result.
-      item_bytes: of an entry of each operand, and of the result.
+      factors: dims whose sizes multiply to the number of multiply-adds.
+      operands: dims of its two operands.
+      result: dims of its result.
+      item_bytes: bytes per element of each operand and of the result.
     """
 
     name: str
@@ -51,28 +54,25 @@ class Operation(NamedTuple):
 
 
 def operations(graph: Graph) -> list[Operation]:
-    """Returns the products of a program in order, those of a loop once for each turn.
+    """Returns the matrix products and convolutions of a program, in order.
 
-    A `while` loop counts as one turn; of a `cond` the dearest branch counts.
+    Those inside of a `scan` count once for each iteration. A `while` loop counts as
+    one iteration, and a `cond` as its most expensive branch.
 
     Args:
       graph: the recorded function.
 
     Returns:
-      One `Operation` for each matrix product or convolution of the program.
+      One `Operation` for each product in the program.
     """
-    origins = {
-        id(v): path for path, v in zip(graph.axes, graph.program.inputs, strict=False)
-    }
-    return _operations(graph.program, origins, ())
+    return _operations(graph.program, param_values(graph), ())
 
 
-def _operations(program: Program, origins: dict[int, str], turns: Axes) -> Any:
+def _operations(program: Program, origins: dict[Value, str], turns: Axes) -> Any:
     found: list[Operation] = []
     for node in program.nodes:
-        given = [origins.get(id(v)) for v in node.inputs]
-        named = [path for path in given if path is not None]
-        if node.name in ("dot_general", "conv_general_dilated"):
+        if node.name in PRODUCTS:
+            named = [origins[v] for v in node.inputs if v in origins]
             found.append(_operation(node, tuple(dict.fromkeys(named)), turns))
         elif node.inner:
             found += _inside(node, origins, turns)
@@ -81,21 +81,21 @@ def _operations(program: Program, origins: dict[int, str], turns: Axes) -> Any:
     return found
 
 
-def note_view(node: Node, origins: dict[int, str]) -> None:
-    """Notes where the result of an equation comes from, if it is a view of a leaf.
+def note_view(node: Node, origins: dict[Value, str]) -> None:
+    """Records the origin of a result that is a view of a leaf, such as a cast.
 
     Args:
-      node: the equation; a cast, a transposition.
-      origins: id of a value -> path of the leaf; the result is added.
+      node: the equation.
+      origins: value -> path of its leaf; the result is added to it.
     """
-    named = [origins[id(v)] for v in node.inputs if id(v) in origins]
+    named = [origins[v] for v in node.inputs if v in origins]
     if node.inner or len(named) != 1 or len(node.outputs) != 1:
         return
-    if not any(v.active for v in node.inputs if id(v) not in origins):
-        origins[id(node.outputs[0])] = named[0]
+    if not any(v.active for v in node.inputs if v not in origins):
+        origins[node.outputs[0]] = named[0]
 
 
-def _inside(node: Node, origins: dict[int, str], turns: Axes) -> list[Operation]:
+def _inside(node: Node, origins: dict[Value, str], turns: Axes) -> list[Operation]:
     if node.name == "scan":
         constants, carried = scan_counts(node.params)
         stacked = [*node.inputs[constants + carried :], *node.outputs[carried:]]
@@ -106,8 +106,8 @@ def _inside(node: Node, origins: dict[int, str], turns: Axes) -> list[Operation]
         inner = dict(origins)
         outside = node.inputs[len(node.inputs) - len(body.inputs) :]
         for a, b in zip(outside, body.inputs, strict=False):
-            if id(a) in origins:
-                inner[id(b)] = origins[id(a)]
+            if a in origins:
+                inner[b] = origins[a]
         lists.append(_operations(body, inner, turns))
     if node.name != "cond":
         return [o for each in lists for o in each]
@@ -139,10 +139,10 @@ def multiply_adds(graph: Graph, sizes: Sizes | None = None) -> Any:
 
     Args:
       graph: the recorded function, for inputs of the recorded shapes.
-      sizes: of groups; those that are missing are whole.
+      sizes: sizes of groups; missing ones are whole.
 
     Returns:
-      A number; an exact integer if all sizes are integers. Twice that many FLOPs.
+      Number of multiply-adds, half the FLOPs; an exact integer for integer sizes.
 
     Example:
       >>> import jax.numpy as jnp
@@ -158,14 +158,14 @@ def multiply_adds(graph: Graph, sizes: Sizes | None = None) -> Any:
 
 
 def parameters(graph: Graph, sizes: Sizes | None = None) -> Any:
-    """Returns how many entries all params have.
+    """Returns the number of parameters.
 
     Args:
       graph: the recorded function.
-      sizes: of groups; those that are missing are whole.
+      sizes: sizes of groups; missing ones are whole.
 
     Returns:
-      A number; an exact integer if all sizes are integers.
+      Number of elements of all params; an exact integer for integer sizes.
     """
     size = measure(graph, sizes)
     return sum(_product(size, axes) for axes in graph.axes.values())
@@ -176,10 +176,10 @@ def parameter_bytes(graph: Graph, sizes: Sizes | None = None) -> Any:
 
     Args:
       graph: the recorded function.
-      sizes: of groups; those that are missing are whole.
+      sizes: sizes of groups; missing ones are whole.
 
     Returns:
-      A number; an exact integer if all sizes are integers.
+      Bytes; an exact integer for integer sizes.
     """
     size = measure(graph, sizes)
     values = zip(graph.axes.values(), graph.program.inputs, strict=False)
@@ -187,14 +187,14 @@ def parameter_bytes(graph: Graph, sizes: Sizes | None = None) -> Any:
 
 
 def activation_bytes(graph: Graph, sizes: Sizes | None = None) -> Any:
-    """Returns the bytes of the results of all products, which training has to keep.
+    """Returns the bytes of the results of all products, which training has to store.
 
     Args:
       graph: the recorded function, for inputs of the recorded shapes.
-      sizes: of groups; those that are missing are whole.
+      sizes: sizes of groups; missing ones are whole.
 
     Returns:
-      A number; an exact integer if all sizes are integers.
+      Bytes; an exact integer for integer sizes.
     """
     size = measure(graph, sizes)
     return sum(_product(size, o.result) * o.item_bytes[-1] for o in operations(graph))
@@ -205,10 +205,10 @@ def bytes_moved(graph: Graph, sizes: Sizes | None = None) -> Any:
 
     Args:
       graph: the recorded function, for inputs of the recorded shapes.
-      sizes: of groups; those that are missing are whole.
+      sizes: sizes of groups; missing ones are whole.
 
     Returns:
-      A number; an exact integer if all sizes are integers.
+      Bytes; an exact integer for integer sizes.
     """
     size = measure(graph, sizes)
     return sum(
@@ -219,11 +219,11 @@ def bytes_moved(graph: Graph, sizes: Sizes | None = None) -> Any:
 
 
 def measure(graph: Graph, sizes: Sizes | None = None) -> Callable[[Dim], Any]:
-    """Returns the function from a dim to its size, given those of groups.
+    """Returns the function that gives the size of a dim, for given sizes of groups.
 
     Args:
       graph: the recorded function.
-      sizes: of groups; those that are missing are whole.
+      sizes: sizes of groups; missing ones are whole.
 
     Returns:
       `dim -> size`.
@@ -232,19 +232,14 @@ def measure(graph: Graph, sizes: Sizes | None = None) -> Callable[[Dim], Any]:
       PruningError: if there is no such group.
     """
     check_known(graph.groups, sizes or {})
-    given = {id(graph.groups[n].dim): s for n, s in (sizes or {}).items()}
-    known: dict[int, Any] = {}
+    given = {graph.groups[n].dim: s for n, s in (sizes or {}).items()}
+    known: dict[Dim, Any] = {}
 
     def size(d: Dim) -> Any:
         d = dims_lib.resolve(d)
-        if id(d) not in known:
-            known[id(d)] = layout.evaluate(
-                d,
-                lambda x: given.get(id(x), x.size),
-                lambda a, b: a * b,
-                lambda a, b: a + b,
-            )
-        return known[id(d)]
+        if d not in known:
+            known[d] = layout.size_of(d, given)
+        return known[d]
 
     return size
 
@@ -254,15 +249,16 @@ def _product(size: Callable[[Dim], Any], axes: Axes) -> Any:
 
 
 def penalty(cost: Cost, target: float) -> Callable[[Graph, Sizes], Any]:
-    """Returns a differentiable penalty for costing more than a share of the whole.
+    """Returns a differentiable penalty on the cost above a share of the full cost.
+
+        max(0, log(cost(sizes) / (target * full cost)))
 
     Args:
-      cost: such as `multiply_adds`.
-      target: the share that is allowed, in (0, 1].
+      cost: the cost, such as `multiply_adds`.
+      target: allowed share of the full cost, in (0, 1].
 
     Returns:
-      `(graph, sizes) -> |log(cost / (target * full cost))|` above the target, else 0:
-      of one scale for every model and unit.
+      `(graph, sizes) -> penalty`, on the same scale for every model and unit of cost.
 
     References:
       The form is that of the resource loss of APTP (Ganjdanesh et al., 2024,

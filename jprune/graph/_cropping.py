@@ -1,14 +1,13 @@
-"""Sizes of groups from sizes of leaves, and masks from sizes."""
+"""Sizes of groups from the desired sizes of leaves, and entries from sizes."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 
 from jprune._core import base
 from jprune.graph._budget import is_width
 from jprune.graph._cost import measure
-from jprune.graph._groups import Group
+from jprune.graph._groups import Group, check_known
 from jprune.graph._trace import Graph
 
 _ROUNDS = 20
@@ -21,28 +20,29 @@ def fit_widths(
     min_kept: int = 1,
     where: Callable[[Group], bool] = is_width,
 ) -> dict[str, int]:
-    """Returns the sizes of groups with which leaves have given shares of their size.
+    """Fits the sizes of groups to given fractions of the leaves' sizes.
 
     With c_g the size of group g and n_l(c) the number of weights of leaf l,
 
         min over c of sum over l of (log n_l(c) - log(share_l n_l))^2
 
-    A product of sizes is linear in their logarithms, so that one least-squares
-    problem settles it; sums, as of concatenated features, take some more. Of equally
-    good sizes the largest are taken. What ends above the full size or below the
-    least stays there, and the others are solved for again.
+    A product of sizes is linear in their logarithms, so that a single least-squares
+    problem solves it; sums, as of concatenated features, need a few Gauss-Newton
+    steps. Among equally good solutions, the one nearest to the full sizes is taken.
+    Sizes outside of [min_kept, full size] are clipped, and the others are solved for
+    again.
 
     Args:
       graph: the recorded function.
-      shares: path of a leaf -> the share of its weights, in (0, 1].
-      min_kept: the least size.
-      where: which groups may shrink.
+      shares: path of a leaf -> fraction of its weights to keep, in (0, 1].
+      min_kept: least size of a group.
+      where: predicate of the groups that may shrink.
 
     Returns:
-      Group name -> its size, rounded.
+      Group name -> size, rounded to an integer.
 
     Raises:
-      PruningError: if there is no such leaf, a share is outside (0, 1], `min_kept`
+      PruningError: if there is no such leaf, a fraction is outside (0, 1], `min_kept`
         is not positive, or no group may shrink.
 
     Example:
@@ -51,7 +51,7 @@ def fit_widths(
       >>> mlp = lambda p, x: jnp.tanh(x @ p["in"]) @ p["out"]
       >>> params = {"in": jnp.ones((3, 8)), "out": jnp.ones((8, 2))}
       >>> graph = jg.trace(mlp, params, jnp.ones((5, 3)))
-      >>> fit_widths(graph, {"in": 0.5, "out": 0.125})
+      >>> jg.fit_widths(graph, {"in": 0.5, "out": 0.125})
       {'in[1]': 2}
     """
     groups = {n: g for n, g in graph.groups.items() if where(g)}
@@ -77,7 +77,7 @@ def _solve(
     logs: np.ndarray,
     free: np.ndarray,
 ) -> np.ndarray:
-    """Gauss-Newton: least squares in the logarithms of what is left of the free."""
+    """Solves for the logarithms of the free groups' kept fractions by Gauss-Newton."""
     full = np.array([float(graph.groups[n].size) for n in names])
     logs = np.where(free, 0.0, logs)
     for _ in range(_ROUNDS):
@@ -89,7 +89,7 @@ def _solve(
             rows.append([slopes.get(n, 0.0) for n in names])
             rest.append(np.log(share) + whole - have)
         slope, missing = np.array(rows)[:, free], np.array(rest)
-        # From the whole sizes, so that of equal fits the nearest to them is found.
+        # The unknowns are 0 at the full sizes, and lstsq returns the least norm.
         at = logs[free]
         new = np.linalg.lstsq(slope, missing + slope @ at, rcond=1e-9)[0]
         logs = logs.copy()
@@ -102,10 +102,11 @@ def _solve(
 def _logarithm(
     graph: Graph, path: str, sizes: Mapping[str, float]
 ) -> tuple[float, dict[str, float]]:
-    """The logarithm of a leaf's size, and its slopes in the logarithms of groups'.
+    """Returns the logarithm of a leaf's size, and its derivatives.
 
-    An axis is a polynomial of degree one in each size, so that the share that it
-    loses without a group is its slope.
+    The derivatives are with respect to the logarithms of the groups' sizes. An axis is
+    a polynomial of degree one in each size, so its derivative is the fraction of the
+    axis that is lost without the group.
     """
     size, axes = measure(graph, sizes), graph.axes[path]
     slopes = {}
@@ -125,28 +126,31 @@ def _check(
     if not groups:
         raise base.PruningError("No group may shrink.")
     if min_kept < 1:
-        raise base.PruningError(f"A group keeps an entry or more; got {min_kept}.")
+        raise base.PruningError(f"min_kept must be at least 1; got {min_kept}.")
     for path, share in shares.items():
         if path not in graph.axes:
             raise base.PruningError(f"The params that were traced have no leaf {path}.")
         if not 0 < share <= 1:
-            raise base.PruningError(f"A share is in (0, 1]; got {share} for {path}.")
+            raise base.PruningError(
+                f"The fraction to keep of {path} must be in (0, 1]; got {share}."
+            )
 
 
 def first_entries(graph: Graph, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """Returns the choice that keeps the first entries of groups.
+    """Keeps the first entries of groups.
 
-    At initialization entries are alike, and which of them stay is of no matter.
+    At initialization all entries are equivalent, so it does not matter which are kept.
 
     Args:
       graph: the recorded function.
-      sizes: group name -> how many are kept.
+      sizes: group name -> number of kept entries.
 
     Returns:
-      Group name -> bools, of the groups that lose entries.
+      Group name -> bools `(size,)`, for the groups that lose entries.
 
     Raises:
-      PruningError: if there is no such group, or it has not that many entries.
+      PruningError: if there is no such group, or if a size is not between 1 and the
+        number of its entries.
 
     Example:
       >>> import jax.numpy as jnp
@@ -154,18 +158,17 @@ def first_entries(graph: Graph, sizes: Mapping[str, int]) -> dict[str, np.ndarra
       >>> mlp = lambda p, x: jnp.tanh(x @ p["in"]) @ p["out"]
       >>> params = {"in": jnp.ones((3, 4)), "out": jnp.ones((4, 2))}
       >>> graph = jg.trace(mlp, params, jnp.ones((5, 3)))
-      >>> first_entries(graph, {"in[1]": 3})
+      >>> jg.first_entries(graph, {"in[1]": 3})
       {'in[1]': array([ True,  True,  True, False])}
     """
-    found: dict[str, Any] = {}
+    check_known(graph.groups, sizes)
+    found = {}
     for name, count in sizes.items():
-        if name not in graph.groups:
-            raise base.PruningError(
-                f"There is no group {name!r}; there are: {', '.join(graph.groups)}"
-            )
         size = graph.groups[name].size
         if not 1 <= count <= size:
-            raise base.PruningError(f"{name} has {size} entries; got {count}.")
+            raise base.PruningError(
+                f"The group {name} has {size} entries; got {count} to keep."
+            )
         if count < size:
             found[name] = np.arange(size) < count
     return found

@@ -1,8 +1,9 @@
-"""Residual branches that can be removed whole: what is left is the stream past them.
+"""Depth: residual branches that can be removed as a whole.
 
-A branch is what an addition adds to a value that it was computed from. Removing it
-makes the addition pass the stream through; leaves that only the branch used become
-empty. Stacked layers of a scan are a group of their own kind, "layer".
+A *branch* is a term that an addition adds to a value that the term was computed from,
+the *stream*. Without the branch, the addition returns the stream; leaves that only
+the branch used become empty. The stacked layers of a scan are not branches but a
+group, of kind "layer".
 """
 
 import posixpath
@@ -16,18 +17,19 @@ import numpy as np
 from jprune import tree
 from jprune._core import base
 from jprune.graph._engine.program import Node, Outcome, Program, Value
+from jprune.graph._groups import unused_name
 from jprune.graph._shrink import call, signature, small_view
-from jprune.graph._trace import Graph, retrace
+from jprune.graph._trace import Graph, param_values, retrace
 
 
 class Branch(NamedTuple):
     """A residual branch.
 
     Attributes:
-      name: the path that its kernels share, or that of the first.
+      name: common path of its kernels, or the path of the first.
       leaves: paths of the params that nothing else uses.
-      node: the number of the addition among the program's equations.
-      stream: which operand of the addition passes when the branch is removed.
+      node: index of the addition among the program's equations.
+      stream: which operand of the addition is the stream, 0 or 1.
     """
 
     name: str
@@ -46,8 +48,8 @@ def branches(graph: Graph) -> dict[str, Branch]:
       graph: the recorded function.
 
     Returns:
-      In the order of the program; those without params of their own are left out.
-      Branches may contain each other.
+      Name -> branch, in the order of the program, without those that have no params
+      of their own. Branches may contain each other.
 
     Example:
       >>> import jax.numpy as jnp
@@ -60,7 +62,7 @@ def branches(graph: Graph) -> dict[str, Branch]:
     """
     program = graph.program
     before = ancestors(program)
-    maker = {id(v): i for i, n in enumerate(program.nodes) for v in n.outputs}
+    maker = {v: i for i, n in enumerate(program.nodes) for v in n.outputs}
     users = _users(program)
     found: dict[str, Branch] = {}
     for i, node in enumerate(program.nodes):
@@ -71,29 +73,29 @@ def branches(graph: Graph) -> dict[str, Branch]:
             if passing.shape != added.shape or passing is added:
                 continue
             source = _source(passing, program.nodes, maker)
-            if id(source) not in before.get(id(added), ()):
+            if source not in before.get(added, ()):
                 continue
             leaves = _own_leaves(graph, added, passing, maker, users, i)
             if leaves:
-                name = _unused(_name(graph, leaves), found)
+                name = unused_name(_name(graph, leaves), found)
                 found[name] = Branch(name, leaves, i, stream)
             break
     return found
 
 
-def without(
+def without_branches(
     graph: Graph, params: base.Params, names: Iterable[str]
 ) -> tuple[Callable[..., Any], base.Params]:
-    """Returns the function without some residual branches, and its params.
+    """Returns the function without some of its residual branches, and its params.
 
     Args:
       graph: the recorded function.
       params: full arrays.
-      names: of `branches(graph)`.
+      names: names of `branches(graph)`.
 
     Returns:
-      `(fn, params)`: the params' tree, with arrays of shape (0,) for leaves that
-      nothing uses any more. The function can be traced and pruned again.
+      `(fn, params)`: the params keep their tree; leaves that are no longer used have
+      shape (0,). The function can be traced and pruned again.
 
     Raises:
       PruningError: if there is no such branch.
@@ -103,7 +105,7 @@ def without(
       >>> from jprune import graph as jg
       >>> block = lambda p, x: x + jnp.tanh(x @ p["a"])
       >>> params, x = {"a": jnp.ones((3, 3))}, jnp.ones((2, 3))
-      >>> fn, rest = jg.without(jg.trace(block, params, x), params, ["a"])
+      >>> fn, rest = jg.without_branches(jg.trace(block, params, x), params, ["a"])
       >>> bool((fn(rest, x) == x).all()), rest["a"].shape
       (True, (0,))
     """
@@ -124,7 +126,7 @@ def without(
 
 
 def branch_scores(graph: Graph, scores: base.Scores) -> dict[str, jax.Array]:
-    """Returns the mean score of each branch's own weights.
+    """Returns the mean score of the weights that belong to each branch alone.
 
     Args:
       graph: the recorded function.
@@ -143,7 +145,7 @@ def branch_scores(graph: Graph, scores: base.Scores) -> dict[str, jax.Array]:
 
 
 def _rewired(graph: Graph, names: Iterable[str]) -> Graph:
-    """The graph with the additions of some branches passing their stream."""
+    """Returns the graph with the additions of branches returning their streams."""
     known = branches(graph)
     nodes = list(graph.program.nodes)
     for name in names:
@@ -165,26 +167,25 @@ def _passing(node: Node, stream: int) -> Node:
 
 
 def _needed(nodes: list[Node], outputs: Sequence[Value]) -> list[Node]:
-    wanted = {id(v) for v in outputs}
+    wanted = set(outputs)
     kept = []
     for node in reversed(nodes):
-        if node.equation.effects or any(id(v) in wanted for v in node.outputs):
+        if node.equation.effects or any(v in wanted for v in node.outputs):
             kept.append(node)
-            wanted |= {id(v) for v in node.inputs}
+            wanted.update(node.inputs)
     return kept[::-1]
 
 
 def _used_leaves(graph: Graph) -> set[str]:
-    used = {id(v) for n in graph.program.nodes for v in n.inputs}
-    used |= {id(v) for v in graph.program.outputs}
-    inputs = zip(graph.axes, graph.program.inputs, strict=False)
-    return {path for path, v in inputs if id(v) in used}
+    used = {v for n in graph.program.nodes for v in n.inputs}
+    used.update(graph.program.outputs)
+    return {path for v, path in param_values(graph).items() if v in used}
 
 
-def _source(value: Value, nodes: list[Node], maker: dict[int, int]) -> Value:
-    """The value before operations that change nothing, as a padding by 0 entries."""
-    while id(value) in maker:
-        node = nodes[maker[id(value)]]
+def _source(value: Value, nodes: list[Node], maker: dict[Value, int]) -> Value:
+    """Returns the value before operations without effect, such as padding by 0."""
+    while value in maker:
+        node = nodes[maker[value]]
         moves = ("pad", "slice", "reshape", "convert_element_type", "copy", "name")
         operand = node.inputs[0]
         if node.name not in moves or operand.shape != value.shape:
@@ -192,33 +193,33 @@ def _source(value: Value, nodes: list[Node], maker: dict[int, int]) -> Value:
         if operand.dtype != value.dtype:
             break
         if node.name == "pad" and any(map(any, node.params["padding_config"])):
-            break  # cut off on one side, and padded on the other
+            break  # cut on one side and padded on the other
         value = operand
     return value
 
 
-def ancestors(program: Program) -> dict[int, set[int]]:
-    """Returns for each value the ids of the active values that it was computed from.
+def ancestors(program: Program) -> dict[Value, set[Value]]:
+    """Returns for each value the active values that it was computed from.
 
     Args:
-      program: the equations; those of loops are one step.
+      program: the program; a loop counts as one equation.
     """
-    found: dict[int, set[int]] = {}
+    found: dict[Value, set[Value]] = {}
     for node in program.nodes:
-        above: set[int] = set()
+        above: set[Value] = set()
         for value in node.inputs:
             if value.active:
-                above |= {id(value)} | found.get(id(value), set())
+                above |= {value} | found.get(value, set())
         for value in node.outputs:
-            found[id(value)] = above
+            found[value] = above
     return found
 
 
-def _users(program: Program) -> dict[int, list[int]]:
-    found: dict[int, list[int]] = {}
+def _users(program: Program) -> dict[Value, list[int]]:
+    found: dict[Value, list[int]] = {}
     for i, node in enumerate(program.nodes):
         for value in node.inputs:
-            found.setdefault(id(value), []).append(i)
+            found.setdefault(value, []).append(i)
     return found
 
 
@@ -226,42 +227,34 @@ def _own_leaves(
     graph: Graph,
     added: Value,
     passing: Value,
-    maker: dict[int, int],
-    users: dict[int, list[int]],
+    maker: dict[Value, int],
+    users: dict[Value, list[int]],
     addition: int,
 ) -> tuple[str, ...]:
-    """Paths of the leaves that are used for what is added and for nothing else."""
+    """Returns the paths of the leaves that only the added value is computed from."""
     nodes = graph.program.nodes
-    inside: set[int] = set()  # equations of which all results go to the addition
-    outputs = {id(v) for v in graph.program.outputs}
+    inside: set[int] = set()  # equations whose results only the addition uses
+    outputs = set(graph.program.outputs)
     waiting = [added]
     while waiting:
         value = waiting.pop()
-        i = maker.get(id(value))
+        i = maker.get(value)
         if i is None or i in inside or value is passing:
             continue
         results = nodes[i].outputs
-        goes = {u for v in results for u in users.get(id(v), ())}
-        if goes <= inside | {addition} and not any(id(v) in outputs for v in results):
+        goes = {u for v in results for u in users.get(v, ())}
+        if goes <= inside | {addition} and not any(v in outputs for v in results):
             inside.add(i)
             waiting += nodes[i].inputs
-    inputs = zip(graph.axes, graph.program.inputs, strict=False)
     return tuple(
-        path for path, v in inputs if users.get(id(v)) and set(users[id(v)]) <= inside
+        path
+        for v, path in param_values(graph).items()
+        if v in users and inside.issuperset(users[v])
     )
 
 
 def _name(graph: Graph, paths: tuple[str, ...]) -> str:
-    """The path that the kernels of a branch share, or that of the first of them."""
+    """Returns the common path of a branch's kernels, or the path of the first."""
     kernels = [p for p in paths if len(graph.axes[p]) > 1] or list(paths)
     shared = posixpath.commonpath(kernels)
     return shared if "/" in shared else kernels[0]
-
-
-def _unused(name: str, found: dict[str, Any]) -> str:
-    if name not in found:
-        return name
-    i = 1
-    while f"{name}.{i}" in found:
-        i += 1
-    return f"{name}.{i}"

@@ -1,4 +1,4 @@
-"""Entries that others can stand in for: distances between the slices of a group."""
+"""Scores by redundancy: distances between the slices of a group's entries."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 
 from jprune import tree
 from jprune._core import base, compat
-from jprune.graph._groups import Group, Member, places
+from jprune.graph._groups import Group, Member, entry_indices
 from jprune.graph._scores import by_mean, mean, over_members
 from jprune.graph._trace import Graph
 
@@ -23,26 +23,26 @@ def geometric_median_scores(
     where: base.Predicate = tree.is_kernel,
     layout: tree.KernelLayout = tree.kernel_axes,
 ) -> dict[str, jax.Array]:
-    """Returns how far each entry's filters are from all others of their kernel.
+    """Returns the sums of distances from each entry's filters to all others.
 
-    With x_k the slice k of a member, flat,
+    With x_k the flattened slice k of a member,
 
         I_k = combine over members of (sum over j of ||x_k - x_j||)
 
-    normalized within the group. The least is at the geometric median of the
-    filters: what it says, the others say too. Members are the output axes of
-    kernels; of a group without any, all axes of its kernels.
+    normalized within the group. The lowest score is at the geometric median of the
+    filters, which the other filters represent best. Members are the output axes of
+    kernels; for a group without any, all axes of its kernels.
 
     Args:
       graph: the recorded function.
-      params: the weights, or the part of their tree that is not hidden.
-      combine: over an array `(members, size)`, with `axis=0`.
+      params: the weights; leaves may be hidden.
+      combine: reduces scores `(members, size)` with `axis=0`.
       normalize: `(size,) -> (size,)` within a group, or None.
-      where: which leaves count.
-      layout: which axes of a leaf are its output axes.
+      where: predicate of the leaves that count.
+      layout: `(path, leaf) -> KernelAxes`, which names the output axes of a leaf.
 
     Returns:
-      Group name -> float32 array `(size,)`. A group without any such leaf scores 0.
+      Group name -> scores `(size,)`, float32; zeros for a group without such a leaf.
 
     Example:
       >>> import jax.numpy as jnp
@@ -50,7 +50,7 @@ def geometric_median_scores(
       >>> mlp = lambda p, x: jnp.tanh(x @ p["in"]) @ p["out"]
       >>> params = {"in": jnp.array([[0.0, 1.0, 5.0]]), "out": jnp.ones((3, 1))}
       >>> graph = jg.trace(mlp, params, jnp.ones((5, 1)))
-      >>> geometric_median_scores(graph, params, normalize=None)
+      >>> jg.geometric_median_scores(graph, params, normalize=None)
       {'in[1]': Array([6., 5., 9.], dtype=float32)}
 
     References:
@@ -72,23 +72,23 @@ def geometric_median_scores(
 
 
 def entry_rows(group: Group, member: Member, leaf: Any) -> jax.Array:
-    """Returns the slices of a group's entries, flat.
+    """Returns the flattened slices of a group's entries.
 
     Args:
       group: the group.
       member: one of its members.
-      leaf: an array of the member's shape.
+      leaf: array of the member's shape.
 
     Returns:
-      `(size, weights of a slice)`, float32 or wider.
+      Array `(size, weights per entry)`, float32 or wider.
     """
     x = jnp.asarray(leaf)
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     x = jnp.moveaxis(x, member.axis, 0).reshape(x.shape[member.axis], -1)
     pieces = []
-    for place in places(group, member):
-        inside = np.flatnonzero(place >= 0)
-        order = inside[np.argsort(place[inside], kind="stable")]
+    for indices in entry_indices(group, member):
+        inside = np.flatnonzero(indices >= 0)
+        order = inside[np.argsort(indices[inside], kind="stable")]
         pieces.append(x[order].reshape(group.size, -1))
     return jnp.concatenate(pieces, axis=1)
 
@@ -102,10 +102,10 @@ def _distances(group: Group, member: Member, leaf: Any) -> jax.Array:
 
 @jax.jit
 def _row_distances(rows: jax.Array) -> jax.Array:
-    """For each row the sum of its distances to all others.
+    """Returns for each row the sum of its distances to all others.
 
-    Of differences, a row at a time: by inner products equal rows would not be at
-    distance 0, and at once all differences would be n times the rows' memory.
+    Differences are taken one row at a time: inner products would not give equal rows
+    the distance 0, and all differences at once would need n times the memory.
     """
 
     def one(x: jax.Array) -> jax.Array:
@@ -115,11 +115,11 @@ def _row_distances(rows: jax.Array) -> jax.Array:
 
 
 def is_output(member: Member, leaf: Any, layout: tree.KernelLayout) -> bool:
-    """Returns whether a group's axis is one that the filters of a kernel are along.
+    """Returns whether a member is an output axis of a kernel.
 
     Args:
-      member: of the group.
-      leaf: the array of that member, or its shape.
-      layout: which axes of a leaf are its output axes.
+      member: member of a group.
+      leaf: array of that member, or its shape.
+      layout: `(path, leaf) -> KernelAxes`, which names the output axes of a leaf.
     """
     return len(leaf.shape) > 1 and member.axis in layout(member.path, leaf).output

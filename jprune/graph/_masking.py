@@ -1,4 +1,4 @@
-"""Groups as the last link of a pruner: structure that is masked while it is trained."""
+"""A link that masks whole entries of groups, and groups back from masks."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -12,12 +12,12 @@ from jprune import tree
 from jprune._core import base, compat
 from jprune.graph._budget import is_width
 from jprune.graph._groups import Group
-from jprune.graph._scores import entry_sums, group_scores, masks
+from jprune.graph._scores import entry_sums, group_scores, param_masks
 from jprune.graph._trace import Graph
 from jprune.links import keep_top
 
 GroupScore = Callable[[Graph, base.Scores], Mapping[str, Any]]
-"""From scores of weights to those of entries: group name -> `(size,)`."""
+"""`(graph, scores of weights) -> {group name: scores (size,)}`."""
 
 
 def keep_groups(
@@ -31,26 +31,25 @@ def keep_groups(
 ) -> base.Pruner:
     """Keeps whole entries of groups: channels, heads, hidden units.
 
-    A link like `jprune.keep_top`, so schedules, `jprune.sparsify` and gradual pruning
-    work on structure as on weights. What is masked at the end is cut off by
-    `make_plan(graph, kept_by(graph, masks))` and `shrink`.
+    A link like `jprune.keep_top`, so that schedules, `jprune.sparsify` and gradual
+    pruning work on structures as on single weights. Afterwards,
+    `shrink(graph, params, keep=kept_by(graph, masks))` removes what is masked.
 
     Args:
       graph: the recorded function.
-      sparsity: the fraction of entries removed, in [0, 1]; may be traced or a
-        schedule of the step.
-      scope: "global" has all groups compete, "leaf" only the entries of each.
-      min_kept: the least number of entries that a group keeps.
-      score: from scores of weights to those of entries; `functools.partial` binds
-        the options of `group_scores`.
-      where: which groups may shrink.
+      sparsity: fraction of entries removed, in [0, 1]; may be traced, or a schedule.
+      scope: "global": the entries of all groups compete; "leaf": those of each group.
+      min_kept: least number of entries that a group keeps.
+      score: turns scores of weights into scores of entries; bind the options of
+        `group_scores` by `functools.partial`.
+      where: predicate of the groups that may shrink.
 
     Returns:
       A link: scores of weights -> masks of weights.
 
     Raises:
-      PruningError: as `jprune.keep_top`; if no group may shrink; at `update` if
-        there are no params, or no score for a group.
+      PruningError: as `jprune.keep_top`; if no group may shrink; at `update`, if the
+        params or the scores of a group are missing.
 
     Example:
       >>> import jax.numpy as jnp, jprune as jp
@@ -79,12 +78,14 @@ def keep_groups(
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any):
         if params is None:
-            raise base.PruningError("A pruner needs the params: update(..., params).")
+            raise base.PruningError(
+                "keep_groups needs the params: update(scores, state, params)."
+            )
         scores = scored(updates if updates is not None else params)
         found, state = link.update(scores, state, scores, **extra)
         keep: Any = found
-        by_path = tree.by_path(masks(graph, keep))
-        # Sharded as the weights are, where the mesh's axes are explicit.
+        by_path = tree.by_path(param_masks(graph, keep))
+        # On explicit meshes, the masks take the sharding of their weights.
         return tree.map_with_path(
             lambda path, w: compat.auto_partition(lambda m: m, by_path[path], like=w),
             params,
@@ -94,15 +95,16 @@ def keep_groups(
 
 
 def kept_by(graph: Graph, found: base.Masks) -> dict[str, np.ndarray]:
-    """Returns the entries of groups of which masks keep any weight.
+    """Returns the entries of groups that masks of params keep.
+
+    An entry is removed if its whole slice of any member of the group is masked.
 
     Args:
       graph: the recorded function.
-      found: masks of the params, as from `keep_groups`, or from weights that are 0.
+      found: masks of the params, as from `keep_groups`, or `w != 0` of sparse weights.
 
     Returns:
-      Group name -> bools, of the groups that lose entries. An entry goes if a member
-      of its group is masked on all of the entry's slice.
+      Group name -> bools `(size,)`, for the groups that lose entries.
 
     Example:
       >>> import jax.numpy as jnp
@@ -111,7 +113,7 @@ def kept_by(graph: Graph, found: base.Masks) -> dict[str, np.ndarray]:
       >>> shapes = {"in": jnp.ones((1, 2)), "out": jnp.ones((2, 1))}
       >>> graph = jg.trace(mlp, shapes, jnp.ones((5, 1)))
       >>> masks = {"in": jnp.array([[True, False]]), "out": jnp.array(True)}
-      >>> kept_by(graph, masks)
+      >>> jg.kept_by(graph, masks)
       {'in[1]': array([ True, False])}
     """
     by_path = tree.by_path(found)

@@ -1,4 +1,4 @@
-"""A plan: which entries of which axes of which leaves are kept, as plain data."""
+"""Plans: which entries of which axes of which leaves are kept, as plain data."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,30 +14,30 @@ from jprune.graph._engine import dims as dims_lib
 from jprune.graph._engine import layout
 from jprune.graph._engine.dims import Dim
 from jprune.graph._engine.hosting import on_host, put_like
-from jprune.graph._groups import check_known
+from jprune.graph._groups import Group, check_known
 from jprune.graph._trace import Graph
 
 Plan = dict[str, dict[int, np.ndarray]]
-"""Path of a leaf -> axis -> ascending numbers of the entries that are kept.
+"""Path of a leaf -> axis -> ascending indices of the kept entries.
 
-All leaves are named, those that stay whole with no axes: of two leaves `w` and
-`block/w` the one is not taken for the other in an optimizer's state.
+Leaves that stay whole are included, without axes, so that in an optimizer's state a
+leaf `w` is not mistaken for a leaf `block/w`.
 """
 
 Keep = Mapping[str, Any]
-"""Name of a group -> the entries that are kept: numbers, or a bool for each."""
+"""Name of a group -> its kept entries, as indices or as one bool for each."""
 
 
 def make_plan(graph: Graph, keep: Keep) -> Plan:
-    """Returns the plan that keeps some entries of some groups.
+    """Returns the plan that keeps the given entries of groups.
 
     Args:
       graph: the recorded function.
-      keep: group name -> the kept entries, as numbers or as a bool for each. Groups
-        that are left out are kept whole.
+      keep: group name -> kept entries, as indices or as bools `(size,)`, such as the
+        result of `choose`. Groups that are missing are kept whole.
 
     Returns:
-      A `Plan`: for each leaf the axes that change.
+      A `Plan`: for each leaf, the axes that shrink.
 
     Raises:
       PruningError: if there is no such group, an entry is out of range, or a group
@@ -51,7 +51,12 @@ def make_plan(graph: Graph, keep: Keep) -> Plan:
       >>> make_plan(jg.trace(mlp, shapes, jnp.zeros((5, 3))), {"in[1]": [0, 2]})
       {'in': {1: array([0, 2])}, 'out': {0: array([0, 2])}}
     """
-    kept = {id(graph.groups[n].dim): m for n, m in masks_of(graph, keep).items()}
+    return plan_of(graph, entry_masks(graph, keep))
+
+
+def plan_of(graph: Graph, masks: Mapping[str, np.ndarray]) -> Plan:
+    """Returns the plan that belongs to checked masks of groups, as of `entry_masks`."""
+    kept = {graph.groups[name].dim: mask for name, mask in masks.items()}
     plan: Plan = {path: {} for path in graph.axes}
     for path, axes in graph.axes.items():
         for axis, d in enumerate(axes):
@@ -61,50 +66,57 @@ def make_plan(graph: Graph, keep: Keep) -> Plan:
     return plan
 
 
-def masks_of(graph: Graph, keep: Keep) -> dict[str, np.ndarray]:
-    """Returns the kept entries of groups as a bool for each, checked.
+def entry_masks(graph: Graph, keep: Keep) -> dict[str, np.ndarray]:
+    """Returns the kept entries of groups as bools, after checking them.
 
     Args:
       graph: the recorded function.
       keep: as in `make_plan`.
 
     Returns:
-      Group name -> bools.
+      Group name -> bools `(size,)`.
 
     Raises:
       PruningError: as in `make_plan`.
     """
     check_known(graph.groups, keep)
-    found = {}
-    for name, entries in keep.items():
-        size, given = graph.groups[name].size, np.asarray(entries)
-        if given.dtype == bool and given.shape != (size,):
+    return {n: _entry_mask(graph.groups[n], each) for n, each in keep.items()}
+
+
+def _entry_mask(group: Group, entries: Any) -> np.ndarray:
+    name, size, given = group.name, group.size, np.asarray(entries)
+    if given.dtype == bool:
+        if given.shape != (size,):
             raise base.PruningError(
-                f"The group {name} has {size} entries; got {given.shape} bools."
+                f"The group {name} has {size} entries; got bools of shape "
+                f"{given.shape}."
             )
         mask = given
-        if given.dtype != bool:
-            if given.size and not (given.min() >= 0 and given.max() < size):
-                raise base.PruningError(
-                    f"The group {name} has {size} entries; got {given.tolist()}."
-                )
-            mask = np.zeros(size, bool)
-            mask[given.astype(int)] = True
-        if not mask.any():
+    else:
+        if given.size and not (given.min() >= 0 and given.max() < size):
             raise base.PruningError(
-                f"The group {name} would lose all its {size} entries."
+                f"The group {name} has {size} entries; got the indices "
+                f"{given.tolist()}."
             )
-        found[name] = mask
-    return found
+        mask = np.zeros(size, bool)
+        mask[given.astype(int)] = True
+    if not mask.any():
+        raise base.PruningError(f"The group {name} would lose all its {size} entries.")
+    return mask
 
 
-def mask_of(d: Dim, kept: Mapping[int, Any]) -> Any:
-    """Returns the kept entries of a dim as bools, or None if none is removed."""
-    if not any(id(x) in kept for x in dims_lib.leaves_of(d)):
+def mask_of(d: Dim, kept: Mapping[Dim, Any]) -> Any:
+    """Returns the kept entries of a dim as bools, or None if all are kept.
+
+    Args:
+      d: the dim.
+      kept: leaf -> bools `(size,)`, NumPy's or traced. Other leaves are kept whole.
+    """
+    if not any(x in kept for x in dims_lib.leaves_of(d)):
         return None
     return layout.evaluate(
         d,
-        lambda x: kept[id(x)] if id(x) in kept else np.ones(x.size, bool),
+        lambda x: kept[x] if x in kept else np.ones(x.size, bool),
         lambda a, b: (a[:, None] & b[None, :]).reshape(-1),
         lambda a, b: _concatenate(a, b),
     )
@@ -119,27 +131,17 @@ def keep_of(graph: Graph, plan: Plan) -> dict[str, np.ndarray]:
     """Returns the kept entries of each group that a plan shrinks.
 
     Args:
-      graph: of the same params, perhaps for other inputs.
-      plan: from `make_plan`, or from a file.
+      graph: graph of the same params, perhaps for other inputs.
+      plan: a plan from `make_plan` or `loads`.
 
     Returns:
-      Group name -> bools.
+      Group name -> bools `(size,)`.
 
     Raises:
       PruningError: if the plan does not fit the graph: a path or an axis that does
-        not exist, entries out of range, or axes that must shrink together and do not.
+        not exist, entries out of range, or axes that must shrink together but do not.
     """
-    for path, axes in plan.items():
-        if path not in graph.axes:
-            raise base.PruningError(f"The plan names {path!r}, which params lack.")
-        for axis, entries in axes.items():
-            if not 0 <= axis < len(graph.axes[path]):
-                raise base.PruningError(f"{path} has no axis {axis}.")
-            size, given = graph.axes[path][axis].size, np.asarray(entries)
-            if given.size == 0 or given.min() < 0 or given.max() >= size:
-                raise base.PruningError(
-                    f"{path}[{axis}] has {size} entries; the plan keeps {entries}."
-                )
+    _check_range(graph, plan)
     found: dict[str, np.ndarray] = {}
     for name, group in graph.groups.items():
         for member in group.members:
@@ -152,39 +154,59 @@ def keep_of(graph: Graph, plan: Plan) -> dict[str, np.ndarray]:
                 mask[entries[entries >= 0]] = True
             if not mask.all():
                 found[name] = mask & found.get(name, True)
-    again = make_plan(graph, found)
-    _check_same(plan, again, graph)
+    _check_coupled(graph, plan, found)
     return found
 
 
-def _check_same(plan: Plan, again: Plan, graph: Graph) -> None:
+def _check_range(graph: Graph, plan: Plan) -> None:
+    for path, axes in plan.items():
+        if path not in graph.axes:
+            raise base.PruningError(
+                f"The plan has a leaf {path!r} that the traced params lack."
+            )
+        for axis, entries in axes.items():
+            if not 0 <= axis < len(graph.axes[path]):
+                raise base.PruningError(
+                    f"The plan shrinks axis {axis} of {path}, which has "
+                    f"{len(graph.axes[path])} axes."
+                )
+            size, given = graph.axes[path][axis].size, np.asarray(entries)
+            if given.size == 0 or given.min() < 0 or given.max() >= size:
+                raise base.PruningError(
+                    f"{path}[{axis}] has {size} entries; the plan keeps {entries}."
+                )
+
+
+def _check_coupled(graph: Graph, plan: Plan, found: Mapping[str, np.ndarray]) -> None:
+    """Checks that a plan keeps what the masks of its groups keep, on every axis."""
+    kept = {graph.groups[name].dim: mask for name, mask in found.items()}
     for path, axes in graph.axes.items():
         for axis, d in enumerate(axes):
-            given, needed = (p.get(path, {}).get(axis) for p in (plan, again))
-            if given is None and needed is None:
+            given, mask = plan.get(path, {}).get(axis), mask_of(d, kept)
+            if given is None and mask is None:
                 continue
-            full = np.arange(d.size)
-            given = full if given is None else given
-            needed = full if needed is None else needed
-            if not np.array_equal(np.asarray(given), needed):
+            given = np.arange(d.size) if given is None else np.asarray(given)
+            needed = np.arange(d.size) if mask is None else np.flatnonzero(mask)
+            if not np.array_equal(given, needed):
                 why = {x.frozen for x in dims_lib.leaves_of(d) if x.frozen}
                 raise base.PruningError(
-                    f"The plan keeps {len(given)} entries of {path}[{axis}] that do "
-                    f"not go together with the rest: {len(needed)} others of {d.size} "
-                    f"would. {'Frozen: ' + '; '.join(why) if why else ''}"
+                    f"The plan keeps {len(given)} of {d.size} entries of "
+                    f"{path}[{axis}], but the axes that must shrink with it require "
+                    f"{len(needed)} entries: {needed.tolist()}."
+                    + (f" Frozen: {'; '.join(sorted(why))}." if why else "")
                 )
 
 
 def slice_tree(plan: Plan, full: Any) -> Any:
-    """Returns a tree with the entries that a plan keeps.
+    """Cuts the arrays of a tree down to the entries that a plan keeps.
 
     Args:
-      plan: which.
-      full: params, or another tree whose paths are those of params or end in them:
-        optimizer states, masks, gradients. Leaves of other names stay.
+      plan: the plan.
+      full: params, or another tree whose paths equal those of the params or end in
+        them: optimizer states, masks, gradients. Other leaves are unchanged.
 
     Returns:
-      The same tree with smaller arrays.
+      The tree with smaller arrays.
 
     Raises:
       PruningError: if a leaf at a path of the plan is too small for it.
@@ -195,9 +217,9 @@ def slice_tree(plan: Plan, full: Any) -> Any:
         for axis, kept in _axes_for(plan, path).items():
             if np.ndim(x) <= axis or np.shape(x)[axis] <= kept[-1]:
                 if np.size(x) == 1 or (np.ndim(x) > axis and np.shape(x)[axis] == 1):
-                    continue  # a mask that broadcasts, a placeholder
+                    continue  # a mask that broadcasts, or a placeholder
                 raise base.PruningError(
-                    f"{path} has shape {np.shape(x)}; the plan keeps entry "
+                    f"{path} has shape {np.shape(x)}, but the plan keeps entry "
                     f"{kept[-1]} of axis {axis}."
                 )
             elif np.shape(x)[axis] != 1:
@@ -209,26 +231,26 @@ def slice_tree(plan: Plan, full: Any) -> Any:
 
 
 def _taken(x: Any, cut: Mapping[int, np.ndarray]) -> Any:
-    """Entries of some axes; on the host where that is possible: shapes are many."""
+    """Takes entries along axes; on the host if possible, where nothing compiles."""
     host = on_host(x)
     found: Any = x if host is None else host
-    # Outer axes first: NumPy copies whole rows along them, single entries along the
-    # last one, of which fewer are left then.
+    # Outer axes first: along them NumPy copies whole rows, along the last axis single
+    # elements, of which fewer are left by then.
     for axis, kept in sorted(cut.items()):
         found = (np if host is not None else jnp).take(found, kept, axis=axis)
     return found
 
 
 def expand(plan: Plan, small: Any, full: Any) -> Any:
-    """Puts small arrays back where they were cut from.
+    """Writes small arrays back to the entries that they were cut from.
 
     Args:
-      plan: which entries they are.
-      small: from `slice_tree`.
-      full: the tree to put them into, such as zeros or the params before.
+      plan: the plan that they were cut by.
+      small: tree of small arrays, as from `slice_tree`.
+      full: tree that they are written into, such as zeros or the params before.
 
     Returns:
-      The full tree with the small one's entries.
+      The full tree with the entries of the small one.
     """
 
     def leaf(path: str, x: Any, y: Any) -> Any:
@@ -242,10 +264,10 @@ def expand(plan: Plan, small: Any, full: Any) -> Any:
 
 
 def _axes_for(plan: Plan, path: str) -> dict[int, np.ndarray]:
-    """What a plan says of a path, or of the longest of its paths that ends it.
+    """Returns the axes that a plan shrinks at a path, of params or a similar tree.
 
-    An optimizer's state has paths like `mu/dense/kernel`; made for a part of the
-    params, it lacks the part's name: `params/dense/kernel` is meant by it then.
+    In an optimizer's state, `mu/dense/kernel` means the leaf `dense/kernel`; if the
+    state was made for a part of the params only, it may mean `params/dense/kernel`.
     """
     if path in plan:
         return plan[path]
@@ -264,14 +286,14 @@ def _axes_for(plan: Plan, path: str) -> dict[int, np.ndarray]:
 
 
 def compose(first: Plan, then: Plan) -> Plan:
-    """Returns one plan for two, the second made for what the first leaves.
+    """Returns the plan that equals two plans, applied one after the other.
 
     Args:
-      first: of the full params.
-      then: of the small ones.
+      first: plan for the full params.
+      then: plan for the params that the first one leaves.
 
     Returns:
-      A plan of the full params.
+      A plan for the full params.
     """
     found: Plan = {path: dict(axes) for path, axes in first.items()}
     for path, axes in then.items():
@@ -293,16 +315,16 @@ def dumps(plan: Plan) -> str:
 
 
 def loads(text: str) -> Plan:
-    """Returns the plan of a JSON text from `dumps`.
+    """Returns the plan that a JSON text describes.
 
     Args:
-      text: the JSON text.
+      text: JSON text from `dumps`.
 
     Returns:
       The plan.
 
     Raises:
-      PruningError: if the text is no plan.
+      PruningError: if the text does not describe a plan.
     """
     try:
         return {
@@ -310,19 +332,27 @@ def loads(text: str) -> Plan:
             for path, axes in json.loads(text).items()
         }
     except (AttributeError, TypeError, ValueError) as e:
-        raise base.PruningError(f"This is no plan: {e}") from e
+        raise base.PruningError(f"The text does not describe a plan: {e}") from e
 
 
 def _ascending(kept: Sequence[int]) -> np.ndarray:
     found = np.asarray(kept)
     integers = found.dtype.kind == "i" and found.ndim == 1
     if not integers or found[0] < 0 or np.any(np.diff(found) <= 0):
-        raise ValueError(f"entries have to be integers that ascend; got {kept}")
+        raise ValueError(f"entries must be ascending integers >= 0; got {kept}")
     return found.astype(np.int64)
 
 
 def shapes(plan: Plan, params: Any) -> Any:
-    """Returns the shapes of params after a plan, as `jax.ShapeDtypeStruct`s."""
+    """Returns the shapes of params after a plan.
+
+    Args:
+      plan: the plan.
+      params: full arrays, or their shapes.
+
+    Returns:
+      The params' tree of `jax.ShapeDtypeStruct`s.
+    """
 
     def leaf(path: str, x: Any) -> jax.ShapeDtypeStruct:
         axes = plan.get(path, {})
@@ -333,13 +363,13 @@ def shapes(plan: Plan, params: Any) -> Any:
 
 
 def widths(plan: Plan, params: Any) -> dict[str, tuple[int, ...]]:
-    """Returns the new shapes of the leaves that a plan changes, by path.
+    """Returns the new shapes of the leaves that a plan shrinks, by path.
 
-    For modules that are written anew, with other numbers of features or heads: their
-    params then take the small arrays.
+    They say which numbers of features or heads a module needs to take the small
+    arrays as its params.
 
     Args:
-      plan: which entries are kept.
+      plan: the plan.
       params: full arrays, or their shapes.
 
     Returns:

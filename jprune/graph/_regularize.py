@@ -1,6 +1,6 @@
-"""Optax links that make entries of groups weak before they are removed.
+"""Sparse training: Optax links that weaken entries of groups before their removal.
 
-They add to the gradients, so they stand before the optimizer in `optax.chain`.
+They add to the gradients, so they come before the optimizer in `optax.chain`.
 """
 
 from collections.abc import Mapping
@@ -12,12 +12,12 @@ import optax
 
 from jprune import tree
 from jprune._core import base
-from jprune.graph._scores import group_scores, spread
+from jprune.graph._scores import group_scores, spread_to_params
 from jprune.graph._trace import Graph
 
 
 def _strengths(graph: Graph, params: base.Params) -> dict[str, jax.Array]:
-    """The root of the mean square of each entry's weights, over members."""
+    """Returns each entry's root of the mean, over members, of its squared norm."""
     squares = jax.tree.map(lambda w: jnp.square(w) if _floats(w) else w, params)
     found = group_scores(graph, squares, normalize=None)
     return {name: jnp.sqrt(s) for name, s in found.items()}
@@ -28,14 +28,14 @@ def _floats(w: Any) -> bool:
 
 
 def _deficit(strength: jax.Array) -> jax.Array:
-    """How far below the strongest each entry is, in [0, 1]."""
+    """Returns how far each entry is below the strongest one, scaled to [0, 1]."""
     most, least = strength.max(), strength.min()
     return (most - strength) / jnp.maximum(most - least, jnp.finfo(strength.dtype).tiny)
 
 
 def _pulled(graph: Graph, grads: Any, params: Any, rates: Mapping[str, Any]) -> Any:
-    """Gradients with each weight's pull towards zero added."""
-    pull = spread(graph, rates)
+    """Adds to the gradients each weight times the sum of its entries' decay rates."""
+    pull = spread_to_params(graph, rates)
     return jax.tree.map(
         lambda g, w, r: g + (r * w).astype(g.dtype) if _floats(w) else g,
         grads,
@@ -47,16 +47,17 @@ def _pulled(graph: Graph, grads: Any, params: Any, rates: Mapping[str, Any]) -> 
 def add_group_decay(
     graph: Graph, rate: base.Scalar = 5e-4, *, base_of_power: float = 16.0
 ) -> optax.GradientTransformation:
-    """Decays the weights of weak entries faster: DepGraph's group sparsity.
+    """DepGraph's group sparsity: decays the weights of weak entries faster.
 
         g[k] <- g[k] + rate * b^d_k * w[k],    d_k = (max I - I_k) / (max I - min I)
 
-    for each group that the weight is in, with I_k the root of entry k's mean square.
+    for each group that the weight belongs to, with I_k the root of the mean, over
+    members, of the squared norm of slice k.
 
     Args:
       graph: the recorded function.
-      rate: non-negative; may be traced.
-      base_of_power: b, how much faster the weakest decays than the strongest.
+      rate: decay of the strongest entry, non-negative; may be traced.
+      base_of_power: b, the ratio between the weakest and the strongest entry's decay.
 
     Returns:
       An Optax link; its `update` needs the params.
@@ -92,8 +93,8 @@ class GrowingState(NamedTuple):
     """State of `add_growing_decay`.
 
     Attributes:
-      count: int32 scalar, updates so far.
-      rates: group name -> `(size,)`, the decay of each entry now.
+      count: int32 scalar, number of updates so far.
+      rates: group name -> current decay of each entry, `(size,)`.
     """
 
     count: base.Scalar
@@ -103,16 +104,16 @@ class GrowingState(NamedTuple):
 def add_growing_decay(
     graph: Graph, growth: float = 1e-4, *, every: int = 10, begin: float = 0.0
 ) -> optax.GradientTransformation:
-    """Decays weak entries ever more strongly: growing regularization.
+    """Growing regularization: increases the decay of weak entries over time.
 
-    Every so many updates the decay of entry k grows by `growth * d_k`, with d_k as in
-    `add_group_decay`; the strongest entry is left alone.
+    Every `every` updates, the decay of entry k grows by `growth * d_k`, with d_k as
+    in `add_group_decay`; that of the strongest entry does not grow.
 
     Args:
       graph: the recorded function.
-      growth: what the weakest entry's decay grows by.
-      every: updates between two growths, positive.
-      begin: the decay of all entries at first.
+      growth: increment of the weakest entry's decay.
+      every: number of updates between two increments, positive.
+      begin: initial decay of all entries.
 
     Returns:
       An Optax link; its `update` needs the params.
@@ -136,7 +137,7 @@ def add_growing_decay(
       the growth by relative strength is that of DepGraph's released code.
     """
     if every < 1:
-        raise base.PruningError(f"The decay grows every n >= 1 updates; got {every}.")
+        raise base.PruningError(f"every must be at least 1 update; got {every}.")
 
     def init(params: base.Params) -> GrowingState:
         del params
@@ -159,15 +160,15 @@ def add_growing_decay(
 def add_l1(
     rate: base.Scalar, where: base.Predicate, masks: base.Masks | None = None
 ) -> optax.GradientTransformation:
-    """Pulls leaves towards zero at a constant speed: g <- g + rate * sign(w).
+    """Adds the gradient of an L1 penalty: g <- g + rate * sign(w).
 
-    On the scales of normalizations this is network slimming; with the masks of what
-    is to stay it pulls the rest only, as MaskSparsity does.
+    On the scales of normalizations, this is network slimming; with masks, only the
+    weights that will be removed are penalised, as in MaskSparsity.
 
     Args:
-      rate: non-negative; may be traced.
-      where: which leaves, such as `jp.matching(".*/scale")`.
-      masks: the params' tree; what is True is left alone. None pulls all.
+      rate: weight of the penalty, non-negative; may be traced.
+      where: predicate of the penalised leaves, such as `jp.matching(".*/scale")`.
+      masks: the params' tree; True exempts a weight. None exempts none.
 
     Returns:
       An Optax link; its `update` needs the params.
@@ -208,5 +209,5 @@ def add_l1(
 def _needed(params: Any, link: str) -> None:
     if params is None:
         raise base.PruningError(
-            f"{link} needs the params: tx.update(grads, state, params)."
+            f"{link} needs the params: call tx.update(grads, state, params)."
         )

@@ -1,8 +1,8 @@
-"""From a score for each weight to a score for each entry of a group, and back.
+"""Scores of group entries from scores of weights, and values of entries on weights.
 
-An entry of a group - a channel, a head - is what it takes to remove it: a row of one
-kernel, a column of the next, a scale and a bias. Its score combines those of all its
-weights, whatever the criterion.
+Removing an entry of a group, such as a channel, removes a column of one kernel, a row
+of the next, a scale and a bias. The score of the entry combines the scores of all
+these weights, for any criterion.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,29 +15,29 @@ import numpy as np
 from jprune import tree
 from jprune._core import base, compat
 from jprune.graph._engine.hosting import on_host
-from jprune.graph._groups import Group, Member, is_whole, places
+from jprune.graph._groups import Group, Member, check_known, entry_indices, is_whole
 from jprune.graph._trace import Graph
 
 _TINY = float(np.finfo(np.float32).tiny)  # so that scores of 0 stay 0
 
 
 def by_mean(scores: Any) -> Any:
-    """Returns scores of a group over their mean, so that groups can compete."""
+    """Divides the scores of a group by their mean, so that groups can compete."""
     return scores / (scores.mean() + _TINY)
 
 
 def by_max(scores: Any) -> Any:
-    """Returns scores of a group over the greatest of them."""
+    """Divides the scores of a group by their maximum."""
     return scores / (scores.max() + _TINY)
 
 
 def mean(scores: Any, axis: int = 0) -> Any:
-    """Returns the mean of scores `(members, size)`: each member counts alike."""
+    """Returns the mean over members of scores `(members, size)`."""
     return scores.mean(axis=axis)
 
 
-def first(scores: Any, axis: int = 0) -> Any:
-    """Returns the scores of a group's first member: what a single layer would say."""
+def first_member(scores: Any, axis: int = 0) -> Any:
+    """Returns the scores of the first member alone, as without coupled layers."""
     del axis
     return scores[0]
 
@@ -51,9 +51,9 @@ def group_scores(
     normalize: Callable[[Any], Any] | None = by_mean,
     where: base.Predicate = tree.is_float,
 ) -> dict[str, jax.Array]:
-    """Returns a score for each entry of each group.
+    """Returns a score for each entry of each group, from scores of weights.
 
-    With S the scores of single weights, entry k of a group scores
+    With S the scores of weights, entry k of a group scores
 
         I_k = combine over members of (sum of S over the member's slice k)
 
@@ -61,25 +61,26 @@ def group_scores(
 
     Args:
       graph: the recorded function.
-      scores: the params' tree, a score for each weight, such as |w|, w^2 or |w g|;
-        leaves that are hidden (`optax.MaskedNode`) do not count. Outside of `jit`
-        they are summed on the host, where no shape has to be compiled, unless
-        several devices hold them. Running statistics that are among the params
-        would count like weights: leave them out, or say so by `where`.
-      each: what is done to a leaf before it is summed, such as `lambda w: w * w` on
-        params: so no second tree of that size is ever made. It may get an array of
-        NumPy. None leaves it as it is.
-      combine: over an array `(members, size)`, with `axis=0`: `mean`, `jnp.sum`,
-        `jnp.max`, or `first` for the first member alone.
-      normalize: `(size,) -> (size,)` within a group, or None. Without it groups with
-        large weights outdo others in a global ranking.
-      where: which leaves count. Leaves of other types never do.
+      scores: tree of the params, a score for each weight, such as |w|, w^2 or |w g|;
+        hidden leaves (`optax.MaskedNode`) do not count. Outside of `jit` they are
+        summed on the host, where nothing compiles, unless several devices hold them.
+        Running statistics among the params would count like weights: leave them out,
+        or exclude them by `where`.
+      each: function that is applied to each leaf before it is summed, such as
+        `lambda w: w * w` on params; it avoids a second tree of that size. It may
+        receive NumPy arrays. None leaves the leaves unchanged.
+      combine: reduces scores `(members, size)` with `axis=0`: by default their mean;
+        `jnp.sum`, `jnp.max`, or `first_member` for the first member alone.
+      normalize: `(size,) -> (size,)` within a group, or None. Without normalization,
+        groups with large weights dominate a global ranking.
+      where: predicate of the leaves that count. Leaves that are not floating-point
+        do not count by default.
 
     Returns:
-      Group name -> float32 array `(size,)`. A group without any such leaf scores 0.
+      Group name -> scores `(size,)`, float32; zeros for a group without such a leaf.
 
     Raises:
-      PruningError: if a leaf is not one of the params, or of another shape.
+      PruningError: if a leaf is not one of the params, or has another shape.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -87,7 +88,7 @@ def group_scores(
       >>> mlp = lambda p, x: jax.nn.relu(x @ p["in"]) @ p["out"]
       >>> params = {"in": jnp.array([[1.0, 2.0]]), "out": jnp.array([[1.0], [4.0]])}
       >>> graph = jg.trace(mlp, params, jnp.ones((5, 1)))
-      >>> group_scores(graph, params, normalize=None)
+      >>> jg.group_scores(graph, params, normalize=None)
       {'in[1]': Array([1., 3.], dtype=float32)}
 
     References:
@@ -122,16 +123,16 @@ def over_members(
     combine: Callable[..., Any],
     normalize: Callable[[Any], Any] | None,
 ) -> dict[str, jax.Array]:
-    """Returns the scores of groups from those that their members give.
+    """Combines and normalizes the scores that the members of each group give.
 
     Args:
       graph: the recorded function.
-      scored: from a group to an array `(size,)` for each member that counts.
+      scored: group -> one array `(size,)` for each member that counts.
       combine: as in `group_scores`.
       normalize: as in `group_scores`.
 
     Returns:
-      Group name -> array `(size,)`; zeros for a group without any member that counts.
+      Group name -> scores `(size,)`; zeros for a group without members that count.
     """
     found = {}
     for name, group in graph.groups.items():
@@ -142,26 +143,27 @@ def over_members(
         host = all(isinstance(x, np.ndarray) for x in each)
         total = combine((np if host else jnp).stack(each), axis=0)
         found[name] = total if normalize is None else normalize(total)
-    # In one call, and not where they are part of a compiled program.
+    # One call for all of them, and none for those that are traced.
     put = jax.device_put({n: x for n, x in found.items() if isinstance(x, np.ndarray)})
     return {n: put[n] if n in put else jnp.asarray(x) for n, x in found.items()}
 
 
 def entry_sums(group: Group, member: Member, leaf: Any) -> jax.Array:
-    """Returns the sum of a leaf over the slices of a group's entries.
+    """Returns the sums of a leaf over the slices of a group's entries.
 
     Args:
       group: the group.
       member: one of its members.
-      leaf: an array of the member's shape.
+      leaf: array of the member's shape.
 
     Returns:
-      `(size,)`, float32 or wider; NumPy's unless it is part of a compiled program.
+      Array `(size,)`, float32 or wider; a NumPy array unless the leaf is traced or
+      held by several devices.
     """
     host = on_host(leaf)
     if host is not None:
         return _host_sums(group, member, host)
-    # Replicated, where axes are explicit: members may be sharded along others.
+    # Replicated on explicit meshes, because members may be sharded differently.
     return compat.auto_partition(lambda x: _sums(group, member, x), jnp.asarray(leaf))
 
 
@@ -172,31 +174,31 @@ def _sums(group: Group, member: Member, x: jax.Array) -> jax.Array:
     if is_whole(group, member):
         return sums
     total = jnp.zeros(group.size, sums.dtype)
-    for place in places(group, member):
-        inside = place >= 0
-        total = total.at[place[inside]].add(sums[np.flatnonzero(inside)])
+    for indices in entry_indices(group, member):
+        inside = indices >= 0
+        total = total.at[indices[inside]].add(sums[np.flatnonzero(inside)])
     return total
 
 
 def _host_sums(group: Group, member: Member, x: np.ndarray) -> Any:
-    """The same without a compilation for each shape."""
+    """Computes the same in NumPy, without a compilation for each shape."""
     others = tuple(i for i in range(x.ndim) if i != member.axis)
     sums = x.sum(axis=others, dtype=np.promote_types(x.dtype, np.float32))
     if is_whole(group, member):
         return sums
     total = np.zeros(group.size, sums.dtype)
-    for place in places(group, member):
-        inside = place >= 0
-        np.add.at(total, place[inside], sums[inside])
+    for indices in entry_indices(group, member):
+        inside = indices >= 0
+        np.add.at(total, indices[inside], sums[inside])
     return total
 
 
-def spread(graph: Graph, values: Mapping[str, Any]) -> base.Params:
-    """Returns for each weight the sum of the values of the entries that it is in.
+def spread_to_params(graph: Graph, values: Mapping[str, Any]) -> base.Params:
+    """Returns for each weight the sum of the values of the entries it belongs to.
 
     Args:
       graph: the recorded function.
-      values: group name -> `(size,)`; groups may be missing.
+      values: group name -> values `(size,)`; missing groups count as zeros.
 
     Returns:
       The params' tree; leaves broadcast to the params.
@@ -207,18 +209,20 @@ def spread(graph: Graph, values: Mapping[str, Any]) -> base.Params:
       >>> mlp = lambda p, x: jnp.tanh(x @ p["in"]) @ p["out"]
       >>> params = {"in": jnp.ones((1, 2)), "out": jnp.ones((2, 1))}
       >>> graph = jg.trace(mlp, params, jnp.ones((5, 1)))
-      >>> spread(graph, {"in[1]": jnp.array([1.0, 2.0])})["in"]
+      >>> jg.spread_to_params(graph, {"in[1]": jnp.array([1.0, 2.0])})["in"]
       Array([[1., 2.]], dtype=float32)
     """
     return _onto(graph, values, jnp.zeros((), jnp.float32), jnp.add)
 
 
-def masks(graph: Graph, keep: Mapping[str, Any]) -> base.Masks:
-    """Returns masks of the params: a weight is kept if all its entries are.
+def param_masks(graph: Graph, keep: Mapping[str, Any]) -> base.Masks:
+    """Returns the masks of params that a choice of entries implies.
+
+    A weight is kept if all entries that it belongs to are kept.
 
     Args:
       graph: the recorded function.
-      keep: group name -> bools `(size,)`; may be traced. Groups may be missing.
+      keep: group name -> bools `(size,)`, perhaps traced. Missing groups are whole.
 
     Returns:
       The params' tree of bool arrays that broadcast to the params.
@@ -227,15 +231,16 @@ def masks(graph: Graph, keep: Mapping[str, Any]) -> base.Masks:
 
 
 def _onto(graph: Graph, values: Mapping[str, Any], begin: Any, join: Any) -> Any:
+    check_known(graph.groups, values)
     ranks = {path: len(axes) for path, axes in graph.axes.items()}
     found = {path: begin.reshape((1,) * n) for path, n in ranks.items()}
     for name, given in values.items():
         for member in graph.groups[name].members:
             shape = [1] * ranks[member.path]
             shape[member.axis] = -1
-            for place in places(graph.groups[name], member):
-                each = jnp.asarray(given)[np.maximum(place, 0)]
-                each = jnp.where(place >= 0, each, begin.astype(each.dtype))
+            for indices in entry_indices(graph.groups[name], member):
+                each = jnp.asarray(given)[np.maximum(indices, 0)]
+                each = jnp.where(indices >= 0, each, begin.astype(each.dtype))
                 found[member.path] = join(found[member.path], each.reshape(shape))
     return jax.tree.unflatten(
         jax.tree.structure(graph.params), [found[path] for path in graph.axes]
@@ -243,12 +248,15 @@ def _onto(graph: Graph, values: Mapping[str, Any], begin: Any, join: Any) -> Any
 
 
 def _leaves(graph: Graph, like_params: Any) -> dict[str, Any]:
-    """Leaves by path, of a tree that has to be the params' or a part of it."""
+    """Returns the leaves by path of a tree that is the params' or a part of it."""
     found = tree.by_path(like_params)
     for path, leaf in found.items():
         if path not in graph.axes:
             raise base.PruningError(f"The params that were traced have no leaf {path}.")
         shape = tuple(d.size for d in graph.axes[path])
         if np.shape(leaf) != shape:
-            raise base.PruningError(f"{path} has shape {shape}; got {np.shape(leaf)}.")
+            raise base.PruningError(
+                f"The params that were traced have the shape {shape} at {path}; got "
+                f"{np.shape(leaf)}."
+            )
     return found

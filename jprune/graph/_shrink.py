@@ -1,6 +1,6 @@
-"""The same function on smaller arrays; and on full ones as if they were smaller."""
+"""Runs a recorded function on smaller arrays, or at full size without some entries."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -21,26 +21,32 @@ from jprune.graph._trace import Graph, is_weak, retrace
 
 
 def shrink(
-    graph: Graph, params: base.Params, plan: Plan
+    graph: Graph,
+    params: base.Params,
+    plan: Plan | None = None,
+    *,
+    keep: Keep | None = None,
 ) -> tuple[Callable[..., Any], base.Params]:
     """Returns a function and params that are really smaller.
 
-    The function is the recorded one, run on smaller arrays: every size in it follows
-    from what is kept, and so do the divisors of means. It takes inputs of any shape
-    that the original takes, and composes with `jax.jit`, `grad`, `vmap` and
-    `jax.export`, whose serialization needs the package flatbuffers. Calling it outside
-    `jit` runs it equation by equation.
+    The function is the recorded one, run on smaller arrays: all sizes in it follow
+    from the kept entries, and so do the divisors of means. It accepts inputs of every
+    shape that the original accepts, and composes with `jax.jit`, `grad`, `vmap` and
+    `jax.export` (whose serialization needs the package flatbuffers). Outside of `jit`
+    it runs equation by equation.
 
     Args:
-      graph: of the full function.
+      graph: graph of the full function.
       params: full arrays.
-      plan: which entries are kept.
+      plan: the kept entries of leaves, as from `make_plan` or `loads`.
+      keep: the kept entries of groups, as from `choose`, in place of a plan.
 
     Returns:
       `(small_fn, small_params)`, with `small_fn(small_params, *inputs)`.
 
     Raises:
-      PruningError: if the plan does not fit the graph.
+      PruningError: if not exactly one of plan and keep is given, if it does not fit
+        the graph, or if the params are not those that were traced.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -48,19 +54,33 @@ def shrink(
       >>> mlp = lambda p, x: jax.nn.relu(x @ p["in"]) @ p["out"]
       >>> params = {"in": jnp.ones((3, 4)), "out": jnp.ones((4, 2))}
       >>> graph = jg.trace(mlp, params, jnp.ones((5, 3)))
-      >>> small, kept = shrink(graph, params, jg.make_plan(graph, {"in[1]": [0, 2]}))
-      >>> jax.tree.map(jnp.shape, kept)
+      >>> small_fn, small = jg.shrink(graph, params, keep={"in[1]": [0, 2]})
+      >>> jax.tree.map(jnp.shape, small)
       {'in': (3, 2), 'out': (2, 2)}
-      >>> jax.jit(small)(kept, jnp.ones((7, 3))).shape
+      >>> jax.jit(small_fn)(small, jnp.ones((7, 3))).shape
       (7, 2)
     """
-    keep = _plan.keep_of(graph, plan)
-    types = _types(graph.params)
-    views = {(types, signature(graph.inputs)): (graph, small_view(graph, keep))}
+    if (plan is None) == (keep is None):
+        raise base.PruningError("shrink takes either a plan or keep=..., and not both.")
+    check_params(params, graph.params, "The params that were traced")
+    if plan is not None:
+        masks = _plan.keep_of(graph, plan)
+    else:
+        masks = _plan.entry_masks(graph, keep or {})
+        plan = _plan.plan_of(graph, masks)
+    return _small_fn(graph, plan, masks), _plan.slice_tree(plan, params)
+
+
+def _small_fn(
+    graph: Graph, plan: Plan, masks: Mapping[str, np.ndarray]
+) -> Callable[..., Any]:
+    """Returns the function on smaller arrays, recorded anew for each input shape."""
+    key = _types(graph.params), signature(graph.inputs)
+    views = {key: (graph, small_view(graph, masks))}
     expected = _plan.shapes(plan, graph.params)
 
     def small_fn(small_params: Any, *inputs: Any) -> Any:
-        _check(small_params, expected)
+        check_params(small_params, expected, "The shrunk params")
         key = _types(small_params), signature(inputs)
         if key not in views:
             params = jax.tree.map(_retyped, graph.params, small_params)
@@ -69,26 +89,26 @@ def shrink(
         recorded, view = views[key]
         return call(recorded, view, small_params, inputs)
 
-    return small_fn, _plan.slice_tree(plan, params)
+    return small_fn
 
 
-def removed(graph: Graph, keep: Keep) -> Callable[..., Any]:
-    """Returns the function at full size, computed as if entries were removed.
+def without_entries(graph: Graph, keep: Keep) -> Callable[..., Any]:
+    """Returns the function at full size, computed as if entries had been removed.
 
-    Removed entries take part in no sum, maximum or mean, and removed turns of a scan
-    change nothing. The masks may be traced: one compilation serves all choices, as
-    for the sensitivity of groups or for learned masks.
+    Removed entries take part in no sum, maximum or mean, and removed iterations of a
+    scan have no effect. The bools may be traced, so that one compilation serves all
+    choices: for the sensitivity of groups, for example, or for learned masks.
 
     Args:
       graph: the recorded function.
-      keep: group name -> bools.
+      keep: group name -> bools `(size,)`. Groups that are missing are kept whole.
 
     Returns:
-      `(params, *inputs) -> results`, for inputs of the recorded shapes; the same
-      numbers as the shrunk function gives.
+      `(params, *inputs) -> results`, for inputs of the recorded shapes. It computes
+      the same numbers as the shrunk function.
 
     Raises:
-      PruningError: if there is no such group, or bools or inputs have other shapes.
+      PruningError: if there is no such group, or if bools or inputs have other shapes.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -96,7 +116,7 @@ def removed(graph: Graph, keep: Keep) -> Callable[..., Any]:
       >>> mlp = lambda p, x: jnp.mean(x @ p["in"], axis=1)
       >>> params, x = {"in": jnp.array([[1.0, 3.0]])}, jnp.ones((1, 1))
       >>> graph = jg.trace(mlp, params, x)
-      >>> removed(graph, {"in[1]": jnp.array([True, False])})(params, x)
+      >>> jg.without_entries(graph, {"in[1]": jnp.array([True, False])})(params, x)
       Array([1.], dtype=float32)
     """
     check_known(graph.groups, keep)
@@ -106,15 +126,12 @@ def removed(graph: Graph, keep: Keep) -> Callable[..., Any]:
             raise base.PruningError(
                 f"The group {name} has {size} entries; got bools of shape {shape}."
             )
-    masks = {
-        id(graph.groups[name].dim): jnp.asarray(m, bool) for name, m in keep.items()
-    }
-    counts = {key: mask.sum() for key, mask in masks.items()}
+    masks = {graph.groups[name].dim: jnp.asarray(m, bool) for name, m in keep.items()}
+    counts = {one: mask.sum() for one, mask in masks.items()}
 
     def count(d: Dim) -> Any:
-        if not any(id(x) in counts for x in dims_lib.leaves_of(d)):
-            return d.size
-        return _counted(d, lambda x: counts.get(id(x), x.size))
+        changed = any(x in counts for x in dims_lib.leaves_of(d))
+        return layout.size_of(d, counts) if changed else d.size
 
     view = View(
         size=lambda d: d.size,
@@ -127,39 +144,40 @@ def removed(graph: Graph, keep: Keep) -> Callable[..., Any]:
     def full_fn(params: Any, *inputs: Any) -> Any:
         if signature(inputs) != signature(graph.inputs):
             raise base.PruningError(
-                f"The function was recorded for inputs {graph.inputs}; got "
-                f"{jax.tree.map(jnp.shape, inputs)}. Trace it for these."
+                f"The function was recorded for inputs {graph.inputs}; got shapes "
+                f"{jax.tree.map(jnp.shape, inputs)}. Trace it for these inputs."
             )
         return call(graph, view, params, inputs)
 
     return full_fn
 
 
-def small_view(graph: Graph, keep: dict[str, np.ndarray]) -> View:
-    """Returns the view of a program on the entries that are kept."""
-    masks = {id(graph.groups[name].dim): mask for name, mask in keep.items()}
-    counts = {key: int(mask.sum()) for key, mask in masks.items()}
-    sizes: dict[int, int] = {}
-    entries: dict[int, np.ndarray | None] = {}
+def small_view(graph: Graph, masks: Mapping[str, np.ndarray]) -> View:
+    """Returns the view of a program on the kept entries of groups.
+
+    Args:
+      graph: the recorded function.
+      masks: group name -> bools `(size,)`.
+    """
+    kept = {graph.groups[name].dim: mask for name, mask in masks.items()}
+    counts = {one: int(mask.sum()) for one, mask in kept.items()}
+    sizes: dict[Dim, int] = {}
+    entries: dict[Dim, np.ndarray | None] = {}
 
     def size(d: Dim) -> int:
         d = dims_lib.resolve(d)
-        if id(d) not in sizes:
-            sizes[id(d)] = _counted(d, lambda x: counts.get(id(x), x.size))
-        return sizes[id(d)]
+        if d not in sizes:
+            sizes[d] = layout.size_of(d, counts)
+        return sizes[d]
 
     def indices(d: Dim) -> np.ndarray | None:
         d = dims_lib.resolve(d)
-        if id(d) not in entries:
-            mask = _plan.mask_of(d, masks)
-            entries[id(d)] = None if mask is None else np.flatnonzero(mask)
-        return entries[id(d)]
+        if d not in entries:
+            mask = _plan.mask_of(d, kept)
+            entries[d] = None if mask is None else np.flatnonzero(mask)
+        return entries[d]
 
     return View(size, size, indices, lambda d: None, graph.options)
-
-
-def _counted(d: Dim, of_leaf: Callable[[Dim], Any]) -> Any:
-    return layout.evaluate(d, of_leaf, lambda a, b: a * b, lambda a, b: a + b)
 
 
 def call(graph: Graph, view: View, params: Any, inputs: tuple[Any, ...]) -> Any:
@@ -168,16 +186,32 @@ def call(graph: Graph, view: View, params: Any, inputs: tuple[Any, ...]) -> Any:
     return jax.tree.unflatten(graph.structure, run(graph.program, view, *args))
 
 
-def _check(params: Any, expected: Any) -> None:
+def check_params(params: base.Params, expected: base.Params, what: str) -> None:
+    """Checks that params have the tree structure and the shapes of others.
+
+    Args:
+      params: arrays.
+      expected: arrays, or their shapes.
+      what: what these are, as the error message begins.
+
+    Raises:
+      PruningError: if they differ; names the leaves.
+    """
     structure, wanted = jax.tree.structure(params), jax.tree.structure(expected)
     if structure != wanted:
-        raise base.PruningError(f"Expected params {wanted}; got {structure}.")
-    paths = tree.leaf_paths(expected)
+        given, known = tree.leaf_paths(params), tree.leaf_paths(expected)
+        missing = [path for path in known if path not in given]
+        unknown = [path for path in given if path not in known]
+        differs = f"missing leaves {missing}, unknown leaves {unknown}"
+        if not missing and not unknown:  # other containers
+            differs = f"expected {wanted}, got {structure}"
+        raise base.PruningError(f"{what} have another tree structure: {differs}.")
     leaves = jax.tree.leaves(params), jax.tree.leaves(expected)
-    for path, x, struct in zip(paths, *leaves, strict=True):
-        if np.shape(x) != struct.shape:
+    for i, (x, struct) in enumerate(zip(*leaves, strict=True)):
+        if np.shape(x) != np.shape(struct):
             raise base.PruningError(
-                f"After the plan {path} has shape {struct.shape}; got {np.shape(x)}."
+                f"{what} have the shape {np.shape(struct)} at "
+                f"{tree.leaf_paths(expected)[i]}; got {np.shape(x)}."
             )
 
 
@@ -192,7 +226,7 @@ def _retyped(struct: Any, x: Any) -> jax.ShapeDtypeStruct:
 
 
 def signature(inputs: tuple[Any, ...]) -> Any:
-    """Returns what tells inputs apart for which a function is recorded anew."""
+    """Returns the tree structure, shapes and dtypes that a recording depends on."""
     leaves, structure = jax.tree.flatten(inputs)
     shapes = [(np.shape(x), jax.dtypes.result_type(x), is_weak(x)) for x in leaves]
     return structure, tuple(shapes)

@@ -1,7 +1,7 @@
-"""Summaries: what each product of a function costs, before and after."""
+"""Summaries: the cost of each product of a function before and after pruning."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from jprune._core import base
 from jprune.graph import _cost
 from jprune.graph._cost import Operation, Sizes
 from jprune.graph._engine import dims as dims_lib
-from jprune.graph._groups import check_known
+from jprune.graph._groups import Group, check_known
 from jprune.graph._trace import Graph
 
 MEASURES = {
@@ -22,7 +22,9 @@ MEASURES = {
     "bytes_moved": _cost.bytes_moved,
 }
 
-# Okabe and Ito's colours, which people with colour blindness can tell apart.
+_TITLES = ("parameters", "multiply-adds", "bytes moved")
+
+# Okabe and Ito's colours, which people with colour blindness can distinguish.
 COLOURS = {
     "hidden": "#0072B2",
     "channel": "#009E73",
@@ -33,9 +35,9 @@ COLOURS = {
 }
 
 _NOTE = (
-    "Products and convolutions in order, with those of a loop once for each turn. "
-    "Bytes: what they read and write, each operand once. A leaf of two products is in "
-    "both rows, and once in the total."
+    "Matrix products and convolutions in order; those in a scan count once for each "
+    "iteration. Bytes read and written, each operand once. A leaf of two products is "
+    "in both rows, and once in the total."
 )
 
 
@@ -45,26 +47,25 @@ def summary(
     masks: base.Masks | None = None,
     sizes: Sizes | None = None,
 ) -> dict[str, Any]:
-    """Returns what each product of a function costs, and all of them, as plain data.
+    """Returns the cost of each product of a function and of all, as plain data.
 
     Args:
       graph: the recorded function.
       params: arrays. Without masks, their zeros count as pruned.
-      masks: of the params, as from `jprune.masks_of`. A mask of an axis says how many
-        weights are pruned, not that arrays are smaller: for that give sizes.
-      sizes: of groups after a plan, as from `sizes(graph, keep)`; those that are
-        missing are whole.
+      masks: masks of the params, as from `jprune.masks_of`. They count as pruned
+        weights, not as smaller arrays, which only `sizes` describes.
+      sizes: sizes of groups, as from `sizes(graph, keep)`; missing ones are whole.
 
     Returns:
       `operations`: a list of {name, where, leaves, groups, sparsity, before, after},
-      with `groups` those of whose sizes its cost depends, `sparsity` of its leaves
-      (None without masks and params), and `before` and `after` each {parameters,
-      multiply_adds, bytes_moved}. `rest`: the same of the leaves that no product
-      multiplies by, such as biases, scales and embeddings. `total`: {sparsity,
-      before, after} of all.
+      where `groups` are those that its cost depends on, `sparsity` is that of its
+      leaves (None without masks and params), and `before` and `after` are each
+      {parameters, multiply_adds, bytes_moved}. `rest`: {leaves, sparsity, before,
+      after} of the leaves that no product multiplies by, such as biases, scales and
+      embeddings. `total`: {sparsity, before, after} of all.
 
     Raises:
-      PruningError: if there is no such group, or params or masks are not those of
+      PruningError: if there is no such group, or if params or masks do not belong to
         the graph.
 
     Example:
@@ -72,7 +73,8 @@ def summary(
       >>> from jprune import graph as jg
       >>> mlp = lambda p, x: jnp.tanh(x @ p["in"]) @ p["out"]
       >>> shapes = {"in": jnp.zeros((3, 8)), "out": jnp.zeros((8, 2))}
-      >>> found = summary(jg.trace(mlp, shapes, jnp.zeros((5, 3))), sizes={"in[1]": 4})
+      >>> graph = jg.trace(mlp, shapes, jnp.zeros((5, 3)))
+      >>> found = jg.summary(graph, sizes={"in[1]": 4})
       >>> [row["after"]["multiply_adds"] for row in found["operations"]]
       [60, 40]
       >>> found["total"]["before"]["multiply_adds"]
@@ -81,32 +83,27 @@ def summary(
     check_known(graph.groups, sizes or {})
     kept = _kept(graph, params, masks)
     each = _cost.operations(graph)
-    columns = {
-        "before": _cost.measure(graph),
-        "after": _cost.measure(graph, sizes),
-    }
-    rows = [
-        {
-            "name": o.name,
-            "where": o.where,
-            "leaves": list(o.leaves),
-            "groups": _groups_of(graph, o),
-            "sparsity": _sparsity(graph, o.leaves, kept),
-            **{key: _costs(graph, size, o) for key, size in columns.items()},
-        }
-        for o in each
-    ]
+    before, after = _cost.measure(graph), _cost.measure(graph, sizes)
     used = {path for o in each for path in o.leaves}
     rest = [path for path in graph.axes if path not in used]
     return {
-        "operations": rows,
+        "operations": [
+            {
+                "name": o.name,
+                "where": o.where,
+                "leaves": list(o.leaves),
+                "groups": _groups_of(graph, o),
+                "sparsity": _sparsity(graph, o.leaves, kept),
+                "before": _costs(graph, before, o),
+                "after": _costs(graph, after, o),
+            }
+            for o in each
+        ],
         "rest": {
             "leaves": rest,
             "sparsity": _sparsity(graph, rest, kept),
-            **{
-                key: {"parameters": _parameters(graph, size, rest)}
-                for key, size in columns.items()
-            },
+            "before": {"parameters": _parameters(graph, before, rest)},
+            "after": {"parameters": _parameters(graph, after, rest)},
         },
         "total": {
             "sparsity": _sparsity(graph, graph.axes, kept),
@@ -117,12 +114,14 @@ def summary(
 
 
 def _kept(graph: Graph, params: Any, masks: Any) -> dict[str, int] | None:
-    """For each leaf how many of its weights are kept, or None if nothing says so."""
+    """Returns the number of kept weights of each leaf; None without params or masks."""
     if params is not None:
         found = [np.shape(x) for x in jax.tree.leaves(params)]
         ours = [x.shape for x in jax.tree.leaves(graph.params)]
         if tree.leaf_paths(params) != list(graph.axes) or found != ours:
-            raise base.PruningError("These are not the params that were traced.")
+            raise base.PruningError(
+                "These are not the params that were traced: paths or shapes differ."
+            )
     if masks is not None:
         counts = masks_lib.kept(graph.params, masks)
     elif params is not None:
@@ -142,8 +141,8 @@ def _sparsity(graph: Graph, paths: Any, kept: Mapping[str, int] | None) -> float
 
 def _groups_of(graph: Graph, o: Operation) -> list[str]:
     axes = (*o.factors, *(d for given in o.operands for d in given), *o.result)
-    met = {id(one) for d in axes for one in dims_lib.leaves_of(d)}
-    return [n for n, g in graph.groups.items() if id(dims_lib.resolve(g.dim)) in met]
+    met = {one for d in axes for one in dims_lib.leaves_of(d)}
+    return [n for n, g in graph.groups.items() if dims_lib.resolve(g.dim) in met]
 
 
 def _costs(graph: Graph, size: Any, o: Operation) -> dict[str, Any]:
@@ -174,15 +173,15 @@ def print_summary(
     masks: base.Masks | None = None,
     sizes: Sizes | None = None,
 ) -> None:
-    """Prints `summary` as a table, a line for each product and one for all.
+    """Prints `summary` as a table with one line for each product and one for all.
 
-    Numbers from ten thousand on are rounded to three digits; `summary` has them exact.
+    Numbers of 10,000 and more are rounded to three digits; `summary` has exact ones.
 
     Args:
       graph: the recorded function.
       params: as in `summary`.
       masks: as in `summary`.
-      sizes: as in `summary`; with them figures read "before -> after".
+      sizes: as in `summary`; with them, figures read "before → after".
 
     Raises:
       ImportError: if rich is not installed.
@@ -200,11 +199,7 @@ def print_summary(
     out = table.Table(caption=_NOTE, show_footer=True)
     out.add_column("line", "all", overflow="fold")
     out.add_column("multiplies by", overflow="fold", min_width=12)
-    for title, key in (
-        ("parameters", "parameters"),
-        ("multiply-adds", "multiply_adds"),
-        ("bytes moved", "bytes_moved"),
-    ):
+    for key, title in zip(MEASURES, _TITLES, strict=True):
         out.add_column(title, _both(total, key), justify="right")
     if pruned:
         out.add_column("sparsity", f"{total['sparsity']:.2%}", justify="right")
@@ -228,7 +223,7 @@ def _both(row: Mapping[str, Any], key: str = "parameters") -> str:
 
 
 def _rounded(x: int | float) -> str:
-    """Three digits of large numbers, so that a table fits a terminal."""
+    """Formats large numbers with three digits, so that the table fits a terminal."""
     for unit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if x >= max(unit, 1e4) * 0.9995:
             return f"{x / unit:#.3g}".rstrip(".") + name
@@ -236,24 +231,23 @@ def _rounded(x: int | float) -> str:
 
 
 def _short(where: str) -> str:
-    """The file's name, line and function: all that fits."""
+    """Shortens a source location to the file's name, line and function."""
     path, _, function = where.partition(" ")
     name, *numbers = path.rsplit("/", 1)[-1].split(":")
     return f"{':'.join([name, *numbers[:1]])} {function}".strip()
 
 
 def draw_widths(graph: Graph, sizes: Sizes, path_or_axes: Any) -> Any:
-    """Draws the width of every group, before and after.
+    """Draws the width of every group before and after pruning.
 
     Args:
       graph: the recorded function.
-      sizes: of groups after a plan, as from `sizes(graph, keep)`; those that are
-        missing are whole.
-      path_or_axes: where to write a PNG; or axes of matplotlib to draw on.
+      sizes: sizes of groups, as from `sizes(graph, keep)`; missing ones are whole.
+      path_or_axes: path of a PNG file to write, or matplotlib axes to draw on.
 
     Returns:
-      The axes: a bar for each group, in the order of the params and coloured by kind,
-      solid for what is left and pale for what went.
+      The axes: one bar for each group, in the order of the params and coloured by
+      kind, solid for the kept and pale for the removed entries.
 
     Raises:
       ImportError: if matplotlib is not installed.
@@ -269,12 +263,28 @@ def draw_widths(graph: Graph, sizes: Sizes, path_or_axes: Any) -> Any:
     check_known(graph.groups, sizes)
     if not graph.groups:
         raise base.PruningError("There is no group to draw.")
-    groups = list(graph.groups.values())
     figure, axes = None, path_or_axes
     if not hasattr(path_or_axes, "barh"):
-        height = 1.1 + 0.22 * len(groups)
+        height = 1.1 + 0.22 * len(graph.groups)
         figure = Figure(figsize=(8, height), dpi=150, layout="constrained")
         axes = figure.subplots()
+    _draw_bars(axes, list(graph.groups.values()), sizes)
+    kinds = dict.fromkeys(g.kind for g in graph.groups.values())
+    axes.legend(
+        handles=[Patch(color=COLOURS[kind], label=kind) for kind in kinds],
+        ncols=len(kinds),
+        loc="lower left",
+        bbox_to_anchor=(0, 1),  # above the axes, where no bar is
+        frameon=False,
+        fontsize=8,
+    )
+    if figure is not None:
+        figure.savefig(path_or_axes, format="png")
+    return axes
+
+
+def _draw_bars(axes: Any, groups: Sequence[Group], sizes: Sizes) -> None:
+    """Draws and labels a bar for each group, the first on top."""
     colours = [COLOURS[g.kind] for g in groups]
     full = [g.size for g in groups]
     left = [float(sizes.get(g.name, g.size)) for g in groups]
@@ -285,22 +295,7 @@ def draw_widths(graph: Graph, sizes: Sizes, path_or_axes: Any) -> Any:
         note = f"{before}" if after == before else f"{before} → {after:.4g}"
         axes.text(before, row, f" {note}", va="center", fontsize=8)
     axes.set_yticks(rows, [g.name for g in groups], fontsize=8)
-    axes.invert_yaxis()  # the first group on top
     axes.set_ylim(len(groups) - 0.4, -0.6)
     axes.set_xlim(0, 1.15 * max(full))
     axes.set_xlabel("width: entries of the group (pale: removed)")
     axes.spines[["top", "right"]].set_visible(False)
-    kinds = dict.fromkeys(g.kind for g in groups)
-    handles = [Patch(color=COLOURS[kind], label=kind) for kind in kinds]
-    # Above the axes, where no bar is.
-    axes.legend(
-        handles=handles,
-        ncols=len(handles),
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        frameon=False,
-        fontsize=8,
-    )
-    if figure is not None:
-        figure.savefig(path_or_axes, format="png")
-    return axes

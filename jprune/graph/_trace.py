@@ -1,8 +1,6 @@
-"""From a function to its graph: one trace, all axes related, groups found."""
+"""Traces a function, relates its axes and finds the groups of its params."""
 
-import contextlib
-import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,20 +18,20 @@ DEFAULT = Options()
 
 
 class Graph(NamedTuple):
-    """A recorded function, and what of its params must shrink together.
+    """A recorded function, with the groups of axes that must shrink together.
 
     Attributes:
-      groups: by name; a name is the path of a leaf and one of its axes.
-      notes: what is frozen and why, and which numbers follow a size.
+      groups: groups by name: the path of a leaf and one of its axes.
+      notes: what is frozen and why, and which constants follow a size.
       fn: the function.
-      params: shapes and types of its params.
-      inputs: shapes and types of its inputs.
-      axes: path of a leaf of params -> a dim for each axis.
-      program: the equations.
-      structure: of the function's result.
-      options: how ambiguous numbers are read.
-      shrinking: which results may shrink.
-      rules: of the caller, for primitives that jprune has no rule for.
+      params: shapes and dtypes of its params.
+      inputs: shapes and dtypes of its inputs.
+      axes: path of a leaf of params -> one dim for each axis.
+      program: its equations.
+      structure: tree structure of its results.
+      options: how constants that were computed from a size are treated.
+      shrinking: predicate of the results that may shrink, or None.
+      rules: the caller's rules for further primitives.
     """
 
     groups: dict[str, Group]
@@ -62,26 +60,27 @@ def trace(
 ) -> Graph:
     """Records a function and finds which axes of its params must shrink together.
 
-    Nothing is computed: shapes suffice. Axes of the inputs and of the results are
-    protected. A primitive without a rule is no error: the axes that meet it are
-    frozen, and a note names it and the line of your code.
+    Nothing is computed, so abstract arrays suffice. Axes of the inputs and of the
+    results are never pruned. A primitive without a rule is not an error: the axes of
+    its operands are frozen, and a note names the primitive and the line of your code.
 
     Args:
       fn: `(params, *inputs) -> results`, a pure function of any framework. Bind flags
-        and fixed keys beforehand, as with `functools.partial`.
-      params: any pytree of arrays, or of `jax.ShapeDtypeStruct`s. All collections
-        that shrink belong here: batch statistics too.
-      *inputs: pytrees of arrays or of shapes.
-      shrinking: which leaves of the results may become smaller: new batch
-        statistics, features. None protects them all.
-      options: how numbers that come from a size are read.
-      rules: for primitives that jprune has no rule for, by name.
+        and fixed keys beforehand, for example by `functools.partial`.
+      params: pytree of arrays or `jax.ShapeDtypeStruct`s. Include all collections
+        that shrink with the weights, such as batch statistics.
+      *inputs: pytrees of arrays or `jax.ShapeDtypeStruct`s.
+      shrinking: predicate of the leaves of the results that may shrink, such as new
+        batch statistics or features; None for no leaf.
+      options: how constants that were computed from a size are treated.
+      rules: primitive name -> `(node, recorder) -> Outcome`, for primitives that
+        jprune has no rule for.
 
     Returns:
       A `Graph`.
 
     Raises:
-      PruningError: if two leaves of params have the same path, or an option is
+      PruningError: if two leaves of params have the same path, or if an option is
         neither "rescale" nor "keep".
 
     Example:
@@ -95,40 +94,41 @@ def trace(
     """
     for name, value in options._asdict().items():
         if value not in ("rescale", "keep"):
-            raise base.PruningError(f'{name} is "rescale" or "keep"; got {value!r}.')
+            raise base.PruningError(
+                f'Options.{name} must be "rescale" or "keep"; got {value!r}.'
+            )
     structs = jax.tree.map(_struct, params)
     shapes = jax.tree.map(_struct, inputs)
     closed, results = jax.make_jaxpr(fn, return_shape=True)(structs, *shapes)
-    with _without_collection():
-        recorder = Recorder(RULES | (rules or {}))
-        program, axes = _recorded(recorder, closed, structs, shapes)
-        _protect(program, results, shrinking)
-        return Graph(
-            groups=find_groups(axes),
-            notes=tuple(recorder.notes),
-            fn=fn,
-            params=structs,
-            inputs=shapes,
-            axes=axes,
-            program=program,
-            structure=jax.tree.structure(results),
-            options=options,
-            shrinking=shrinking,
-            rules=dict(rules or {}),
-        )
+    recorder = Recorder(RULES | (rules or {}))
+    program, axes = _recorded(recorder, closed, structs, shapes)
+    _protect(program, results, shrinking)
+    return Graph(
+        groups=find_groups(axes),
+        notes=tuple(recorder.notes),
+        fn=fn,
+        params=structs,
+        inputs=shapes,
+        axes=axes,
+        program=program,
+        structure=jax.tree.structure(results),
+        options=options,
+        shrinking=shrinking,
+        rules=dict(rules or {}),
+    )
 
 
 def _recorded(
     recorder: Recorder, closed: Any, params: Any, inputs: Any
 ) -> tuple[Program, dict[str, tuple[Dim, ...]]]:
-    """Records a closed jaxpr; returns the dims of the params by path, too."""
+    """Records a closed jaxpr; returns its program, and the dims of params by path."""
     paths = tree.leaf_paths(params)
     of_params = [_value(x, False) for x in jax.tree.leaves(params)]
     of_inputs = [_value(x, True) for x in jax.tree.leaves(inputs)]
-    for path, value in zip(paths, of_params, strict=True):
+    for value in of_params:
         if jax.dtypes.issubdtype(value.dtype, jax.dtypes.extended):
             for d in value.axes:
-                dims_lib.freeze(d, f"{path} holds keys")
+                dims_lib.freeze(d, "it is an axis of PRNG keys")
     for value in of_inputs:
         for d in value.axes:
             dims_lib.freeze(d, "it is an axis of an input")
@@ -138,7 +138,7 @@ def _recorded(
 
 
 def _protect(program: Program, results: Any, shrinking: base.Predicate | None) -> None:
-    """Freezes the axes of the results, but for those that may shrink."""
+    """Freezes the axes of the results, except for those that may shrink."""
     each = zip(
         _paths_of_results(results),
         program.outputs,
@@ -151,29 +151,8 @@ def _protect(program: Program, results: Any, shrinking: base.Predicate | None) -
                 dims_lib.freeze(d, f"it is an axis of the result {name!r}")
 
 
-@contextlib.contextmanager
-def _without_collection() -> Iterator[None]:
-    """Pauses the collection of garbage, which there is none of here.
-
-    A recording makes many small objects that stay; with collections among them it
-    takes twice the time for a hundred layers. One right after it would look at all of
-    them again: they join the old objects without, unless somebody has frozen some,
-    which are to stay frozen.
-    """
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            if not gc.get_freeze_count():
-                gc.freeze()
-                gc.unfreeze()
-            gc.enable()
-
-
 def retrace(graph: Graph, params: Any, inputs: tuple[Any, ...]) -> Graph:
-    """Returns the graph of the same function for inputs of other shapes."""
+    """Traces the function of a graph again, for inputs of other shapes."""
     return trace(
         graph.fn,
         params,
@@ -184,8 +163,22 @@ def retrace(graph: Graph, params: Any, inputs: tuple[Any, ...]) -> Graph:
     )
 
 
+def param_values(graph: Graph) -> dict[Value, str]:
+    """Returns the values of the params in a graph's program: value -> path."""
+    return dict(zip(graph.program.inputs, graph.axes, strict=False))
+
+
 def explain(graph: Graph) -> str:
-    """Returns in words what is frozen and why, and which numbers follow a size."""
+    """Explains what is frozen and why, and which constants follow a size.
+
+    Args:
+      graph: the recorded function.
+
+    Returns:
+      One line for each frozen axis of params, with the reason and the line of code,
+      and one for each note about axes that may shrink. Frozen does not mean
+      important: such an axis was not ranked at all.
+    """
     frozen = []
     for path, axes in graph.axes.items():
         for i, d in enumerate(axes):
@@ -204,13 +197,13 @@ def _matters(note: Note) -> bool:
 def _struct(x: Any) -> jax.ShapeDtypeStruct:
     if isinstance(x, jax.ShapeDtypeStruct):
         return x
-    # Not the array's own type: JAX reads a float64 of NumPy as a float32.
+    # Not the array's own dtype: JAX reads NumPy's float64 as float32.
     dtype, weak = jax.dtypes.result_type(x), is_weak(x)
     return jax.ShapeDtypeStruct(np.shape(x), dtype, weak_type=weak)
 
 
 def is_weak(x: Any) -> bool:
-    """True for Python's numbers and what JAX treats like them in promotions."""
+    """Returns whether a value is weakly typed, as Python scalars are."""
     return bool(getattr(x, "weak_type", isinstance(x, int | float | complex)))
 
 
@@ -221,7 +214,7 @@ def _value(x: Any, active: bool) -> Value:
 
 
 def _paths_of_results(results: Any) -> list[str]:
-    """Paths of results, unlike those of params not necessarily distinct."""
+    """Returns the paths of results, which need not be distinct."""
     found: list[str] = []
     tree.map_with_path(lambda path, leaf: found.append(path), results)
     return found

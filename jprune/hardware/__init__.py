@@ -15,7 +15,7 @@ differentiable and can be vmapped over millions of machines. In reading order:
     cost, Cost, Energy       the cost model and its result
     RESOURCES                what can limit an operation
 
-    on, worth, saving, fit   pruning to a budget of time, energy or bytes
+    as_graph_cost, fit, ...  pruning to a budget of time, energy or bytes
     search                   search over designs: evaluate many, or descend by gradients
     evolve                   search over designs: Pareto fronts by NSGA-II
 
@@ -44,8 +44,11 @@ from jprune.hardware._cost import Cost as Cost
 from jprune.hardware._cost import Energy as Energy
 from jprune.hardware._cost import cost as cost
 from jprune.hardware._tracing import Metric as Metric
+from jprune.hardware._tracing import as_graph_cost as as_graph_cost
 from jprune.hardware._tracing import from_graph as from_graph
-from jprune.hardware._tracing import on as on
 from jprune.hardware._workload import Workload as Workload
 
-__getattr__ = _renamed(__name__, {"constraints": "jprune.hardware"})
+__getattr__ = _renamed(
+    __name__,
+    {"constraints": "jprune.hardware", "on": "jprune.hardware.as_graph_cost"},
+)

@@ -1,9 +1,9 @@
 """Pruning under a budget of a machine: energy, time or bytes in place of a sparsity.
 
-on(machine, metric)        a cost of groups' sizes, for `jprune.graph.select`
-worth(graph, machine, ..)  what a weight costs, for `jprune.keep_within_budget`
-saving(found, full)        for `jprune.controllers.lagrangian`, to learn masks
-fit(workload, ...)         keep ratios that meet a budget: a projection
+as_graph_cost(machine, metric)  a cost of groups' sizes, for `jprune.graph.choose`
+worth(graph, machine, ..)       what a weight costs, for `jprune.keep_within_budget`
+saving(found, full)             for `jprune.controllers.lagrangian`, to learn masks
+fit(workload, ...)              keep ratios that meet a budget: a projection
 """
 
 import math

@@ -1,7 +1,8 @@
-"""Workloads of any JAX function, and their cost as a cost of its groups' sizes.
+"""Workloads of traced functions, and their cost as a function of groups' sizes.
 
-`jprune.graph` records a function's products with sizes that are polynomials in those of
-its groups, so a plan's cost needs no smaller model, and has derivatives by the sizes.
+`jprune.graph` records the products of a function with sizes that are polynomials in
+those of its groups. The cost of a pruned function therefore needs no smaller model, and
+is differentiable with respect to the sizes.
 """
 
 import functools
@@ -126,17 +127,17 @@ def _operation(
     return batch, total / right, total / left, k, 1.0, widths
 
 
-def on(
+def as_graph_cost(
     machine: Accelerator,
     metric: Metric,
     *,
     temperature: Any = None,
     **fields: Any,
 ) -> graph_lib.Cost:
-    """Returns what a traced function costs on a machine, as a cost of `jprune.graph`.
+    """Returns the cost of traced functions on a machine, as a cost of `jprune.graph`.
 
-    It goes where `multiply_adds` goes: `jg.select(graph, scores, 0.3, cost=...)` prunes
-    to 30 % less of it, `jg.penalty` charges soft sizes for it.
+    It takes the place of `jg.multiply_adds`: `jg.choose(graph, scores, 0.3, cost=...)`
+    prunes until 30 % of it are saved, and `jg.penalty` penalises soft sizes for it.
 
     Args:
       machine: the accelerator.
@@ -154,16 +155,16 @@ def on(
       >>> mlp = lambda p, x: jnp.tanh(x @ p["in"]) @ p["out"]
       >>> params = {"in": jnp.ones((64, 512)), "out": jnp.ones((512, 8))}
       >>> graph = jg.trace(mlp, params, jnp.ones((32, 64)))
-      >>> energy = on(machines.eyeriss(), lambda found: found.energy)
+      >>> energy = as_graph_cost(machines.eyeriss(), lambda found: found.energy)
       >>> scores = {"in[1]": jnp.arange(512.0)}
-      >>> keep = jg.select(graph, scores, 0.3, cost=energy)
+      >>> keep = jg.choose(graph, scores, 0.3, cost=energy)
       >>> left = energy(graph, jg.sizes(graph, keep)) / energy(graph, {})
       >>> bool(0.68 < left <= 0.7)
       True
     """
 
-    # A search asks for many sizes of one graph. Their products stay outside: known
-    # sizes are exact there, and float32 might make one tile more of them.
+    # A search evaluates many sizes of one graph. The products of sizes stay outside of
+    # jit, where they are exact: rounded to float32, they might need one more tile.
     @jax.jit
     def charged(net: Workload) -> Any:
         return metric(cost(net, machine, temperature=temperature))

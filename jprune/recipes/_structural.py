@@ -301,7 +301,9 @@ def beta_rank(
     """
 
     def filtered(group: jg.Group) -> bool:
-        return jg.is_width(group) and bool(jg.written(graph, group, gains, layout))
+        return jg.is_width(group) and bool(
+            jg.filter_members(graph, group, gains, layout)
+        )
 
     score = functools.partial(jg.gain_scores, gains=gains, layout=layout)
     keep = jg.keep_groups(

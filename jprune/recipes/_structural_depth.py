@@ -53,7 +53,7 @@ def mask_sparsity(
       their group's entry is pruned, as in the paper for residual networks.
     """
     jg.check_known(graph.groups, keep)
-    return jg.add_l1(rate, scales, jg.masks(graph, keep))
+    return jg.add_l1(rate, scales, jg.param_masks(graph, keep))
 
 
 def precrop(
@@ -138,7 +138,7 @@ def layer_lottery(
       count: number of branches to remove; static.
 
     Returns:
-      Names of branches in the order of removal, as `jg.without` takes them.
+      Names of branches in the order of removal, as `jg.without_branches` takes them.
 
     Raises:
       PruningError: if there are fewer branches, or a score is NaN.
@@ -153,7 +153,7 @@ def layer_lottery(
       >>> graph = jg.trace(net, params, jnp.ones((2, 3)))
       >>> magnitudes = lambda fn, params: jax.tree.map(jnp.abs, params)
       >>> names = jp.recipes.layer_lottery(graph, params, magnitudes, 1)
-      >>> fn, rest = jg.without(graph, params, names)
+      >>> fn, rest = jg.without_branches(graph, params, names)
       >>> names, rest["b"].shape
       (['b'], (0,))
 
@@ -167,7 +167,7 @@ def layer_lottery(
         raise base.PruningError(f"count must not be negative; got {count}.")
     names: list[str] = []
     for _ in range(count):
-        fn, rest = jg.without(graph, params, names)
+        fn, rest = jg.without_branches(graph, params, names)
         means = _means_of_branches(graph, rest, score(fn, rest))
         if not means:
             raise base.PruningError(

@@ -44,15 +44,15 @@ def test_thresholds_of_parts_take_the_same_share_of_each():
     for name, each in scores.items():
         each *= {"fine": 1.0, "coarse": 10.0, "neck": 100.0}[name.split("/")[0]]
     shares = {}
-    for scope in (study.part, study.jg.all_groups):
-        keep = study.jg.select(
-            graph, scores, 0.5, scope=scope, cost=study.jg.parameters
+    for compete in (study.part, study.jg.all_groups):
+        keep = study.jg.choose(
+            graph, scores, 0.5, compete=compete, cost=study.jg.parameters
         )
         for part in ("fine", "coarse", "neck"):
             mine = [n for n in graph.groups if n.startswith(part)]
             gone = sum(int((~keep[n]).sum()) for n in mine if n in keep)
             share = gone / sum(graph.groups[n].size for n in mine)
-            shares.setdefault(scope, {})[part] = share
+            shares.setdefault(compete, {})[part] = share
     alike = list(shares[study.part].values())
     assert max(alike) - min(alike) < 0.02
     assert shares[study.jg.all_groups]["neck"] == 0

@@ -148,9 +148,9 @@ def test_channels_of_one_rank_go_one_after_the_other():
     params = cnn.init(jax.random.key(1), channels=(8, 8), hidden=8)
     graph = jg.trace(cnn.apply, params, jnp.ones((1, 8, 8, 1)))
     scores = jg.group_scores(graph, jax.tree.map(jnp.square, params))
-    cost = hw.on(machines.eyeriss(), lambda found: found.energy, bits=16)
+    cost = hw.as_graph_cost(machines.eyeriss(), lambda found: found.energy, bits=16)
     for sparsity in (0.2, 0.35, 0.5):
-        keep = jg.select(graph, scores, sparsity, scope=jg.each_group, cost=cost)
+        keep = jg.choose(graph, scores, sparsity, compete=jg.each_group, cost=cost)
         sizes = {n: g.size for n, g in graph.groups.items()} | jg.sizes(graph, keep)
         budget = (1 - sparsity) * cost(graph, {})
         assert cost(graph, sizes) <= budget

@@ -61,7 +61,9 @@ def test_scores_combine_and_are_normalized_within_a_group():
     ]
     np.testing.assert_allclose(raw, sum(members) / 3, rtol=1e-5)
     np.testing.assert_allclose(mean, raw / raw.mean(), rtol=1e-5)
-    alone = jg.group_scores(graph, squares, combine=jg.first, normalize=jg.by_max)
+    alone = jg.group_scores(
+        graph, squares, combine=jg.first_member, normalize=jg.by_max
+    )
     np.testing.assert_allclose(
         alone["a/kernel[1]"], members[0] / members[0].max(), rtol=1e-5
     )
@@ -75,7 +77,7 @@ def test_scores_of_hidden_leaves_do_not_count_and_wrong_ones_are_named():
     np.testing.assert_allclose(found["a/kernel[1]"], expected, rtol=1e-5)
     with pytest.raises(jp.PruningError, match="no leaf d/kernel"):
         jg.group_scores(graph, {"d": {"kernel": jnp.ones(3)}})
-    with pytest.raises(jp.PruningError, match=r"c/kernel has shape \(8, 3\); got"):
+    with pytest.raises(jp.PruningError, match=r"shape \(8, 3\) at c/kernel; got"):
         jg.group_scores(graph, {"c": {"kernel": jnp.ones((3, 8))}})
 
 
@@ -143,7 +145,7 @@ def test_a_penalty_has_the_gradient_of_its_polynomial():
 def test_a_budget_holds_and_one_entry_more_would_break_it(case, cost, sparsity):
     graph, params = traced(case)
     scores = jg.group_scores(graph, jax.tree.map(jnp.square, params))
-    keep = jg.select(graph, scores, sparsity, cost=cost)
+    keep = jg.choose(graph, scores, sparsity, cost=cost)
     budget = (1 - sparsity) * cost(graph, {})
     assert cost(graph, jg.sizes(graph, keep)) <= budget
     if not keep:
@@ -155,25 +157,48 @@ def test_a_budget_holds_and_one_entry_more_would_break_it(case, cost, sparsity):
     assert cost(graph, jg.sizes(graph, more)) > budget
 
 
-def test_scopes_say_what_competes():
+def test_keys_say_what_competes():
     graph, _ = traced("mlp")
     a, b = graph.groups
     scores = {a: jnp.arange(12.0) + 100, b: jnp.arange(8.0)}
-    together = jg.select(graph, scores, 0.35)  # 7 of 20, all of the weaker group
+    together = jg.choose(graph, scores, 0.35)  # 7 of 20, all of the weaker group
     assert set(together) == {b}
     assert together[b].sum() == 1
-    each = jg.select(graph, scores, 0.5, scope=jg.each_group)
+    each = jg.choose(graph, scores, 0.5, compete=jg.each_group)
     assert each[a].tolist() == [False] * 6 + [True] * 6
     assert each[b].tolist() == [False] * 4 + [True] * 4
-    for scope in (jg.same_kind, jg.isomorphic):
-        assert set(jg.select(graph, scores, 0.35, scope=scope)) <= {a, b}
+    for compete in (jg.same_kind, jg.isomorphic):
+        assert set(jg.choose(graph, scores, 0.35, compete=compete)) <= {a, b}
+
+
+def test_the_old_keyword_of_what_competes_works_for_a_release():
+    graph, _ = traced("mlp")
+    scores = {n: jnp.arange(g.size * 1.0) for n, g in graph.groups.items()}
+    with pytest.warns(DeprecationWarning, match=r"choose\(compete=\)"):
+        found = jg.choose(graph, scores, 0.25, scope=jg.each_group)
+    wanted = jg.choose(graph, scores, 0.25, compete=jg.each_group)
+    assert list(found) == list(wanted)
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+def test_sizes_of_bools_indices_and_gates():
+    graph, _ = traced("mlp")
+    a, b = graph.groups
+    masks = {a: np.arange(12) < 5, b: jnp.arange(8) % 2 == 0}
+    indices = {a: [0, 1, 2, 3, 4], b: np.array([6, 2, 2, 4, 0])}
+    for keep in (masks, indices):
+        assert jg.sizes(graph, keep) == {a: 5, b: 4}
+        assert jg.make_plan(graph, keep)["c/kernel"][0].tolist() == [0, 2, 4, 6]
+    assert jg.sizes(graph, {a: jnp.full(12, 0.25)}) == {a: 3}
+    with pytest.raises(jp.PruningError, match="no group 'c'"):
+        jg.sizes(graph, {"c": [0]})
 
 
 def test_ties_go_to_the_lower_entry():
     graph, _ = traced("mlp")
     a, b = graph.groups
     same = {a: jnp.ones(12), b: jnp.ones(8)}
-    keep = jg.select(graph, same, 0.5, scope=jg.each_group)
+    keep = jg.choose(graph, same, 0.5, compete=jg.each_group)
     assert keep[a].tolist() == [True] * 6 + [False] * 6
 
 
@@ -183,11 +208,11 @@ def test_sizes_are_multiples_and_floors_hold(multiple, cost):
     graph, params = traced("mlp")
     scores = jg.group_scores(graph, jax.tree.map(jnp.square, params))
     for sparsity in (0.2, 0.45):
-        keep = jg.select(graph, scores, sparsity, cost=cost, multiple_of=multiple)
+        keep = jg.choose(graph, scores, sparsity, cost=cost, multiple_of=multiple)
         for mask in keep.values():
             assert mask.sum() % multiple == 0
             assert mask.sum() >= multiple
-    keep = jg.select(graph, scores, 0.6, min_kept=5, most=0.5)
+    keep = jg.choose(graph, scores, 0.6, min_kept=5, most=0.5)
     for name, mask in keep.items():
         assert mask.sum() >= max(5, graph.groups[name].size / 2)
 
@@ -196,15 +221,15 @@ def test_what_cannot_be_selected_is_said():
     graph, params = traced("mlp")
     scores = jg.group_scores(graph, params)
     with pytest.raises(jp.PruningError, match=r"in \[0, 1\); got 1"):
-        jg.select(graph, scores, 1.0)
-    with pytest.raises(jp.PruningError, match="Even the least sizes cost"):
-        jg.select(graph, scores, 0.99, cost=jg.multiply_adds)
+        jg.choose(graph, scores, 1.0)
+    with pytest.raises(jp.PruningError, match="Even the minimum sizes cost"):
+        jg.choose(graph, scores, 0.99, cost=jg.multiply_adds)
     with pytest.raises(jp.PruningError, match="no score for the group"):
-        jg.select(graph, {}, 0.5)
+        jg.choose(graph, {}, 0.5)
     with pytest.raises(jp.PruningError, match="has 12 entries; got scores of shape"):
-        jg.select(graph, dict.fromkeys(graph.groups, jnp.ones(3)), 0.5)
+        jg.choose(graph, dict.fromkeys(graph.groups, jnp.ones(3)), 0.5)
     nans = {n: jnp.full(g.size, jnp.nan) for n, g in graph.groups.items()}
     with pytest.raises(jp.NonFiniteScoreError, match="group a/kernel"):
-        jg.select(graph, nans, 0.5)
+        jg.choose(graph, nans, 0.5)
     with pytest.raises(jp.PruningError, match="No group may shrink"):
-        jg.select(graph, scores, 0.5, where=lambda group: False)
+        jg.choose(graph, scores, 0.5, where=lambda group: False)

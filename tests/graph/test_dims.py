@@ -16,24 +16,30 @@ from hypothesis import strategies as st
 from jprune.graph._engine import dims, layout
 from jprune.graph._plan import mask_of
 
-SIZES = st.sampled_from([1, 2, 3, 4, 6, 8, 12, 24])
+SIZES = [1, 2, 3, 4, 6, 8, 12, 24]
 
 
-def divisions(draw, n):
-    """Sizes with the product n."""
+def divisors(n):
+    return [k for k in range(1, n + 1) if n % k == 0]
+
+
+def divisions(pick, n):
+    """Sizes with the product n; `pick` chooses an item of a list."""
     if n == 0:
         return [2, 0]
     found = []
     while n > 1:
-        divisors = [k for k in range(2, n + 1) if n % k == 0]
-        found.append(draw(st.sampled_from(divisors)))
+        found.append(pick(divisors(n)[1:]))
         n //= found[-1]
-    return draw(st.permutations([*found, 1])) if draw(st.booleans()) else found
+    if pick([False, True]):
+        found.insert(pick(range(len(found) + 1)), 1)
+    return found
 
 
-def cuts(draw, n):
+def cuts(pick, n):
     """Sizes with the sum n, some 0."""
-    at = sorted(draw(st.lists(st.integers(0, n), max_size=3)))
+    unit = pick(divisors(n) or [1])
+    at = sorted(unit * pick(range(n // unit + 1)) for _ in range(pick(range(4))))
     return list(np.diff([0, *at, n]).tolist())
 
 
@@ -49,35 +55,35 @@ class World:
         self.dims = [dims.leaf(n) for n in sizes]
         self.relations = []
 
-    def factor(self, draw, d):
-        sizes = divisions(draw, d.size)
+    def factor(self, pick, d):
+        sizes = divisions(pick, d.size)
         parts = dims.factor(d, sizes)
         assert [p.size for p in parts] == sizes
         self.dims += parts
         self.relations.append(("product", d, parts))
 
-    def split(self, draw, d):
-        sizes = cuts(draw, d.size)
+    def split(self, pick, d):
+        sizes = cuts(pick, d.size)
         parts = dims.split(d, sizes)
         assert [p.size for p in parts] == sizes
         self.dims += parts
         self.relations.append(("concatenation", d, parts))
 
-    def join(self, draw, d):
-        e = draw(st.sampled_from(self.dims))
-        if d.size * e.size <= 96 and draw(st.booleans()):
+    def join(self, pick, d):
+        e = pick(self.dims)
+        if d.size * e.size <= 96 and pick([False, True]):
             self.dims.append(dims.product([d, e]))
             self.relations.append(("product", self.dims[-1], [d, e]))
         elif d.size + e.size <= 48:
             self.dims.append(dims.concatenation([d, e]))
             self.relations.append(("concatenation", self.dims[-1], [d, e]))
 
-    def unify(self, draw, d):
-        e = draw(st.sampled_from([e for e in self.dims if e.size == d.size]))
+    def unify(self, pick, d):
+        e = pick([e for e in self.dims if e.size == d.size])
         dims.unify(d, e)
         self.relations.append(("same", d, [e]))
 
-    def freeze(self, draw, d):
+    def freeze(self, pick, d):
         dims.freeze(d, "frozen by hand")
 
     def frozen(self):
@@ -94,10 +100,10 @@ class World:
 
     def check(self, seed):
         rng = np.random.default_rng(seed)
-        leaves = {id(x): x for d in self.dims for x in dims.leaves_of(d)}
+        leaves = dict.fromkeys(x for d in self.dims for x in dims.leaves_of(d))
         kept = {
-            i: rng.random(x.size) < 0.6
-            for i, x in leaves.items()
+            x: rng.random(x.size) < 0.6
+            for x in leaves
             if x.size > 1 and not x.frozen  # those that a group can be
         }
 
@@ -115,10 +121,10 @@ class World:
             if not d.size:
                 continue
             there = np.ones(d.size, bool)
-            for x in {id(x): x for x in dims.leaves_of(d)}.values():
+            for x in dict.fromkeys(dims.leaves_of(d)):
                 for place in layout.positions(d, x):
                     assert sorted(set(place[place >= 0])) == list(range(x.size))
-                    keep = kept.get(id(x), np.ones(x.size, bool))
+                    keep = kept.get(x, np.ones(x.size, bool))
                     there &= (place < 0) | keep[place]
             np.testing.assert_array_equal(entries(d), there)
 
@@ -130,15 +136,11 @@ class World:
             assert known == d.size == dims.resolve(d).size
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
-@given(st.data())
-def test_relations_hold_for_what_is_left(data):
-    world = World(data.draw(st.lists(SIZES, min_size=2, max_size=6)))
-    actions = [world.factor, world.split, world.join, world.unify, world.unify]
+def check_a_world(pick, sizes, steps, actions):
+    world = World(sizes)
     frozen = world.frozen()
-    for _ in range(data.draw(st.integers(1, 12))):
-        action = data.draw(st.sampled_from([*actions, world.freeze]))
-        action(data.draw, data.draw(st.sampled_from(world.dims)))
+    for _ in range(steps):
+        getattr(world, pick(actions))(pick, pick(world.dims))
         world.check_sizes()
         now = world.frozen()
         for before, after in zip(frozen, now, strict=False):
@@ -146,6 +148,30 @@ def test_relations_hold_for_what_is_left(data):
         frozen = now
     for seed in range(3):
         world.check(seed)
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(st.data())
+def test_relations_hold_for_what_is_left(data):
+    def pick(items):
+        return data.draw(st.sampled_from(items))
+
+    sizes = data.draw(st.lists(st.sampled_from(SIZES), min_size=2, max_size=6))
+    actions = ["factor", "split", "join", "unify", "unify", "freeze"]
+    check_a_world(pick, sizes, data.draw(st.integers(1, 12)), actions)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_relations_hold_for_terms_of_terms(seed):
+    """Axes of one size, so that products, concatenations and both often meet."""
+    rng = np.random.default_rng(seed)
+
+    def pick(items):
+        return items[rng.integers(len(items))]
+
+    for _ in range(100):
+        sizes = [pick([12, 24, 36])] * 3 + [2, 3]
+        check_a_world(pick, sizes, 8, ["factor", "split", "join", "unify", "unify"])
 
 
 def alike(parts):
@@ -209,6 +235,54 @@ def test_a_product_over_pieces_shares_the_inner_factor():
     assert alike([inner, *(h[1] for h in heads)])
     assert [x.size for x in dims.leaves_of(outer)] == [2, 2, 2]
     assert not any(x.frozen for x in dims.leaves_of(d))
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_pieces_of_a_product_share_its_inner_factors(swapped):
+    """A concatenation of 12 and 24 entries meets a product 3 x 4 x 3."""
+    outer, middle, inner = dims.leaf(3), dims.leaf(4), dims.leaf(3)
+    pieces = [dims.leaf(12), dims.leaf(24)]
+    terms = [dims.product([outer, middle, inner]), dims.concatenation(pieces)]
+    dims.unify(*(reversed(terms) if swapped else terms))
+    assert [x.size for x in dims.leaves_of(outer)] == [1, 2]
+    for piece, n in zip(pieces, (1, 2), strict=True):
+        factors = dims.factor(piece, [n, 4, 3])
+        assert alike([factors[1], middle])
+        assert alike([factors[2], inner])
+    assert alike([dims.factor(pieces[1], [2, 12])[0], dims.pieces_of(outer)[1]])
+    assert not any(x.frozen for t in (outer, middle, inner) for x in dims.leaves_of(t))
+    first, _ = layout.positions(terms[1], middle)  # one for each piece
+    np.testing.assert_array_equal(first, [*np.repeat(np.arange(4), 3), *[-1] * 24])
+
+
+def test_a_product_is_split_along_its_outermost_factor():
+    outer, middle, inner = dims.leaf(3), dims.leaf(2), dims.leaf(2)
+    parts = dims.split(dims.product([outer, middle, inner]), [4, 8])
+    assert [p.size for p in parts] == [4, 8]
+    assert [x.size for x in dims.leaves_of(outer)] == [1, 2]
+    for part, n in zip(parts, (1, 2), strict=True):
+        first, *rest = dims.factor(part, [n, 2, 2])
+        assert first.size == n
+        assert alike([rest[0], middle])
+        assert alike([rest[1], inner])
+    parts = dims.split(dims.product([middle, inner, dims.leaf(3)]), [3, 9])
+    assert [p.size for p in parts] == [3, 9]  # 1 and 3 of 2 x 2
+    assert middle.frozen == inner.frozen != ""
+    assert "2 x 2 x 3 and as 3 + 9" in middle.frozen
+    assert [bool(x.frozen) for x in dims.leaves_of(parts[1])] == [True, False]
+
+
+def test_pieces_that_cut_through_two_factors_freeze_them():
+    """Pieces of 4 and 8 entries are 2 + 4 times 2, and no pieces of 2 x 3 times 2."""
+    factors = [dims.leaf(2), dims.leaf(3), dims.leaf(2)]
+    pieces = [dims.leaf(4), dims.leaf(8)]
+    dims.unify(dims.product(factors), dims.concatenation(pieces))
+    heads = [dims.factor(p, [p.size // 2, 2]) for p in pieces]
+    assert alike([factors[2], heads[0][1], heads[1][1]])
+    assert not factors[2].frozen
+    why = "an axis of size 12 is used both as 2 x 3 x 2 and as (2 x 2) + (4 x 2)"
+    for one in (factors[0], factors[1], heads[0][0], heads[1][0]):
+        assert one.frozen == why
 
 
 def test_sizes_have_to_be_equal():

@@ -34,7 +34,7 @@ def test_a_flax_module_rebuilt_at_the_kept_widths_is_the_small_function():
     graph = jg.trace(Net().apply, variables, x)
     assert [g.size for g in graph.groups.values()] == [8, 12, 20]
     scores = jg.group_scores(graph, jax.tree.map(np.square, jax.device_get(variables)))
-    plan = jg.make_plan(graph, jg.select(graph, scores, 0.6, cost=jg.multiply_adds))
+    plan = jg.make_plan(graph, jg.choose(graph, scores, 0.6, cost=jg.multiply_adds))
     small_fn, small = jg.shrink(graph, variables, plan)
     names = ("conv0", "conv1", "hidden")
     kept = jg.widths(plan, variables)

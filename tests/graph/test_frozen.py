@@ -150,3 +150,37 @@ def test_a_derivative_may_hold_what_never_goes():
     )
     for name in ("a", "b"):
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shape", "gone"),
+    [
+        # 4 and 8 entries are 2 and 4 times 2, which is no 2 x 3 times 2.
+        ((4, 8), (2, 3, 2), {"c[3]": (2, 1)}),
+        # 6 and 12 are 1 and 2 times 3 times 2: the first axis is a concatenation.
+        ((6, 12), (3, 3, 2), {"c[2]": (1, 1), "c[3]": (2, 1), "b[1]": (0, 2)}),
+    ],
+)
+def test_concatenations_that_meet_products(sizes, shape, gone):
+    """Entry 1 of each group is removed: of `out`, a slice of one of the axes."""
+
+    def fn(p, x):
+        h = jnp.concatenate([x @ p["a"], x @ p["b"]], axis=1)
+        h += jnp.einsum("nd,dijk->nijk", x, p["c"]).reshape(h.shape)
+        return jnp.tanh(h) @ p["out"].reshape(h.shape[1], -1)
+
+    params = {"a": normal(3, sizes[0]), "b": normal(3, sizes[1])}
+    params |= {"c": normal(3, *shape), "out": normal(*shape, 2)}
+    x = normal(5, 3)
+    graph = jg.trace(fn, params, x)
+    assert set(graph.groups) == set(gone)
+    keep = {n: np.arange(g.size) != 1 for n, g in graph.groups.items()}
+    small, p = jg.shrink(graph, params, keep=keep)
+    assert p["b"].size < params["b"].size
+    out = np.array(params["out"])
+    for axis, entry in gone.values():
+        np.moveaxis(out, axis, 0)[entry] = 0
+    expected = fn(params | {"out": jnp.asarray(out)}, x)
+    np.testing.assert_allclose(small(p, x), expected, rtol=1e-5, atol=1e-6)
+    full = jg.without_entries(graph, keep)(params, x)
+    np.testing.assert_allclose(full, expected, rtol=1e-5, atol=1e-6)

@@ -23,7 +23,7 @@ def test_first_convolutions_of_a_residual_network():
     assert _inner(graph) == wanted
     assert len(wanted) == 6
     scores = jg.group_scores(graph, jax.tree.map(jnp.square, params))
-    keep = jg.select(graph, scores, 0.5, where=jg.is_inner(graph))
+    keep = jg.choose(graph, scores, 0.5, where=jg.is_inner(graph))
     assert set(keep) == wanted
 
 

@@ -59,7 +59,7 @@ def compare(fn, params, x, driven, seed):
     keep = keep_some(graph, seed)
     plan = jg.make_plan(graph, keep)
     small, small_params = jg.shrink(graph, params, plan)
-    full = jg.removed(graph, keep)
+    full = jg.without_entries(graph, keep)
 
     @functools.partial(jax.jit, compiler_options=FAST)
     def all_ways(params, small_params, x):

@@ -119,14 +119,14 @@ def energy(found):
 def test_half_the_energy_of_a_machine_is_what_select_leaves(graph):
     rng = np.random.default_rng(0)
     scores = {n: rng.random(g.size) for n, g in graph.groups.items()}
-    cost = hw.on(machines.eyeriss(), energy, bits=8)
-    keep = jg.select(graph, scores, 0.5, cost=cost)
+    cost = hw.as_graph_cost(machines.eyeriss(), energy, bits=8)
+    keep = jg.choose(graph, scores, 0.5, cost=cost)
     left = float(cost(graph, jg.sizes(graph, keep)) / cost(graph, {}))
     assert 0.48 < left <= 0.5
 
 
 def test_soft_sizes_get_a_gradient_of_energy(graph):
-    cost = hw.on(machines.eyeriss(), energy, bits=8, temperature=0.05)
+    cost = hw.as_graph_cost(machines.eyeriss(), energy, bits=8, temperature=0.05)
     names = list(graph.groups)
     sizes = {n: jnp.float32(0.7 * graph.groups[n].size) for n in names}
     spent = jax.jit(lambda s: cost(graph, s))
@@ -146,7 +146,7 @@ def test_a_lagrangian_brings_the_energy_to_its_target(graph):
 
     from jprune.learned import controllers
 
-    cost = hw.on(machines.eyeriss(), energy, bits=8, temperature=0.05)
+    cost = hw.as_graph_cost(machines.eyeriss(), energy, bits=8, temperature=0.05)
     full = float(cost(graph, {}))
     names = list(graph.groups)
 

@@ -227,7 +227,7 @@ def test_what_is_no_pruner(case: StructuralCase, example):
             w.size for w in jax.tree.leaves(params)
         )
     elif case.gives == "branches":
-        fn, rest = jg.without(graph, params, found)
+        fn, rest = jg.without_branches(graph, params, found)
         assert jax.jit(fn)(rest, X).shape == (16, 3)
     else:
         tx = optax.chain(found, optax.sgd(0.1))

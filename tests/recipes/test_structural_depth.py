@@ -142,7 +142,7 @@ def test_layer_lottery_removes_a_zeroed_block_first():
     ]
     assert names[1] == f"blocks/{(0, 1, 3)[int(np.argmin(means))]}"
     assert [sum(b["up"] > 0 for b in each) for each in seen] == [4, 3]
-    fn, rest = jg.without(graph, params, names)
+    fn, rest = jg.without_branches(graph, params, names)
     gone = {int(n[-1]) for n in names}
     kept = [b for i, b in enumerate(params["blocks"]) if i not in gone]
     np.testing.assert_allclose(
@@ -182,7 +182,7 @@ def test_branches_inside_others_go_with_them(inside, count):
     magnitudes = lambda fn, params: jax.tree.map(jnp.abs, params)  # noqa: E731
     names = jp.recipes.layer_lottery(graph, params, magnitudes, count)
     assert names == [by_leaves[1]] * (count - 1) + [by_leaves[3]]
-    fn, rest = jg.without(graph, params, names)
+    fn, rest = jg.without_branches(graph, params, names)
     assert all(w.size == 0 for w in jax.tree.leaves(rest))
     np.testing.assert_array_equal(fn(rest, x), x)
     with pytest.raises(jp.PruningError, match=r"Cannot remove \d+ branches"):

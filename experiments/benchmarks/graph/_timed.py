@@ -145,7 +145,7 @@ def once(
     scores = jg.group_scores(graph, params, each=lambda w: w * w)
     jax.block_until_ready(scores)
     clock.append(timing.clock())
-    keep = jg.select(graph, scores, RATIO)
+    keep = jg.choose(graph, scores, RATIO)
     clock.append(timing.clock())
     _, small = jg.shrink(graph, params, jg.make_plan(graph, keep))
     jax.block_until_ready(small)

@@ -185,7 +185,9 @@ def timed(
     whole = jg.multiply_adds(graph)
     rest_fn, rest = fn, params
     if form.blocks:
-        rest_fn, rest = jg.without(graph, params, weakest(graph, params, form.blocks))
+        rest_fn, rest = jg.without_branches(
+            graph, params, weakest(graph, params, form.blocks)
+        )
         graph = jg.trace(rest_fn, rest, *inputs)
     share = 1 - 0.5 * whole / jg.multiply_adds(graph)  # of the remaining multiply-adds
     keep = narrowed(graph, rest, share, settings.multiple_of, form.widest)
@@ -223,11 +225,11 @@ def narrowed(
 
     Since sizes are multiples, the cost may be considerably lower.
     """
-    return jg.select(
+    return jg.choose(
         graph,
         jg.group_scores(graph, jax.tree.map(jnp.square, params)),
         share,
-        scope=jg.each_group,
+        compete=jg.each_group,
         cost=jg.multiply_adds,
         multiple_of=multiple_of,
         where=lambda group: jg.is_width(group) and group.size >= widest,

@@ -129,15 +129,17 @@ def chosen(
     The worth of an entry is its score divided by its cost, which is the derivative of
     the smooth cost with respect to the size of its group.
     """
-    on = functools.partial(hw.on, machines.eyeriss(), measure, bits=settings.bits)
-    cost, scope = on(), jg.each_group
+    on = functools.partial(
+        hw.as_graph_cost, machines.eyeriss(), measure, bits=settings.bits
+    )
+    cost, compete = on(), jg.each_group
     if way == "by worth":
         slope = jax.grad(lambda sizes: on(temperature=0.05)(graph, sizes))
         whole = {n: jnp.float32(g.size) for n, g in graph.groups.items()}
         price = {n: float(x) for n, x in slope(whole).items()}
         scores = {n: np.asarray(scores[n]) / price[n] for n in scores}
-        scope = jg.all_groups
-    keep = jg.select(graph, scores, settings.removed, scope=scope, cost=cost)
+        compete = jg.all_groups
+    keep = jg.choose(graph, scores, settings.removed, compete=compete, cost=cost)
     left = float(cost(graph, jg.sizes(graph, keep)) / cost(graph, {}))
     full = {n: np.ones(g.size, bool) for n, g in graph.groups.items()}
     return jax.tree.map(jnp.asarray, full | keep), left

@@ -77,12 +77,12 @@ def compare(
     keep = halves(graph, seed, share)
     plan = jg.make_plan(graph, {n: np.flatnonzero(mask) for n, mask in keep.items()})
     small_fn, small_params = jg.shrink(graph, params, plan)
-    full_fn = jg.removed(graph, keep)
+    full_fn = jg.without_entries(graph, keep)
 
     original, flops = compiled(fn, params, *inputs)
     small, small_flops = compiled(small_fn, small_params, *inputs)
     full, _ = compiled(full_fn, params, *inputs)
-    same, _ = compiled(jg.removed(graph, {}), params, *inputs)
+    same, _ = compiled(jg.without_entries(graph, {}), params, *inputs)
     before = original(params, *inputs)
     expected = sliced_statistics(plan, full(params, *inputs))
     found = {

@@ -70,7 +70,7 @@ class Method(NamedTuple):
     """A row: whether scales were penalized, the scope, and whether it is distilled."""
 
     pulled: bool
-    scope: jg.Scope
+    compete: jg.Compete
     led: bool = False
 
 
@@ -165,7 +165,7 @@ def compiled(settings: Settings) -> tuple[Any, Any, Any]:
 
     @jax.jit
     def tune(params: Any, keep: Any, teacher: Any, lead: jax.Array, key: Any) -> Any:
-        pruned = jg.removed(training, keep)
+        pruned = jg.without_entries(training, keep)
 
         def loss(params: Any, images: jax.Array, objects: scenes.Objects) -> jax.Array:
             outputs, maps = pruned(params, images)
@@ -181,7 +181,7 @@ def compiled(settings: Settings) -> tuple[Any, Any, Any]:
         # Keys that no training uses, since those are made by splitting.
         calibration, _ = scenes.scenes(jax.random.key(2**31), settings.calibration)
         images, objects = scenes.scenes(jax.random.key(2**31 + 1), settings.tested)
-        outputs = jg.removed(judging, keep)(params, calibration, images)
+        outputs = jg.without_entries(judging, keep)(params, calibration, images)
         return jax.vmap(detection.detect)(outputs), objects
 
     return fit, tune, judge
@@ -199,8 +199,8 @@ def chosen(
     """Returns the masks of a threshold on scales, one for every group."""
     sizes = jax.tree.map(np.abs, jax.device_get(params))
     scores = jg.group_scores(graph, sizes, normalize=None, where=SCALES)
-    keep = jg.select(
-        graph, scores, settings.removed, scope=method.scope, cost=jg.parameters
+    keep = jg.choose(
+        graph, scores, settings.removed, compete=method.compete, cost=jg.parameters
     )
     return jax.tree.map(jnp.asarray, everything(graph) | keep)
 
@@ -265,7 +265,7 @@ def apart(settings: Settings, params: Any, keep: Any) -> float:
     small, left = jg.shrink(graph, params, jg.make_plan(graph, keep))
     pairs = zip(
         jax.tree.leaves(jax.jit(small)(left, images)),
-        jax.tree.leaves(jax.jit(jg.removed(graph, keep))(params, images)),
+        jax.tree.leaves(jax.jit(jg.without_entries(graph, keep))(params, images)),
         strict=True,
     )
     return max(float(jnp.abs(a - b).max() / jnp.abs(b).max()) for a, b in pairs)

@@ -65,7 +65,7 @@ class Method(NamedTuple):
 
     trained: str
     score: Callable[..., Any]
-    scope: jg.Scope = jg.all_groups
+    compete: jg.Compete = jg.all_groups
 
 
 def methods(graph: jg.Graph) -> dict[str, Method]:
@@ -88,7 +88,7 @@ def methods(graph: jg.Graph) -> dict[str, Method]:
     group = by(square)
     return {
         "random": Method("plain", random),
-        "first layer alone, L2": Method("plain", by(square, combine=jg.first)),
+        "first layer alone, L2": Method("plain", by(square, combine=jg.first_member)),
         "group, L1": Method("plain", by(lambda w, g: np.abs(w))),
         "group, L2": Method("plain", group),
         "group, L2, the same share of each": Method("plain", group, jg.each_group),
@@ -194,8 +194,8 @@ def chosen(
     # On the host, since each of dozens of shapes would compile its own sum.
     arrays = jax.device_get((params, gradient(params, *batch)))
     scores = method.score(*arrays, seed)
-    keep = jg.select(
-        graph, scores, settings.removed, scope=method.scope, cost=jg.multiply_adds
+    keep = jg.choose(
+        graph, scores, settings.removed, compete=method.compete, cost=jg.multiply_adds
     )
     full = {n: np.ones(g.size, bool) for n, g in graph.groups.items()}
     return jax.tree.map(jnp.asarray, full | keep)
@@ -219,7 +219,7 @@ def agreement(
     keep = chosen(settings, splits, graph, method, params, settings.seeds[0])
     images = splits.validation.images[:1]
     small, left = jg.shrink(graph, params, jg.make_plan(graph, keep))
-    ours, full = small(left, images), jg.removed(graph, keep)(params, images)
+    ours, full = small(left, images), jg.without_entries(graph, keep)(params, images)
     return float(jnp.abs(ours - full).max() / jnp.abs(full).max())
 
 

@@ -70,7 +70,7 @@ def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
     one = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     graph = jg.trace(resnet.apply, params, one)
     scores = jg.group_scores(graph, jax.tree.map(np.square, params))
-    keep = jg.select(graph, scores, settings.removed, cost=jg.multiply_adds)
+    keep = jg.choose(graph, scores, settings.removed, cost=jg.multiply_adds)
     left = {name: int(size) for name, size in jg.sizes(graph, keep).items()}
     full = {name: group.size for name, group in graph.groups.items()}
     cost = jg.summary(graph, sizes=left)["total"]

@@ -1,1 +1,1 @@
-"""The recorded program, its dimensions, and the rules of primitives; private."""
+"""The recorded program, its dimensions and the rules of primitives (private)."""

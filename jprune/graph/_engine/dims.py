@@ -1,43 +1,48 @@
 """Dimensions as terms: a leaf, a product or a concatenation of dimensions.
 
-An axis of length 12 may be a leaf of its own, or 3 heads times 4 entries, or 8
-channels of one layer followed by 4 of another. Three operations relate the axes of a
-program:
+An axis of length 12 may be a leaf, or a product of 3 heads and 4 head dimensions, or
+a concatenation of 8 channels of one layer and 4 of another. Three operations relate
+the axes of a program:
 
-    factor(d, [3, 4])      d is a product, outermost first
+    factor(d, [3, 4])      d is a product, outermost factor first
     split(d, [8, 4])       d is a concatenation
-    unify(a, b)            a and b are the same
+    unify(a, b)            a and b are the same dimension
 
-They refine leaves and merge them by union-find, until what must shrink together is
-one leaf. Where two views of an axis do not fit into each other, all that takes part is
-frozen: it is never pruned, which is always right.
+They refine leaves and merge them by union-find. At the end, axes that must shrink
+together share a leaf. Where two views of an axis cannot be aligned, all leaves
+involved are frozen, that is, never pruned: this is conservative and always correct.
+
+A `Dim` is hashed and compared by identity, so dims are used as dictionary keys.
 """
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 Form = Literal["leaf", "product", "concatenation"]
 
 MOST_CUTS = 128
-"""How often two terms are refined to fit: an axis added to itself rolled by one would
-fall into single entries. What needs more is frozen."""
+"""Limit on the refinements that align two terms; beyond it they are frozen.
+
+An axis added to itself rolled by one would otherwise be cut into single entries."""
 
 _births = itertools.count()
+_UNMARKED: frozenset[str] = frozenset()
 
 
 class Dim:
-    """A term; compare by `resolve`, never change one by hand.
+    """A dimension term; compare dims after `resolve`, and never modify one by hand.
 
     Attributes:
-      born: how many were made before.
-      size: how many entries.
+      born: creation number; the older of two merged leaves stays.
+      size: number of entries.
       form: "leaf", "product" or "concatenation".
-      parts: of a product the factors, outermost first; of a concatenation the pieces.
-      parent: the term that this one has become, or None.
-      frozen: of a leaf: why it cannot shrink, or "".
-      marks: of a leaf: how the program uses it, such as "summed".
+      parts: factors of a product, outermost first, or pieces of a concatenation.
+      parent: the term that this dim was merged into, or None.
+      frozen: for a leaf, the reason why it cannot shrink, or "".
+      marks: for a leaf, how the program uses it, such as "summed".
     """
 
     __slots__ = ("born", "form", "frozen", "marks", "parent", "parts", "size")
@@ -55,32 +60,29 @@ class Dim:
         self.parts = parts
         self.parent: Dim | None = None
         self.frozen = frozen
-        self.marks: frozenset[str] = frozenset()
+        self.marks = _UNMARKED
 
 
 def leaf(size: int, frozen: str = "") -> Dim:
     """Returns a new leaf.
 
     Args:
-      size: how many entries.
-      frozen: why it cannot shrink, or "".
+      size: number of entries.
+      frozen: the reason why it cannot shrink, or "".
     """
     return Dim(size, frozen=frozen)
 
 
 def product(parts: Sequence[Dim]) -> Dim:
-    """Returns the product of dims, outermost first."""
+    """Returns the product of dims, outermost factor first."""
     factors = [f for p in parts for f in factors_of(p)]
     if len(factors) == 1:
         return factors[0]
-    size = 1
-    for f in factors:
-        size *= f.size
-    return Dim(size, "product", tuple(factors)) if factors else leaf(1)
+    return Dim(count_of(factors), "product", tuple(factors)) if factors else leaf(1)
 
 
 def concatenation(parts: Sequence[Dim]) -> Dim:
-    """Returns dims one after another."""
+    """Returns the concatenation of dims."""
     pieces = [q for p in parts for q in pieces_of(p)]
     if len(pieces) == 1:
         return pieces[0]
@@ -89,7 +91,7 @@ def concatenation(parts: Sequence[Dim]) -> Dim:
 
 
 def resolve(d: Dim) -> Dim:
-    """Returns the term that a dim has become."""
+    """Returns the term that a dim was merged into, or the dim itself."""
     root = d
     while root.parent is not None:
         root = root.parent
@@ -99,22 +101,22 @@ def resolve(d: Dim) -> Dim:
 
 
 def factors_of(d: Dim) -> list[Dim]:
-    """Returns the factors of a dim, outermost first; itself if it is no product."""
+    """Returns the factors of a product, outermost first; for other dims, [d]."""
     return [f for f in _within(d, ("product",)) if f.size != 1]
 
 
 def pieces_of(d: Dim) -> list[Dim]:
-    """Returns the pieces of a dim; itself if it is no concatenation."""
+    """Returns the pieces of a concatenation; for other dims, [d]."""
     return [p for p in _within(d, ("concatenation",)) if p.size]
 
 
 def leaves_of(d: Dim) -> Iterator[Dim]:
-    """Yields the leaves under a term, in order, as often as they occur."""
+    """Yields the leaves of a term in order, repeated as often as they occur."""
     return _within(d, ("product", "concatenation"))
 
 
 def _within(d: Dim, forms: tuple[str, ...]) -> Iterator[Dim]:
-    """What lies under terms of some forms; not recursive, a term may be deep."""
+    """Expands terms of the given forms; iterative, because terms can be deep."""
     waiting = [d]
     while waiting:
         d = resolve(waiting.pop())
@@ -125,38 +127,39 @@ def _within(d: Dim, forms: tuple[str, ...]) -> Iterator[Dim]:
 
 
 def why_fixed(d: Dim) -> str:
-    """Returns why no entry of a dim can go, or "" if one can."""
+    """Returns why no entry of a dim can be removed, or "" if some can."""
     why = ""
     for one in leaves_of(d):
         if not one.frozen and one.size > 1:
             return ""
         why = why or one.frozen
-    return why or "its entries are used one by one"
+    return why or "each of its entries is used on its own"
 
 
 def freeze(d: Dim, why: str) -> None:
-    """Freezes all leaves under a term; the first reason counts."""
+    """Freezes all leaves of a term; a leaf keeps its first reason."""
     for one in leaves_of(d):
         one.frozen = one.frozen or why
 
 
 def mark(d: Dim, word: str) -> None:
-    """Notes on all leaves under a term how they are used."""
+    """Records on all leaves of a term how the program uses them."""
     for one in leaves_of(d):
-        one.marks = _union(one.marks, frozenset((word,)))
+        if word not in one.marks:
+            one.marks = _union(one.marks, frozenset((word,)))
 
 
 @functools.cache
 def _union(a: frozenset[str], b: frozenset[str]) -> frozenset[str]:
-    return a | b  # one object for all leaves with the same marks
+    return a | b  # one object shared by all leaves with the same marks
 
 
 def factor(d: Dim, sizes: Sequence[int]) -> list[Dim]:
-    """Returns a dim as a product, one dim for each size.
+    """Views a dim as a product and returns its factors, one for each size.
 
     Args:
-      d: the dim.
-      sizes: outermost first; their product is the dim's size.
+      d: the dim to factor.
+      sizes: sizes of the factors, outermost first; their product is `d.size`.
     """
     found = iter(_factor(resolve(d), [s for s in sizes if s != 1]))
     return [leaf(1) if s == 1 else next(found) for s in sizes]
@@ -188,7 +191,7 @@ def _factor(d: Dim, sizes: list[int]) -> list[Dim]:
                 taken.append(outer)
                 queue.insert(0, inner)
             else:
-                why = f"{d.size} is viewed both as {_shape(d)} and as {tuple(sizes)}"
+                why = _misfit(d, " x ".join(map(str, sizes)))
                 for one in (*taken, first, *queue):
                     freeze(one, why)
                 return found + [leaf(s, why) for s in sizes[i:]]
@@ -198,11 +201,11 @@ def _factor(d: Dim, sizes: list[int]) -> list[Dim]:
 
 
 def _factor_pieces(d: Dim, sizes: list[int]) -> list[Dim]:
-    """A product whose outermost factor is a concatenation."""
+    """Factors a concatenation: its pieces share all factors but the outermost."""
     inner = d.size // sizes[0]
     pieces = pieces_of(d)
     if any(p.size % inner for p in pieces):
-        why = f"{d.size} is viewed both as {_shape(d)} and as {tuple(sizes)}"
+        why = _misfit(d, " x ".join(map(str, sizes)))
         freeze(d, why)
         return [leaf(s, why) for s in sizes]
     views = [factor(p, [p.size // inner, *sizes[1:]]) for p in pieces]
@@ -213,11 +216,11 @@ def _factor_pieces(d: Dim, sizes: list[int]) -> list[Dim]:
 
 
 def split(d: Dim, sizes: Sequence[int]) -> list[Dim]:
-    """Returns a dim as a concatenation, one dim for each size.
+    """Views a dim as a concatenation and returns its pieces, one for each size.
 
     Args:
-      d: the dim.
-      sizes: their sum is the dim's size; they may be 0.
+      d: the dim to split.
+      sizes: sizes of the pieces, perhaps 0; their sum is `d.size`.
     """
     found = iter(_split(resolve(d), [s for s in sizes if s]))
     return [next(found) if s else leaf(0) for s in sizes]
@@ -252,20 +255,20 @@ def _split(d: Dim, sizes: list[int]) -> list[Dim]:
 
 
 def _split_product(d: Dim, sizes: list[int]) -> list[Dim]:
-    """Pieces of the outermost factor, each times the rest."""
+    """Splits a product into pieces of its outermost factor, each times the others."""
     outer, rest = _outermost(factors_of(d), sizes)
     inner = count_of(rest)
     counts = [s // inner for s in sizes]
     if len(outer) == 1:
         return [product([piece, *rest]) for piece in split(outer[0], counts)]
-    why = f"{_shape(d)} is cut into pieces of {tuple(sizes)}"
+    why = _misfit(d, " + ".join(map(str, sizes)))
     for one in outer:
         freeze(one, why)
     return [product([leaf(n, why), *rest]) for n in counts]
 
 
 def _outermost(factors: list[Dim], sizes: list[int]) -> tuple[list[Dim], list[Dim]]:
-    """Cuts factors so that pieces of these sizes are pieces of the outer ones."""
+    """Divides factors into outer and inner ones; the inner count divides all sizes."""
     for i in range(1, len(factors)):
         if all(s % count_of(factors[i:]) == 0 for s in sizes):
             return factors[:i], factors[i:]
@@ -273,25 +276,25 @@ def _outermost(factors: list[Dim], sizes: list[int]) -> tuple[list[Dim], list[Di
 
 
 def unify(a: Dim, b: Dim) -> None:
-    """Makes two dims of the same size one.
+    """Merges two dims of the same size.
 
     Args:
       a: a dim.
-      b: another. If no entry of one can go, none of the other can.
+      b: another dim. If no entry of one can be removed, both are frozen.
 
     Raises:
       ValueError: if their sizes differ.
     """
     a, b = resolve(a), resolve(b)
     if a.size != b.size:
-        raise ValueError(f"Dims of sizes {a.size} and {b.size} are not the same.")
+        raise ValueError(f"Dims of sizes {a.size} and {b.size} cannot be merged.")
     if a is b or a.size <= 1:
         return
     why = why_fixed(a) or why_fixed(b)
     if why:
         freeze(a, why)
         freeze(b, why)
-    elif a.form == b.form == "leaf":  # the older stays, whatever is recorded later
+    elif a.form == b.form == "leaf":  # the older leaf stays, so its masks stay valid
         _become(*((a, b) if a.born > b.born else (b, a)))
     elif a.form == "leaf":
         _become(a, b)
@@ -311,9 +314,9 @@ def _align(
     a: Dim,
     b: Dim,
     parts_of: Callable[[Dim], list[Dim]],
-    cut: Callable[[Dim, int], tuple[Dim, Dim] | None],
+    cut: Callable[[Dim, int], list[Dim] | None],
 ) -> None:
-    """Unifies the common refinement of two terms of one form."""
+    """Merges two terms of the same form, part by part of their common refinement."""
     left, right = parts_of(a), parts_of(b)
     for _ in range(len(left) + len(right) + MOST_CUTS):
         left, right = _expanded(left, parts_of), _expanded(right, parts_of)
@@ -327,21 +330,17 @@ def _align(
         if both is None:
             break
         (left if x.size > y.size else right)[:1] = both
-    why = f"{a.size} is viewed both as {_shape(a)} and as {_shape(b)}"
+    why = _misfit(a, _shape(b))
     for one in (*left, *right):
         freeze(one, why)
 
 
-def _halve(d: Dim, size: int) -> tuple[Dim, Dim] | None:
-    if d.size % size:
-        return None
-    outer, inner = factor(d, [size, d.size // size])
-    return outer, inner
+def _halve(d: Dim, size: int) -> list[Dim] | None:
+    return None if d.size % size else factor(d, [size, d.size // size])
 
 
-def _cut(d: Dim, size: int) -> tuple[Dim, Dim]:
-    first, rest = split(d, [size, d.size - size])
-    return first, rest
+def _cut(d: Dim, size: int) -> list[Dim]:
+    return split(d, [size, d.size - size])
 
 
 def _unify_product_with_pieces(a: Dim, b: Dim) -> None:
@@ -357,13 +356,13 @@ def _unify_product_with_pieces(a: Dim, b: Dim) -> None:
     if len(outer) == 1:
         unify(outer[0], concatenation(first))
         return
-    why = f"{a.size} is viewed both as {_shape(a)} and as {_shape(b)}"
+    why = _misfit(a, _shape(b))
     for one in (*outer, *first):
         freeze(one, why)
 
 
 def _become(d: Dim, term: Dim) -> None:
-    """A leaf is from now on another term."""
+    """Merges a leaf into a term."""
     d.parent = term
     for one in leaves_of(term):
         one.frozen = one.frozen or d.frozen
@@ -371,7 +370,7 @@ def _become(d: Dim, term: Dim) -> None:
 
 
 def _expanded(queue: list[Dim], parts_of: Callable[[Dim], list[Dim]]) -> list[Dim]:
-    """The queue, with its first element in parts if it has become a term."""
+    """Replaces the first dim of a queue by its parts, if it has been refined."""
     while queue:
         parts = parts_of(queue[0])
         if len(parts) == 1 and parts[0] is queue[0]:
@@ -382,8 +381,12 @@ def _expanded(queue: list[Dim], parts_of: Callable[[Dim], list[Dim]]) -> list[Di
     return queue
 
 
+def _misfit(d: Dim, other: str) -> str:
+    return f"an axis of size {d.size} is used both as {_shape(d)} and as {other}"
+
+
 def _shape(d: Dim) -> str:
-    """The term in words, as "(3 x 4) + 12"."""
+    """Formats a term, such as "(3 x 4) + 12"."""
     d = resolve(d)
     if d.form == "leaf":
         return str(d.size)
@@ -393,8 +396,5 @@ def _shape(d: Dim) -> str:
 
 
 def count_of(axes: Sequence[Dim]) -> int:
-    """Returns how many entries an array with these dims has."""
-    found = 1
-    for d in axes:
-        found *= d.size
-    return found
+    """Returns the number of elements of an array with these dims."""
+    return math.prod([d.size for d in axes])

@@ -1,4 +1,4 @@
-"""Small work on many arrays of many shapes, without a compilation for each shape."""
+"""Work on the host for many small arrays, where JAX would compile for each shape."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,14 +8,14 @@ import numpy as np
 
 
 def on_host(x: Any) -> np.ndarray | None:
-    """Returns an array as NumPy's if that is what it is, or if one device holds it.
+    """Returns an array as a NumPy array, if a single device or the host holds it.
 
     Args:
-      x: an array of NumPy or JAX, or a tracer.
+      x: NumPy or JAX array, or a tracer.
 
     Returns:
-      The array; None for tracers, which are part of a compiled program, for arrays
-      that are sharded over devices, and for keys.
+      The NumPy array; None for tracers, for arrays sharded over several devices and
+      for typed PRNG keys.
     """
     if isinstance(x, np.ndarray):
         return x
@@ -29,18 +29,18 @@ def on_host(x: Any) -> np.ndarray | None:
 
 
 def put_like(found: Sequence[Any], given: Sequence[Any]) -> list[Any]:
-    """Returns arrays of the host as what others are, on their devices, in one call.
+    """Moves NumPy arrays to the devices of other arrays, in one call.
 
     Args:
-      found: arrays of the host, and others, which stay.
-      given: as many. Where JAX may still move one, because nobody asked for its
-        device, the result stays such.
+      found: arrays to move; those that are not NumPy arrays stay where they are.
+      given: arrays whose type and devices the results take, one for each. Where one
+        is not committed to its device, neither is the result.
 
     Returns:
-      Arrays of NumPy or JAX.
+      NumPy or JAX arrays.
     """
     each = zip(found, given, strict=True)
-    # A call of its own for each array is half of the time of slicing a network.
+    # One call for all: a call per array takes half the time of slicing a network.
     to_put = [
         i
         for i, (x, y) in enumerate(each)

@@ -1,6 +1,7 @@
-"""Where the entries of a dimension lie: values of terms from those of their leaves."""
+"""Evaluates dimension terms: values of products and concatenations from leaves."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,13 @@ def evaluate(
     times: Callable[[Any, Any], Any],
     plus: Callable[[Any, Any], Any],
 ) -> Any:
-    """Returns the value of a term from those of its leaves.
+    """Returns the value of a term, computed from the values of its leaves.
 
     Args:
       d: the term.
-      of_leaf: the value of a leaf.
-      times: of an outer and an inner factor's values, the product's.
-      plus: of two values, one after the other.
+      of_leaf: `leaf -> value`.
+      times: value of a product from those of its outer and its inner factor.
+      plus: value of a concatenation from those of its first and its second piece.
     """
     d = dims_lib.resolve(d)
     if d.form == "leaf":
@@ -37,37 +38,48 @@ def evaluate(
     return found
 
 
+def size_of(d: Dim, sizes: Mapping[Dim, Any]) -> Any:
+    """Returns the size of a term when some of its leaves have other sizes.
+
+    Args:
+      d: the term.
+      sizes: leaf -> its size, perhaps fractional or traced; other leaves are whole.
+    """
+    return evaluate(
+        d, lambda x: sizes.get(x, x.size), lambda a, b: a * b, lambda a, b: a + b
+    )
+
+
 def positions(d: Dim, one: Dim) -> list[np.ndarray]:
-    """Returns where a leaf's entries lie in a term.
+    """Returns which entry of a leaf each position of a term belongs to.
 
     Args:
       d: the term.
       one: the leaf.
 
     Returns:
-      For each time that the leaf occurs an int array of the term's size: which
-      entry of the leaf a place belongs to, or -1.
+      One int array `(d.size,)` for each occurrence of the leaf in the term: the index
+      of the leaf's entry, or -1 where a position does not belong to the leaf.
     """
     one = dims_lib.resolve(one)
-    if dims_lib.resolve(d) is one:  # as nearly always: the whole axis
+    if dims_lib.resolve(d) is one:  # the common case: the leaf is the whole axis
         return [np.arange(one.size)]
     count = sum(x is one for x in dims_lib.leaves_of(d))
-    found = []
-    for which in range(count):
-        seen = iter(range(count))
+    return [_occurrence(d, one, which) for which in range(count)]
 
-        def of_leaf(x: Dim, seen: Any = seen, which: int = which) -> np.ndarray:
-            if x is one and next(seen) == which:
-                return np.arange(x.size)
-            return np.full(x.size, -1)
 
-        found.append(
-            evaluate(
-                d,
-                of_leaf,
-                # Of an outer and an inner factor at most one has the entries.
-                lambda a, b: np.maximum(a[:, None], b[None, :]).reshape(-1),
-                lambda a, b: np.concatenate([a, b]),
-            )
-        )
-    return found
+def _occurrence(d: Dim, one: Dim, which: int) -> np.ndarray:
+    seen = itertools.count()
+
+    def of_leaf(x: Dim) -> np.ndarray:
+        if x is one and next(seen) == which:
+            return np.arange(x.size)
+        return np.full(x.size, -1)
+
+    return evaluate(
+        d,
+        of_leaf,
+        # At most one of the two factors contains this occurrence.
+        lambda a, b: np.maximum(a[:, None], b[None, :]).reshape(-1),
+        lambda a, b: np.concatenate([a, b]),
+    )

@@ -1,9 +1,11 @@
 """A recorded function: its equations, with a dimension term for each axis.
 
-The jaxpr of a function is instantiated call by call, since two calls of one inner
-function may have axes that shrink differently. A rule for each primitive relates the
-axes of an equation, and says how the equation is run on other sizes; so what is
-analysed and what is run cannot drift apart.
+The jaxpr of a function is instantiated once per call, because two calls of the same
+inner function may have axes that shrink differently. One rule per primitive relates
+the axes of an equation and says how the equation runs at other sizes, so that the
+analysis and the evaluation cannot drift apart.
+
+A `Value` is hashed and compared by identity, so values are used as dictionary keys.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,17 +20,17 @@ from jprune.graph._engine.dims import Dim
 Axes = tuple[Dim, ...]
 
 INLINED = {"jit", "pjit", "closed_call", "core_call", "composite", "core_closed_call"}
-"""Calls that only group equations."""
+"""Calls without semantics of their own; their equations are inlined."""
 
 
 class Scalar(NamedTuple):
-    """How a constant came about, so that sizes in it can be found and changed.
+    """The expression that a constant was computed by, so that sizes in it can change.
 
     Attributes:
-      value: a number, where `primitive` is None.
-      primitive: what was applied to the operands.
-      params: its parameters.
-      operands: scalars.
+      value: a number, if `primitive` is None.
+      primitive: the primitive that was applied to the operands.
+      params: parameters of the primitive.
+      operands: scalars that it was applied to.
     """
 
     value: Any
@@ -38,13 +40,13 @@ class Scalar(NamedTuple):
 
 
 class Sum(NamedTuple):
-    """That a value is a sum over some axes, or a power of one.
+    """Marks a value as a sum over some axes, or as a power of such a sum.
 
     Attributes:
-      over: the dims that were summed.
-      power: of the sum.
-      of_products: whether a contraction summed, and not a plain sum.
-      attends: whether both its operands depend on the function's inputs.
+      over: the dims that were summed over.
+      power: exponent of the sum.
+      of_products: whether the sum is a contraction rather than a plain sum.
+      attends: whether both operands of the contraction depend on the inputs.
     """
 
     over: Axes
@@ -57,12 +59,12 @@ class Value:
     """An array of the program.
 
     Attributes:
-      axes: a dim for each axis.
-      dtype: its type.
-      constant: the array itself, where the program knows it.
-      scalar: where all entries are one constant: how that came about.
-      sum: where the value is a sum: over what.
-      active: whether it depends on the function's inputs, and not on params alone.
+      axes: one dim for each axis.
+      dtype: data type.
+      constant: the array itself, if it is a constant of the program.
+      scalar: expression of the constant that all elements equal, or None.
+      sum: what the value is a sum over, or None.
+      active: whether it depends on the function's inputs, not on params alone.
     """
 
     __slots__ = ("active", "axes", "constant", "dtype", "scalar", "sum")
@@ -77,19 +79,19 @@ class Value:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The recorded shape."""
+        """Recorded shape."""
         return tuple(d.size for d in self.axes)
 
 
 class View(NamedTuple):
-    """At which sizes a program runs.
+    """The sizes that a program runs at.
 
     Attributes:
-      size: of an axis of the arrays.
-      count: how many entries of a dim there are in truth; what divisors become.
-      indices: the entries of a dim that are left, or None for all.
-      mask: which entries of a dim of full size are there in truth, or None for all.
-      options: how ambiguous numbers are read.
+      size: dim -> size of that axis in the arrays.
+      count: dim -> number of kept entries, which the divisors of means become.
+      indices: dim -> indices of the kept entries, or None for all. Arrays are cut.
+      mask: dim -> bools of the kept entries, or None for all. Arrays keep their size.
+      options: how ambiguous numbers are treated.
     """
 
     size: Callable[[Dim], int]
@@ -100,13 +102,13 @@ class View(NamedTuple):
 
 
 class Options(NamedTuple):
-    """How numbers that come from a size are read when that size shrinks.
+    """How constants that were computed from a size change when that size shrinks.
 
     Attributes:
-      divisors: "rescale" makes the divisor of a mean or a variance the number of
-        entries that are left; "keep" leaves it.
-      attention_scale: "keep" leaves the 1 / sqrt(d) of attention; "rescale" has it
-        follow the head dimension.
+      divisors: "rescale" divides a mean or a variance by the number of entries that
+        are left; "keep" leaves the divisor unchanged.
+      attention_scale: "keep" leaves the 1 / sqrt(d) of attention unchanged; "rescale"
+        makes it follow the head dimension.
     """
 
     divisors: str = "rescale"
@@ -114,16 +116,18 @@ class Options(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a rule says of an equation.
+    """What a rule returns for an equation.
 
     Attributes:
-      axes: for each result its dims.
-      params: `view -> params` of the primitive that change with sizes; or None.
-      run: `(view, *operands) -> results` instead of the primitive; or None.
-      fill: what removed entries of operands must be so that they do not count: None
-        where an entry of a result depends on the same entry of operands only; else
-        `dtype -> number`.
-      along: which axes of the operands are filled, or None for all.
+      axes: the dims of each result.
+      params: `view -> params` of the primitive that change with sizes, or None.
+      run: `(view, *operands) -> results` in place of the primitive, or None.
+      fill: `dtype -> number` that removed entries of the operands are set to, so that
+        they have no effect; None if an entry of a result depends on the same entry of
+        the operands only.
+      along: axes of the operands that are filled, or None for all.
+      scalar: expression of the constant that the only result is, or None.
+      sum: what the only result is a sum over, or None.
     """
 
     axes: Sequence[Axes]
@@ -131,20 +135,22 @@ class Outcome(NamedTuple):
     run: Callable[..., Any] | None = None
     fill: Callable[[Any], Any] | None = None
     along: frozenset[int] | None = None
+    scalar: Scalar | None = None
+    sum: Sum | None = None
 
 
-_PLAIN = Outcome(())  # of all nodes that run as they are: most
+_PLAIN = Outcome(())  # shared by the nodes that run unchanged, which are most
 
 
 class Node:
     """An equation.
 
     Attributes:
-      equation: of the jaxpr.
+      equation: the equation of the jaxpr.
       inputs: operands.
       outputs: results.
-      outcome: what its rule says, but for the dims of the results, which these have.
-      inner: the bodies of a loop, a branch or a custom derivative.
+      outcome: what its rule returned.
+      inner: bodies of a loop, a branch or a custom derivative.
     """
 
     __slots__ = ("equation", "inner", "inputs", "outcome", "outputs")
@@ -158,25 +164,25 @@ class Node:
 
     @property
     def name(self) -> str:
-        """Of the primitive."""
+        """Name of the primitive."""
         return self.equation.primitive.name
 
     @property
     def params(self) -> dict[str, Any]:
-        """Of the primitive."""
+        """Parameters of the primitive."""
         return self.equation.params
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
-        """The recorded shapes of the results."""
+        """Recorded shapes of the results."""
         return [tuple(v.aval.shape) for v in self.equation.outvars]
 
 
 class Program(NamedTuple):
-    """Equations in order.
+    """Equations in the order of their evaluation.
 
     Attributes:
-      inputs: values that are given.
+      inputs: values of the arguments.
       nodes: equations.
       outputs: values that are returned.
     """
@@ -187,13 +193,13 @@ class Program(NamedTuple):
 
 
 class Note(NamedTuple):
-    """Something that a user should know of a recorded function.
+    """Something that a user should know about a recorded function.
 
     Attributes:
       kind: "frozen", "rescaled" or "over what is left".
-      what: in words.
+      what: the explanation.
       where: file, line and function of the user's code.
-      about: the dims that are concerned.
+      about: the dims concerned.
     """
 
     kind: str
@@ -206,13 +212,13 @@ class Note(NamedTuple):
 
 
 class Recorder:
-    """What rules share while a function is recorded.
+    """Instantiates jaxprs and collects notes; shared by all rules of a recording.
 
     Attributes:
       rules: primitive name -> `(node, recorder) -> Outcome`.
-      notes: found so far.
-      order: of the derivative that is being recorded, 0 for the function itself.
-      calls: the equations that the one being recorded lies in, outermost first.
+      notes: notes so far.
+      order: order of the derivative being recorded, 0 for the function itself.
+      calls: equations that enclose the one being recorded, outermost first.
     """
 
     def __init__(self, rules: dict[str, Callable[..., Outcome]]):
@@ -221,14 +227,13 @@ class Recorder:
         self.order = 0
         self.calls: list[Any] = []
         self._derived: dict[Any, Any] = {}
-        self._facts: tuple[Scalar | None, Sum | None] = (None, None)
 
     def note(self, kind: str, node: Node, what: str, about: Sequence[Dim]) -> None:
-        """Adds a note on an equation."""
+        """Adds a note about an equation."""
         self.notes.append(Note(kind, what, self._where(node), tuple(about)))
 
     def _where(self, node: Node) -> str:
-        """The user's line; inside JAX's own functions that of their call."""
+        """The user's line; for equations of JAX's own functions, that of the call."""
         for equation in (node.equation, *reversed(self.calls)):
             where = source_info_util.summarize(equation.source_info)
             if where:
@@ -236,20 +241,16 @@ class Recorder:
         return "in JAX"
 
     def freeze(self, node: Node, about: Sequence[Dim], what: str) -> None:
-        """Freezes dims because of an equation."""
+        """Freezes dims because of an equation, and notes it."""
         loose = [d for d in about if d.size > 1 and not dims_lib.why_fixed(d)]
         if not loose:
             return
         self.note("frozen", node, what, loose)
         for d in loose:
-            dims_lib.freeze(d, str(self.notes[-1]))
-
-    def facts(self, scalar: Scalar | None, total: Sum | None) -> None:
-        """Notes of the equation's only result that it is a constant, or a sum."""
-        self._facts = (scalar, total)
+            dims_lib.freeze(d, f"{what} ({self.notes[-1].where})")
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
-        """Returns what was made before for a key, or makes it."""
+        """Returns the result of `make` for a key, computed once."""
         if key not in self._derived:
             self._derived[key] = make()
         return self._derived[key]
@@ -261,16 +262,17 @@ class Recorder:
         inputs: Sequence[Value],
         used: Any = None,
     ) -> Program:
-        """Records the equations of a jaxpr for some inputs.
+        """Records the equations of a jaxpr for given inputs.
 
         Args:
           jaxpr: a `Jaxpr`.
-          constants: arrays for its constant variables.
-          inputs: values for its inputs.
-          used: a bool for each output, or None for all; others are not recorded.
+          constants: arrays of its constant variables.
+          inputs: values of its inputs.
+          used: one bool for each output, or None for all. Equations that only unused
+            outputs depend on are not recorded.
 
         Returns:
-          The program; outputs that are not used are missing from its nodes.
+          The program. Unused outputs are placeholders.
         """
         used = [True] * len(jaxpr.outvars) if used is None else list(used)
         live = _live(jaxpr, used)
@@ -297,30 +299,31 @@ class Recorder:
                 nodes.append(node)
                 results = node.outputs
             known.update(zip(equation.outvars, results, strict=True))
-        nothing = Value((), np.dtype(bool), np.zeros((), bool))
+        unused = Value((), np.dtype(bool), np.zeros((), bool))
         outputs = [
-            read(v) if u else nothing for v, u in zip(jaxpr.outvars, used, strict=True)
+            read(v) if u else unused for v, u in zip(jaxpr.outvars, used, strict=True)
         ]
         return Program(inputs, nodes, outputs)
 
     def _relate(self, node: Node) -> None:
-        rule = self.rules.get(node.name)
-        self._facts = (None, None)
+        rule = self.rules.get(node.name, unknown)
         self.calls.append(node.equation)
-        said = unknown(node, self) if rule is None else rule(node, self)
+        outcome = rule(node, self)
         self.calls.pop()
-        if any(part is not None for part in said[1:]):
-            node.outcome = said
-        scalar, total = (None, None) if node.inner else self._facts
-        active = any(v.active for v in node.inputs)
+        if outcome.params or outcome.run or outcome.fill:
+            node.outcome = outcome
+        active = False
+        for v in node.inputs:
+            active = active or v.active
         outputs = []
-        for var, axes in zip(node.equation.outvars, said.axes, strict=True):
+        for var, axes in zip(node.equation.outvars, outcome.axes, strict=True):
             value = Value(tuple(axes), var.aval.dtype)
             value.active = active
             outputs.append(value)
         node.outputs = tuple(outputs)
-        if len(node.outputs) == 1:
-            node.outputs[0].scalar, node.outputs[0].sum = scalar, total
+        if outcome.scalar is not None or outcome.sum is not None:
+            (value,) = outputs
+            value.scalar, value.sum = outcome.scalar, outcome.sum
 
 
 def constant(array: Any) -> Value:
@@ -333,35 +336,36 @@ def constant(array: Any) -> Value:
 
 
 def unknown(node: Node, recorder: Recorder) -> Outcome:
-    """Returns the outcome of a primitive without a rule: all its axes are frozen."""
+    """Freezes all axes of a primitive that has no rule."""
     about = [d for v in node.inputs for d in v.axes]
     recorder.freeze(node, about, f"jprune has no rule for the primitive {node.name!r}")
     return Outcome([frozen(shape, node) for shape in node.shapes], fill=zero)
 
 
 def frozen(shape: Sequence[int], node: Node) -> Axes:
-    """Returns new dims that cannot shrink, after an equation."""
+    """Returns new frozen dims for a result of an equation."""
     return tuple(dims_lib.leaf(n, f"it comes from {node.name!r}") for n in shape)
 
 
 def zero(dtype: Any) -> Any:
-    """Returns the number that adds nothing."""
+    """Returns 0, which a sum ignores."""
     return np.zeros((), dtype)
 
 
 def _inner(equation: Any) -> Any:
-    """The closed jaxpr of a call."""
+    """Returns the closed jaxpr of a call."""
     for name in ("jaxpr", "call_jaxpr"):
         if name in equation.params:
             found = equation.params[name]
             return found if hasattr(found, "consts") else core.ClosedJaxpr(found, ())
-    raise TypeError(f"jprune does not know the call {equation.primitive.name!r}.")
+    name = equation.primitive.name
+    raise TypeError(f"The call {name!r} has neither a jaxpr nor a call_jaxpr.")
 
 
 def _live(jaxpr: Any, used: list[bool]) -> list[tuple[Any, list[bool] | None]]:
-    """The equations that matter for the used outputs, with which results do.
+    """Returns the equations that the used outputs depend on, with their used results.
 
-    None if all do, as of nearly every equation.
+    The latter is a bool for each result, or None if all are used, as nearly always.
     """
     wanted = {
         v

@@ -1,4 +1,4 @@
-"""Running a recorded program at other sizes than it was recorded for."""
+"""Runs a recorded program at other sizes than those it was recorded for."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,17 +13,17 @@ def run(program: Program, view: View, *args: Any) -> list[Any]:
     """Runs a program at the sizes of a view.
 
     Args:
-      program: what to run.
-      view: at which sizes.
-      *args: arrays for its inputs, of those sizes.
+      program: the program.
+      view: the sizes.
+      *args: arrays for the inputs of the program, at those sizes.
 
     Returns:
-      Arrays for its outputs.
+      Arrays for the outputs of the program.
     """
-    known = {id(v): x for v, x in zip(program.inputs, args, strict=True)}
+    known = dict(zip(program.inputs, args, strict=True))
 
     def read(value: Value) -> Any:
-        found = known.get(id(value))
+        found = known.get(value)
         return shrunk(value.constant, value.axes, view) if found is None else found
 
     for node in program.nodes:
@@ -40,12 +40,12 @@ def run(program: Program, view: View, *args: Any) -> list[Any]:
             results = node.equation.primitive.bind(*operands, **node.params | changed)
             if not node.equation.primitive.multiple_results:
                 results = [results]
-        known.update((id(v), x) for v, x in zip(node.outputs, results, strict=True))
+        known.update(zip(node.outputs, results, strict=True))
     return [read(v) for v in program.outputs]
 
 
 def shrunk(array: Any, axes: Axes, view: View) -> Any:
-    """Returns the entries of an array that are left."""
+    """Returns the kept entries of an array."""
     for axis, d in enumerate(axes):
         left = view.indices(d)
         if left is not None:
@@ -61,14 +61,14 @@ def filled(
     fill: Callable[[Any], Any],
     along: frozenset[int] | None = None,
 ) -> Any:
-    """Returns an array whose removed entries do not count.
+    """Sets the removed entries of an array to a value that has no effect.
 
     Args:
-      array: of full size.
+      array: array of full size.
       axes: its dims.
-      view: which entries are removed.
-      fill: what does not count, for a type.
-      along: only entries that are removed from these axes; None for all.
+      view: says which entries are removed.
+      fill: `dtype -> number` without effect, such as 0 in a sum.
+      along: axes whose removed entries are set, or None for all.
     """
     for axis, d in enumerate(axes):
         mask = None if along is not None and axis not in along else view.mask(d)

@@ -1,8 +1,8 @@
-"""One rule for each primitive: how dims of operands and results belong together.
+"""One rule per primitive: how the dims of operands and results are related.
 
-A rule takes an equation and returns an `Outcome`: the dims of the results, and what
-changes when the equation is run on fewer entries. A primitive without a rule freezes
-all axes that meet it.
+A rule takes an equation, merges or freezes dims, and returns an `Outcome`: the dims of
+the results, and what changes when the equation runs at smaller sizes. A primitive
+without a rule freezes all axes of its operands.
 """
 
 from jprune.graph._engine.rules import (

@@ -1,4 +1,4 @@
-"""Rules of products: matrix multiplication and convolution."""
+"""Rules of contractions: matrix multiplication and convolution."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from jprune.graph._engine.program import (
 
 
 def dot_general(node: Node, recorder: Recorder) -> Outcome:
-    """Contracted axes are one, and so are batch axes."""
+    """Merges contracted axes, and merges batch axes."""
     left, right = node.inputs
     (left_sum, right_sum), (left_batch, right_batch) = node.params["dimension_numbers"]
     contracted, batch = [], []
@@ -47,39 +47,39 @@ def dot_general(node: Node, recorder: Recorder) -> Outcome:
     elif left.active or right.active:
         for d in batch:
             dims_lib.mark(d, "parallel")
-    # Of a value with itself it is a sum of squares, as under a root mean square.
+    # A value times itself is a sum of squares, as in a root mean square.
     products = left is not right
     attends = left.active and right.active
     total = Sum(tuple(contracted), of_products=products, attends=attends)
-    recorder.facts(None, total)
-    return Outcome([(*batch, *free)], fill=zero)
+    return Outcome([(*batch, *free)], fill=zero, sum=total)
 
 
 def convolution(node: Node, recorder: Recorder) -> Outcome:
-    """Input channels are contracted, group by group; windows and images stay."""
+    """Merges input channels, per feature group; freezes windows and spatial axes."""
     image, kernel = node.inputs
     spec = node.params["dimension_numbers"]
-    groups = node.params["feature_group_count"]
+    feature_groups = node.params["feature_group_count"]
     if node.params["batch_group_count"] != 1:
         about = [d for v in node.inputs for d in v.axes]
-        recorder.freeze(node, about, "a convolution with batch groups")
+        recorder.freeze(node, about, "it is an axis of a convolution with batch groups")
         return Outcome([frozen(node.shapes[0], node)], fill=zero)
     spatial = [image.axes[i] for i in spec.lhs_spec[2:]]
     spatial += [kernel.axes[i] for i in spec.rhs_spec[2:]]
-    recorder.freeze(node, spatial, "a convolution slides along it")
+    recorder.freeze(node, spatial, "it is a spatial axis of a convolution")
     batch, channels = (image.axes[i] for i in spec.lhs_spec[:2])
     features, inputs = (kernel.axes[i] for i in spec.rhs_spec[:2])
     dims_lib.mark(features, "channel")
     dims_lib.mark(channels, "channel")
-    group: Dim | None = None
-    if groups == 1:
+    outer: Dim | None = None  # the feature groups
+    if feature_groups == 1:
         dims_lib.unify(channels, inputs)
     else:
-        group, inner = dims_lib.factor(channels, [groups, channels.size // groups])
-        outer, _ = dims_lib.factor(features, [groups, features.size // groups])
+        outer, inner = dims_lib.factor(channels, [feature_groups, inputs.size])
+        each = features.size // feature_groups
+        outer_of_features, _ = dims_lib.factor(features, [feature_groups, each])
         dims_lib.unify(inner, inputs)
-        dims_lib.unify(group, outer)
-        dims_lib.mark(group, "summed")
+        dims_lib.unify(outer, outer_of_features)
+        dims_lib.mark(outer, "summed")
     dims_lib.mark(inputs, "summed")
     axes: list[Any] = [None] * len(node.shapes[0])
     axes[spec.out_spec[0]], axes[spec.out_spec[1]] = batch, features
@@ -87,11 +87,11 @@ def convolution(node: Node, recorder: Recorder) -> Outcome:
         (axes[i],) = frozen(node.shapes[0][i : i + 1], node)
 
     def params(view: View) -> dict[str, Any]:
-        return {"feature_group_count": 1 if group is None else view.size(group)}
+        return {"feature_group_count": 1 if outer is None else view.size(outer)}
 
     over: Axes = (inputs, *(kernel.axes[i] for i in spec.rhs_spec[2:]))
-    recorder.facts(None, Sum(over, of_products=True))
-    return Outcome([tuple(axes)], params=params, fill=zero)
+    total = Sum(over, of_products=True)
+    return Outcome([tuple(axes)], params=params, fill=zero, sum=total)
 
 
 RULES = {"dot_general": dot_general, "conv_general_dilated": convolution}

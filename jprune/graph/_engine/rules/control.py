@@ -1,4 +1,4 @@
-"""Rules of loops and branches: what is carried keeps its dims from turn to turn."""
+"""Rules of loops and branches: a carried value has the same dims in all iterations."""
 
 import functools
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from jprune.graph._engine.running import run
 
 
 def inside(values: Sequence[Value], active: bool, skip: int = 0) -> list[Value]:
-    """Returns values for the inputs of a body, with the dims of those outside.
+    """Returns values for the inputs of a body, with the dims of the outer values.
 
     Args:
-      values: outside.
-      active: whether they depend on the function's inputs.
-      skip: how many first axes they lose.
+      values: outer values.
+      active: whether all of them depend on the function's inputs.
+      skip: number of leading axes that they lose.
     """
     made = []
     for value in values:
@@ -31,17 +31,17 @@ def inside(values: Sequence[Value], active: bool, skip: int = 0) -> list[Value]:
 
 
 def same(values: Sequence[Value], others: Sequence[Value]) -> None:
-    """Makes the dims of values one with those of others."""
+    """Merges the dims of values with those of others, axis by axis."""
     for value, other in zip(values, others, strict=True):
         for d, e in zip(value.axes, other.axes, strict=True):
             dims_lib.unify(d, e)
 
 
 def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
-    """Returns how many operands of a scan are constants, and how many are carried.
+    """Returns the numbers of constant and of carried operands of a scan.
 
     Args:
-      params: of the primitive. From JAX 0.12 on they hold the operands' trees.
+      params: parameters of the primitive; since JAX 0.12 they hold pytrees.
     """
     if "num_consts" in params:
         return params["num_consts"], params["num_carry"]
@@ -50,7 +50,7 @@ def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
 
 
 def scan(node: Node, recorder: Recorder) -> Outcome:
-    """A loop over a first axis: layers, time steps."""
+    """A loop over a leading axis: stacked layers or time steps."""
     params = node.params
     counts = scan_counts(params)
     constants, carried, each = _cut(node.inputs, *counts)
@@ -59,7 +59,7 @@ def scan(node: Node, recorder: Recorder) -> Outcome:
     for value in each:
         dims_lib.unify(length, value.axes[0])
     if not each:
-        dims_lib.freeze(length, "a loop without arrays to go through")
+        dims_lib.freeze(length, "it is the length of a scan without stacked arrays")
     dims_lib.mark(length, "summed")
     dims_lib.mark(length, "layer")
     begin = inside(carried, active)
@@ -80,7 +80,7 @@ def scan(node: Node, recorder: Recorder) -> Outcome:
             stay, given = given
             found = run(body, view, *fixed, *carry, *given)
             new, out = found[: counts[1]], found[counts[1] :]
-            if stay is not None:  # a removed turn changes nothing
+            if stay is not None:  # a removed iteration leaves the carry unchanged
                 new = [jnp.where(stay, a, b) for a, b in zip(new, carry, strict=True)]
             return new, out
 
@@ -101,7 +101,7 @@ def _cut(
 
 
 def while_(node: Node, recorder: Recorder) -> Outcome:
-    """A loop until a condition fails."""
+    """A loop that runs while a condition holds."""
     params = node.params
     counts = params["cond_nconsts"], params["body_nconsts"]
     tests, constants, carried = _cut(node.inputs, *counts)
@@ -129,7 +129,7 @@ def while_(node: Node, recorder: Recorder) -> Outcome:
 
 
 def cond(node: Node, recorder: Recorder) -> Outcome:
-    """Branches: their results have the same dims."""
+    """Branches; merges the dims of their results."""
     given = node.inputs[1:]
     branches = [
         recorder.instantiate(b.jaxpr, b.consts, inside(given, False))
@@ -147,7 +147,7 @@ def cond(node: Node, recorder: Recorder) -> Outcome:
 
 
 def remat(node: Node, recorder: Recorder) -> Outcome:
-    """A part that is computed anew for its derivative."""
+    """A part that is recomputed for its derivative (`jax.checkpoint`)."""
     body = recorder.instantiate(node.params["jaxpr"], (), node.inputs)
     node.inner = [body]
     options = {

@@ -1,9 +1,9 @@
-"""Rules of functions that bring their own derivative.
+"""Rules of functions with custom derivatives.
 
-The derivative is recorded with the function, so that it shrinks along, and so that an
-axis that only the derivative cannot do without is frozen too. A rule that calls its own
-function, as that of `logaddexp` does, would never end: from the third derivative on the
-rules give way to ordinary differentiation.
+The derivative is recorded together with the function, so that it shrinks too, and so
+that axes that only the derivative needs whole are frozen. A derivative that calls its
+own function, such as that of `logaddexp`, would be recorded without end: beyond the
+second order, ordinary differentiation replaces the custom rule.
 """
 
 import functools
@@ -16,6 +16,7 @@ from jax.extend import core, source_info_util
 
 from jprune._core import base
 from jprune.graph._engine import dims as dims_lib
+from jprune.graph._engine.dims import Dim
 from jprune.graph._engine.program import Node, Outcome, Program, Recorder, Value, View
 from jprune.graph._engine.rules import elementwise
 from jprune.graph._engine.rules.control import same
@@ -25,7 +26,7 @@ _HIGHEST_ORDER = 2
 
 
 def _alone(node: Node) -> Any:
-    """The equation as a function of its operands, its derivative included."""
+    """Returns the equation as a function of its operands, with its derivative."""
     equation = node.equation
     invars = [a for a in equation.invars if not isinstance(a, core.Literal)]
     distinct = list(dict.fromkeys(invars))
@@ -59,9 +60,8 @@ def _primal(node: Node, recorder: Recorder) -> Program:
 def _derivative(
     node: Node, recorder: Recorder, trace: Any, given: list[Value]
 ) -> Program:
-    """The program of a derivative; its trace is shared by calls of one function."""
-    key = (trace, id(node.equation))
-    _, closed = recorder.once(key, lambda: (node.equation, trace(node)))
+    """Records a derivative; calls of one function share its trace."""
+    closed = recorder.once((trace, node.equation), lambda: trace(node))
     recorder.order += 1
     program = recorder.instantiate(closed.jaxpr, closed.consts, given)
     recorder.order -= 1
@@ -69,7 +69,7 @@ def _derivative(
 
 
 def _entrywise(body: Program) -> bool:
-    """Whether an entry of a result depends on the same entries of operands only."""
+    """Returns whether each entry of a result depends on the same entry of operands."""
     return all(
         n.name in elementwise.RULES or (n.name == "custom_jvp_call" and n.inner)
         for n in body.nodes
@@ -77,30 +77,31 @@ def _entrywise(body: Program) -> bool:
 
 
 def _later(node: Node, record: Callable[[], Program]) -> Callable[[], Program]:
-    """Records a derivative after its function: it must not change what shrinks."""
+    """Defers the recording of a derivative, which must not change what can shrink."""
 
     @functools.cache
     def recorded() -> Program:
         before = _leaves(node)
         program = record()
         if _leaves(node) != before:
+            where = source_info_util.summarize(node.equation.source_info)
             raise base.PruningError(
-                "A custom derivative does not shrink with its function: "
-                f"{source_info_util.summarize(node.equation.source_info)}"
+                f"The custom derivative at {where} couples or freezes axes that its "
+                "function does not, so it cannot run on smaller arrays."
             )
         return program
 
     return recorded
 
 
-def _leaves(node: Node) -> list[tuple[int, str]]:
+def _leaves(node: Node) -> list[tuple[Dim, str]]:
     found = [x for v in node.inputs for d in v.axes for x in dims_lib.leaves_of(d)]
-    # A single entry never goes: why it is frozen is all the same.
-    return [(id(x), x.frozen) for x in found if x.size > 1]
+    # A single entry is never removed, so its state does not matter.
+    return [(x, x.frozen) for x in found if x.size > 1]
 
 
 def _plain(node: Node, body: Program) -> Outcome:
-    """The function without its rule."""
+    """Returns the outcome of the function without its custom derivative."""
     node.inner = [body]
     axes = [v.axes for v in body.outputs]
     return Outcome(axes, run=functools.partial(run, body))
@@ -137,7 +138,7 @@ def _trace_jvp(node: Node) -> Any:
 
 
 def custom_jvp(node: Node, recorder: Recorder) -> Outcome:
-    """A function with a rule for tangents."""
+    """A function with a rule for its tangents (`jax.custom_jvp`)."""
     body = _primal(node, recorder)
     if recorder.order == _HIGHEST_ORDER:
         return _plain(node, body)
@@ -152,7 +153,7 @@ def custom_jvp(node: Node, recorder: Recorder) -> Outcome:
         same(found.outputs, floats)
         return found
 
-    # That of an activation is recorded when it is asked for: there are dozens.
+    # Derivatives of activations are recorded on demand: a network has dozens.
     derived = _later(node, derivative) if _entrywise(body) else derivative()
 
     def go(view: View, *operands: Any) -> list[Any]:
@@ -197,7 +198,10 @@ def _trace_vjp(node: Node) -> Any:
 
 
 def custom_vjp(node: Node, recorder: Recorder) -> Outcome:
-    """A function with a rule for cotangents; the rule runs from its operands."""
+    """A function with a rule for its cotangents (`jax.custom_vjp`).
+
+    The residuals of the rule are its operands: its forward pass is recomputed.
+    """
     body = _primal(node, recorder)
     if recorder.order == _HIGHEST_ORDER:
         return _plain(node, body)

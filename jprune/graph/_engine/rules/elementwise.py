@@ -1,14 +1,14 @@
-"""Rules of primitives that work entry by entry, and of numbers that mean a size.
+"""Rules of elementwise primitives, and of constants that were computed from a size.
 
-The mean of n entries is their sum times a literal 1 / n. When the n entries become
-fewer, so must the literal. It is found by where it stands: it multiplies or divides a
-sum over dims whose sizes it is the product of.
+The mean of n entries is their sum times a literal 1 / n. When entries are removed,
+the literal has to follow. It is recognised by its position: it multiplies or divides
+a sum, and it equals the number of entries that were summed, or its inverse.
 """
 
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -56,24 +56,46 @@ _KEEP_SUMS |= {
 }
 
 
+class _Size(NamedTuple):
+    """A constant factor that was computed from a size.
+
+    Attributes:
+      place: which operand the constant is.
+      option: field of `Options` that decides whether it is rescaled.
+      over: dims whose number of entries it follows.
+      mark: rescale only if a leaf of these dims has this mark; None for always.
+    """
+
+    place: int
+    option: str
+    over: Axes
+    mark: str | None = None
+
+
 def elementwise(node: Node, recorder: Recorder) -> Outcome:
-    """Relates axes of one size; axes of size 1 are broadcast."""
+    """Merges axes of the same size; axes of size 1 are broadcast."""
     if node.name == "bitcast_convert_type" and _width_changes(node):
         return _reinterpreted(node, recorder)
     results, shapes = [], node.shapes
     for i, shape in enumerate(shapes):
-        # With several results each belongs to the operand of its place.
+        # Of several results, each has the axes of the operand at its position.
         given = node.inputs if len(shapes) == 1 else [node.inputs[i]]
         results.append(joined(given, shape))
     if len(shapes) > 1:
         return Outcome(results)
-    follow(node, recorder)
-    sized = _sized_operand(node, recorder, results[0])
-    return Outcome(results, run=sized)
+    size = _size_in_constant(node, results[0])
+    if size is None:
+        return Outcome(results, scalar=scalar_of(node), sum=sum_of(node))
+    if not size.mark:
+        count = dims_lib.count_of(size.over)
+        what = f"a constant was computed from the size {count} of a sum"
+        recorder.note("rescaled", node, what, size.over)
+    total = None if size.option == "divisors" else sum_of(node)  # a mean is no sum
+    return Outcome(results, run=_sized(node, size), sum=total)
 
 
 def joined(values: Sequence[Value], shape: Sequence[int]) -> Axes:
-    """Returns the dims of a result, after making those of its operands one."""
+    """Merges the dims of operands that meet, and returns those of the result."""
     axes: list[Dim | None] = [None] * len(shape)
     for value in values:
         if len(value.axes) != len(shape):
@@ -89,27 +111,24 @@ def joined(values: Sequence[Value], shape: Sequence[int]) -> Axes:
     found = tuple(
         dims_lib.leaf(n) if d is None else d for d, n in zip(axes, shape, strict=True)
     )
-    # One tuple for a chain of operations: recordings are large.
+    # A chain of operations shares one tuple: recordings are large.
     return next((v.axes for v in values if v.axes == found), found)
 
 
-def follow(node: Node, recorder: Recorder) -> None:
-    """Has the facts about sums and constants follow from operands to the result."""
-    recorder.facts(_scalar(node), _sum(node))
-
-
-def _scalar(node: Node) -> Scalar | None:
-    if not all(v.scalar is not None for v in node.inputs):
+def scalar_of(node: Node) -> Scalar | None:
+    """Returns the constant that the result is, if all operands are constants."""
+    operands = tuple([v.scalar for v in node.inputs if v.scalar is not None])
+    if len(operands) < len(node.inputs):
         return None
-    operands = tuple(v.scalar for v in node.inputs if v.scalar is not None)
     return Scalar(None, node.equation.primitive, node.params, operands)
 
 
-def _sum(node: Node) -> Sum | None:
-    """The sum that the result is, from that of its operands."""
-    found = next((v.sum for v in node.inputs if v.sum is not None), None)
-    if found is None:
+def sum_of(node: Node) -> Sum | None:
+    """Returns the sum that the result is, if an operand is a sum and stays one."""
+    sums = [v.sum for v in node.inputs if v.sum is not None]
+    if not sums:
         return None
+    found = sums[0]
     if node.name in _POWERS:
         return found._replace(power=found.power * _POWERS[node.name])
     if node.name == "integer_pow":
@@ -117,8 +136,8 @@ def _sum(node: Node) -> Sum | None:
     return found if node.name in _KEEP_SUMS else None
 
 
-def _sized_operand(node: Node, recorder: Recorder, axes: Axes) -> Any:
-    """How to run a product with a constant that may mean a size; else None."""
+def _size_in_constant(node: Node, axes: Axes) -> _Size | None:
+    """Returns the size that a constant factor of a product stands for, or None."""
     if node.name not in _PRODUCTS:
         return None
     for place, value in enumerate(node.inputs):
@@ -133,56 +152,45 @@ def _sized_operand(node: Node, recorder: Recorder, axes: Axes) -> Any:
         own = [d for d in axes if d.size > 1 and _is_scale(scale, numbers, d.size)]
         total = other.sum
         if total is not None and total.of_products and not total.attends and own:
-            total = None  # of queries, which have as many entries as what they are of
+            total = None  # scaled queries, as wide as the model that they come from
         if total is not None and _matches(scale, numbers, total):
-            products = total.of_products
-            kind = "attention_scale" if products else "divisors"
-            what = f"a number is {dims_lib.count_of(total.over)}, a sum's size"
-            recorder.note("rescaled", node, what, total.over)
-            if not products:
-                recorder.facts(None, None)
-            return _sized(node, place, kind, total.over, None)
+            option = "attention_scale" if total.of_products else "divisors"
+            return _Size(place, option, total.over)
         if own and other.active:
-            return _sized(node, place, "attention_scale", tuple(own[-1:]), "head")
+            return _Size(place, "attention_scale", tuple(own[-1:]), "head")
     return None
 
 
-def _sized(
-    node: Node, place: int, kind: str, over: Axes, mark: str | None
-) -> Callable[..., list[Any]]:
-    # Not the node itself, of which this becomes a part: a graph that nobody has any
-    # more is gone at once, without a cycle to be found.
-    value = node.inputs[place]
+def _sized(node: Node, size: _Size) -> Callable[..., list[Any]]:
+    # Binds no node, which would contain the result: without reference cycles, an
+    # unused graph is freed at once.
+    value = node.inputs[size.place]
     bind = functools.partial(node.equation.primitive.bind, **node.params)
-    return functools.partial(
-        _run_sized, bind, value.scalar, value.dtype, place, kind, over, mark
-    )
+    return functools.partial(_run_sized, bind, value.scalar, value.dtype, size)
 
 
 def _run_sized(
     bind: Callable[..., Any],
     scalar: Scalar | None,
     dtype: Any,
-    place: int,
-    kind: str,
-    over: Axes,
-    mark: str | None,
+    size: _Size,
     view: View,
     *operands: Any,
 ) -> list[Any]:
     """Runs a product whose constant follows the number of entries of some dims."""
-    wanted = getattr(view.options, kind) == "rescale"
-    if mark and not any(mark in x.marks for d in over for x in dims_lib.leaves_of(d)):
-        wanted = False
-    before = math.prod(d.size for d in over)
-    after = math.prod(view.count(d) for d in over)
+    leaves = [x for d in size.over for x in dims_lib.leaves_of(d)]
+    wanted = getattr(view.options, size.option) == "rescale"
+    wanted = wanted and (not size.mark or any(size.mark in x.marks for x in leaves))
+    before = dims_lib.count_of(size.over)
+    after = math.prod(view.count(d) for d in size.over)
     if not wanted or (isinstance(after, int) and after == before):
         return [bind(*operands)]
     changed = list(operands)
     number = _evaluate(scalar, before, after)
-    old = operands[place]
+    old = operands[size.place]
     dtype = getattr(old, "dtype", None) or dtype
-    changed[place] = jnp.broadcast_to(jnp.asarray(number).astype(dtype), np.shape(old))
+    number = jnp.asarray(number).astype(dtype)
+    changed[size.place] = jnp.broadcast_to(number, np.shape(old))
     return [bind(*changed)]
 
 
@@ -194,7 +202,7 @@ def _literals(scalar: Scalar) -> Iterator[Any]:
 
 
 def _number(literal: Any) -> tuple[float, float]:
-    """A literal as a float, and its precision."""
+    """Returns a literal as a float, and its relative precision."""
     try:
         dtype = getattr(literal, "dtype", np.dtype(np.float32))
         floating = jnp.issubdtype(dtype, jnp.floating)
@@ -205,20 +213,20 @@ def _number(literal: Any) -> tuple[float, float]:
 
 
 def _matches(scale: float, numbers: set[tuple[float, float]], total: Sum) -> bool:
-    n = math.prod(d.size for d in total.over)
-    if total.of_products:  # no mean: 0.1 after ten inputs is the slope of a ReLU
+    n = dims_lib.count_of(total.over)
+    if total.of_products:  # no mean: 0.1 after ten inputs may be the slope of a ReLU
         return n > 1 and _is_scale(scale, numbers, n)
     return n > 1 and any(_power_of(x, n, p) is not None for x, p in numbers)
 
 
 def _is_scale(scale: float, numbers: set[tuple[float, float]], n: int) -> bool:
-    """Whether a factor is 1 / sqrt(n); sqrt(n) or 1 / n would be a coincidence."""
+    """Returns whether a factor is 1 / sqrt(n); sqrt(n) or 1 / n are coincidences."""
     precision = 4 * max(p for _, p in numbers)
     return math.isclose(scale, n**-0.5, rel_tol=precision)
 
 
 def _value(scalar: Scalar) -> float:
-    """The number that a constant is; NaN where it is made in unusual ways."""
+    """Evaluates a constant; NaN if it is computed by other primitives than these."""
     if scalar.primitive is None:
         return _number(scalar.value)[0]
     operands = [_value(s) for s in scalar.operands]
@@ -240,7 +248,7 @@ def _value(scalar: Scalar) -> float:
 
 
 def _power_of(x: float, n: int, precision: float = 1e-6) -> float | None:
-    """The power of a size that a number is, of those that stand for one."""
+    """Returns the exponent with which a number is a power of n, or None."""
     for power in (1.0, -1.0, 0.5, -0.5):
         if math.isclose(x, float(n) ** power, rel_tol=precision):
             return power
@@ -248,7 +256,7 @@ def _power_of(x: float, n: int, precision: float = 1e-6) -> float | None:
 
 
 def _evaluate(scalar: Scalar | None, before: int, after: Any) -> Any:
-    """The value of a constant after a size in it has changed."""
+    """Evaluates a constant with another value for the size in it."""
     assert scalar is not None
     if scalar.primitive is None:
         number, precision = _number(scalar.value)
@@ -272,10 +280,10 @@ def _width_changes(node: Node) -> bool:
 
 
 def _reinterpreted(node: Node, recorder: Recorder) -> Outcome:
-    """A bitcast to a narrower or wider type adds or takes a last axis."""
+    """A bitcast to a narrower or wider type adds or removes a last axis."""
     axes, rank = node.inputs[0].axes, len(node.shapes[0])
     if len(axes) > rank:
-        recorder.freeze(node, axes[-1:], "its bits are joined into one number")
+        recorder.freeze(node, axes[-1:], "a bitcast joins its entries into one number")
     extra = [dims_lib.leaf(n, "bits") for n in node.shapes[0][len(axes) :]]
     return Outcome([(*axes[:rank], *extra)])
 

@@ -1,6 +1,6 @@
-"""Rules of primitives that read and write at computed places.
+"""Rules of primitives that read or write at computed positions.
 
-Axes that are indexed are frozen; axes that are taken whole pass.
+Indexed axes are frozen; axes that are taken as a whole keep their dims.
 """
 
 from typing import Any
@@ -12,37 +12,37 @@ from jprune.graph._engine.rules.shapes import sizes
 
 
 def dynamic_slice(node: Node, recorder: Recorder) -> Outcome:
-    """A slice that starts anywhere."""
+    """A slice at a computed position."""
     axes = []
     for d, n in zip(node.inputs[0].axes, node.params["slice_sizes"], strict=True):
         if d.size == n:
             axes.append(d)  # a whole axis can start at 0 only
         else:
-            recorder.freeze(node, [d], "it is sliced at a computed place")
-            axes.append(dims_lib.leaf(n, "a dynamic slice"))
+            recorder.freeze(node, [d], "it is sliced at a computed position")
+            axes.append(dims_lib.leaf(n, "it comes from a dynamic slice"))
     found = tuple(axes)
     return Outcome([found], params=lambda view: {"slice_sizes": sizes(view, found)})
 
 
 def dynamic_update_slice(node: Node, recorder: Recorder) -> Outcome:
-    """Overwrites a slice that starts anywhere."""
+    """Overwrites a slice at a computed position."""
     operand, update = node.inputs[:2]
     for d, new in zip(operand.axes, update.axes, strict=True):
         if d.size == new.size:
             dims_lib.unify(d, new)
         else:
-            recorder.freeze(node, [d, new], "it is written at a computed place")
+            recorder.freeze(node, [d, new], "it is written at a computed position")
     return Outcome([operand.axes])
 
 
 def gather(node: Node, recorder: Recorder) -> Outcome:
-    """Reads slices at computed places: embeddings, caches, permutations."""
+    """Reads slices at computed positions: embeddings, caches, permutations."""
     operand, indices = node.inputs
     spec, taken = node.params["dimension_numbers"], node.params["slice_sizes"]
     removed = {*spec.collapsed_slice_dims, *spec.operand_batching_dims}
     kept = [i for i in range(len(operand.axes)) if i not in removed]
     places = iter(indices.axes[:-1])  # the last axis holds the coordinates
-    dims_lib.freeze(indices.axes[-1], "coordinates of a gather")
+    dims_lib.freeze(indices.axes[-1], "it holds coordinates of a gather")
     windows = dict(zip(spec.offset_dims, kept, strict=True))
     axes: list[Dim] = []
     for i, n in enumerate(node.shapes[0]):
@@ -53,8 +53,8 @@ def gather(node: Node, recorder: Recorder) -> Outcome:
         if d.size == n:
             axes.append(d)
         else:
-            recorder.freeze(node, [d], "it is read at a computed place")
-            axes.append(dims_lib.leaf(n, "a gather"))
+            recorder.freeze(node, [d], "it is read at a computed position")
+            axes.append(dims_lib.leaf(n, "it comes from a gather"))
     for i in spec.collapsed_slice_dims:
         recorder.freeze(node, [operand.axes[i]], "it is indexed")
     batching = (spec.operand_batching_dims, spec.start_indices_batching_dims)
@@ -76,10 +76,10 @@ def gather(node: Node, recorder: Recorder) -> Outcome:
 
 
 def scatter(node: Node, recorder: Recorder) -> Outcome:
-    """Writes or adds slices at computed places."""
+    """Writes or adds slices at computed positions."""
     operand, indices, updates = node.inputs
     spec = node.params["dimension_numbers"]
-    dims_lib.freeze(indices.axes[-1], "coordinates of a scatter")
+    dims_lib.freeze(indices.axes[-1], "it holds coordinates of a scatter")
     removed = {*spec.inserted_window_dims, *spec.operand_batching_dims}
     kept = [i for i in range(len(operand.axes)) if i not in removed]
     windows = dict(zip(spec.update_window_dims, kept, strict=True))
@@ -90,18 +90,18 @@ def scatter(node: Node, recorder: Recorder) -> Outcome:
             place = next(places)
             dims_lib.unify(d, place)
             if not adds:  # a removed update would still overwrite
-                recorder.freeze(node, [place], "it numbers what is written")
+                recorder.freeze(node, [place], "it indexes the updates of a scatter")
         elif operand.axes[windows[i]].size == d.size:
             dims_lib.unify(d, operand.axes[windows[i]])
         else:
             about = [d, operand.axes[windows[i]]]
-            recorder.freeze(node, about, "it is written at a computed place")
+            recorder.freeze(node, about, "it is written at a computed position")
     for i in spec.inserted_window_dims:
         recorder.freeze(node, [operand.axes[i]], "it is indexed")
     batching = (spec.operand_batching_dims, spec.scatter_indices_batching_dims)
     for i, j in zip(*batching, strict=True):
         dims_lib.unify(operand.axes[i], indices.axes[j])
-    # Updates that are removed must not be added to what is left.
+    # Removed updates must not be added to the kept entries.
     return Outcome([operand.axes], fill=zero if adds else None)
 
 

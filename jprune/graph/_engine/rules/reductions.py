@@ -1,4 +1,4 @@
-"""Rules of primitives that combine the entries of an axis."""
+"""Rules of reductions and other primitives that combine the entries of an axis."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from jprune.graph._engine.rules.elementwise import joined
 
 
 def _least(dtype: Any) -> Any:
-    """What a maximum never chooses."""
+    """Returns the least number, which a maximum ignores."""
     if dtype == np.dtype(bool):
         return np.zeros((), bool)
     if jnp.issubdtype(dtype, jnp.integer):
@@ -20,7 +20,7 @@ def _least(dtype: Any) -> Any:
 
 
 def _greatest(dtype: Any) -> Any:
-    """What a minimum never chooses."""
+    """Returns the greatest number, which a minimum ignores."""
     if dtype == np.dtype(bool):
         return np.ones((), bool)
     if jnp.issubdtype(dtype, jnp.integer):
@@ -45,27 +45,31 @@ FILLS = {
     "reduce_or": zero,
     "reduce_xor": zero,
 }
-"""What does not count in a reduction."""
+"""Reduction -> `dtype -> number` that the reduction ignores."""
 
 
 def reduction(node: Node, recorder: Recorder) -> Outcome:
-    """Drops axes that may shrink: the result is over what is left."""
+    """Reduces axes that may shrink, over the entries that are kept."""
     value, gone = node.inputs[0], set(node.params["axes"])
     over = tuple(value.axes[i] for i in sorted(gone))
     left = tuple(d for i, d in enumerate(value.axes) if i not in gone)
     for d in over:
         dims_lib.mark(d, "summed")
-    if node.name == "reduce_sum":
-        recorder.facts(None, Sum(over))
-    elif over:
+    plain = node.name == "reduce_sum"
+    if over and not plain:
         what = f"{node.name} is over the entries that are left"
         recorder.note("over what is left", node, what, over)
-    # Not along the axes that stay: of nothing but infinities no gradient comes back.
-    return Outcome([left], fill=FILLS[node.name], along=frozenset(gone))
+    # Only along reduced axes: a slice of nothing but infinities has a NaN gradient.
+    along, total = frozenset(gone), Sum(over) if plain else None
+    return Outcome([left], fill=FILLS[node.name], along=along, sum=total)
 
 
 def along(name: str) -> Any:
-    """Returns the rule of a primitive that acts along the axes in one parameter."""
+    """Returns the rule of a primitive that acts along the axes in a parameter.
+
+    Args:
+      name: name of the parameter.
+    """
 
     def rule(node: Node, recorder: Recorder) -> Outcome:
         given = node.params[name]
@@ -77,16 +81,16 @@ def along(name: str) -> Any:
 
 
 def acting(node: Node, recorder: Recorder, axes: set[int]) -> Outcome:
-    """Freezes the axes that a primitive acts along; others pass.
+    """Freezes the axes that a primitive acts along; the others keep their dims.
 
     Args:
-      node: the equation; operands and results have the same axes, but for lengths.
-      recorder: for what is frozen.
-      axes: along which it acts.
+      node: the equation; operands and results have the same axes, except for sizes.
+      recorder: takes notes of the frozen axes.
+      axes: axes that the primitive acts along.
     """
     for value in node.inputs:
         acted = [d for i, d in enumerate(value.axes) if i in axes]
-        recorder.freeze(node, acted, f"{node.name} acts along it")
+        recorder.freeze(node, acted, f"{node.name} acts along this axis")
     results = []
     for shape in node.shapes:
         passing = [-1 if i in axes else n for i, n in enumerate(shape)]
@@ -98,29 +102,29 @@ def acting(node: Node, recorder: Recorder, axes: set[int]) -> Outcome:
 
 
 def argument(node: Node, recorder: Recorder) -> Outcome:
-    """Of the greatest or least entry along an axis: its number has to stay."""
+    """Freezes the axis of an argmax or argmin, which returns positions along it."""
     axes = set(node.params["axes"])
     value = node.inputs[0]
     acted = [d for i, d in enumerate(value.axes) if i in axes]
-    recorder.freeze(node, acted, f"{node.name} gives positions along it")
+    recorder.freeze(node, acted, f"{node.name} returns positions along this axis")
     return Outcome([tuple(d for i, d in enumerate(value.axes) if i not in axes)])
 
 
 def top_k(node: Node, recorder: Recorder) -> Outcome:
-    """The greatest along the last axis."""
+    """Freezes the axis that the greatest entries are taken from."""
     axis = node.params.get("axis", -1) % len(node.inputs[0].axes)
     return acting(node, recorder, {axis})
 
 
 def fft(node: Node, recorder: Recorder) -> Outcome:
-    """Transforms the last axes."""
+    """Freezes the transformed axes, which are the last ones."""
     rank = len(node.inputs[0].axes)
     acted = range(rank - len(node.params["fft_lengths"]), rank)
     return acting(node, recorder, set(acted))
 
 
 def window(node: Node, recorder: Recorder) -> Outcome:
-    """Reduces windows: axes on which a window is one entry pass."""
+    """Freezes the axes that windows slide along; the others keep their dims."""
     count = len(node.inputs[0].axes)
     one = (1,) * count
     shape = node.params["window_dimensions"]

@@ -1,4 +1,4 @@
-"""Rules of primitives that only move entries: reshapes, slices, concatenations."""
+"""Rules of primitives that only move elements: reshapes, slices, concatenations."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from jax import lax
 from jprune.graph._engine import dims as dims_lib
 from jprune.graph._engine.dims import Dim
 from jprune.graph._engine.program import Axes, Node, Outcome, Recorder, Value, View
-from jprune.graph._engine.rules.elementwise import follow, joined
+from jprune.graph._engine.rules.elementwise import joined, scalar_of, sum_of
 
 
 def sizes(view: View, axes: Sequence[Dim]) -> tuple[int, ...]:
@@ -19,20 +19,36 @@ def sizes(view: View, axes: Sequence[Dim]) -> tuple[int, ...]:
 
 
 def reshape(node: Node, recorder: Recorder) -> Outcome:
-    """Relates the smallest runs of axes that hold as many entries."""
+    """Factors the smallest runs of axes that have the same number of elements."""
     if node.params.get("dimensions") is not None:
-        recorder.freeze(node, node.inputs[0].axes, "reshape reorders its axes")
+        recorder.freeze(node, node.inputs[0].axes, "a reshape reorders the axes")
     found = regroup(node.inputs[0].axes, node.shapes[0])
-    follow(node, recorder)
-    return Outcome([found], params=lambda view: {"new_sizes": sizes(view, found)})
+    return _moved(node, found, lambda view: {"new_sizes": sizes(view, found)})
+
+
+def _moved(node: Node, axes: Axes, params: Any = None) -> Outcome:
+    """Returns the outcome of a primitive whose result has the elements of its operand.
+
+    Args:
+      node: the equation.
+      axes: dims of the result.
+      params: `view -> params` of the primitive that change with sizes, or None.
+    """
+    return Outcome([axes], params=params, scalar=scalar_of(node), sum=sum_of(node))
 
 
 def regroup(axes: Sequence[Dim], shape: Sequence[int]) -> Axes:
-    """Returns axes seen in another shape of as many entries."""
+    """Returns the dims of an array after a reshape.
+
+    Args:
+      axes: dims before.
+      shape: sizes after.
+    """
     if 0 in shape:
+        why = "it is an axis of an empty array"
         for d in axes:
-            dims_lib.freeze(d, "an empty array is reshaped")
-        return tuple(dims_lib.leaf(n, "an empty array is reshaped") for n in shape)
+            dims_lib.freeze(d, why)
+        return tuple(dims_lib.leaf(n, why) for n in shape)
     given = [d for d in axes if d.size != 1]
     wanted = [n for n in shape if n != 1]
     found: list[Dim] = []
@@ -52,23 +68,22 @@ def regroup(axes: Sequence[Dim], shape: Sequence[int]) -> Axes:
 
 
 def broadcast_in_dim(node: Node, recorder: Recorder) -> Outcome:
-    """Gives new axes dims of their own, which others may claim."""
+    """Adds axes with new dims, which later equations may merge with others."""
     given, places = node.inputs[0].axes, node.params["broadcast_dimensions"]
     shape = node.shapes[0]
     axes = [dims_lib.leaf(n) for n in shape]
     for d, place in zip(given, places, strict=True):
         if d.size == shape[place]:
             axes[place] = d
-    follow(node, recorder)
     found = tuple(axes)
-    return Outcome([found], params=lambda view: {"shape": sizes(view, found)})
+    return _moved(node, found, lambda view: {"shape": sizes(view, found)})
 
 
 def squeeze(node: Node, recorder: Recorder) -> Outcome:
     """Drops axes of size 1."""
+    del recorder
     drop = {a % len(node.inputs[0].axes) for a in node.params["dimensions"]}
-    follow(node, recorder)
-    return Outcome([_without(node.inputs[0], drop)])
+    return _moved(node, _without(node.inputs[0], drop))
 
 
 def _without(value: Value, drop: Any) -> Axes:
@@ -77,13 +92,13 @@ def _without(value: Value, drop: Any) -> Axes:
 
 def transpose(node: Node, recorder: Recorder) -> Outcome:
     """Reorders axes."""
+    del recorder
     axes = node.inputs[0].axes
-    follow(node, recorder)
-    return Outcome([tuple(axes[i] for i in node.params["permutation"])])
+    return _moved(node, tuple(axes[i] for i in node.params["permutation"]))
 
 
 def concatenate(node: Node, recorder: Recorder) -> Outcome:
-    """Lays dims one after another."""
+    """Concatenates dims."""
     del recorder
     axis, shape = node.params["dimension"], list(node.shapes[0])
     shape[axis] = -1
@@ -93,7 +108,7 @@ def concatenate(node: Node, recorder: Recorder) -> Outcome:
 
 
 def stack(node: Node, recorder: Recorder) -> Outcome:
-    """Lays arrays beside each other, along a new axis of pieces of size 1."""
+    """Stacks arrays along a new axis, a concatenation of pieces of size 1."""
     del recorder
     shape = node.inputs[0].shape
     axes = list(joined(node.inputs, shape))
@@ -103,7 +118,7 @@ def stack(node: Node, recorder: Recorder) -> Outcome:
 
 
 def unstack(node: Node, recorder: Recorder) -> Outcome:
-    """Takes an axis apart into its entries."""
+    """Splits an axis into its entries."""
     del recorder
     value, axis = node.inputs[0], node.params["axis"] % len(node.inputs[0].axes)
     dims_lib.split(value.axes[axis], [1] * len(node.shapes))
@@ -111,7 +126,7 @@ def unstack(node: Node, recorder: Recorder) -> Outcome:
 
 
 def split(node: Node, recorder: Recorder) -> Outcome:
-    """Takes a dim apart."""
+    """Splits a dim into pieces."""
     del recorder
     axes, axis = node.inputs[0].axes, node.params["axis"]
     parts = dims_lib.split(axes[axis], node.params["sizes"])
@@ -120,7 +135,7 @@ def split(node: Node, recorder: Recorder) -> Outcome:
 
 
 def slice_(node: Node, recorder: Recorder) -> Outcome:
-    """Takes a piece of a dim, or every so many entries of one."""
+    """Takes a contiguous or a strided piece of each dim."""
     start, limit = node.params["start_indices"], node.params["limit_indices"]
     strides = node.params["strides"] or (1,) * len(start)
     pieces, axes = [], []
@@ -133,7 +148,8 @@ def slice_(node: Node, recorder: Recorder) -> Outcome:
         outer = _every(d, a, b, stride)
         if outer is None:
             recorder.freeze(node, [d], f"it is sliced with stride {stride}")
-            outer = dims_lib.leaf(len(range(a, b, stride)), "a strided slice")
+            fewer = len(range(a, b, stride))
+            outer = dims_lib.leaf(fewer, "it comes from a strided slice")
         pieces.append((dims_lib.leaf(a, "start"), outer, d))
         axes.append(outer)
 
@@ -156,7 +172,7 @@ def slice_(node: Node, recorder: Recorder) -> Outcome:
 
 
 def _every(d: Dim, start: int, limit: int, stride: int) -> Dim | None:
-    """The outer factor of a dim of which one in `stride` entries is taken."""
+    """Returns the outer factor of a dim, if a strided slice selects just that."""
     if (
         d.size % stride
         or start >= stride
@@ -169,7 +185,7 @@ def _every(d: Dim, start: int, limit: int, stride: int) -> Dim | None:
 
 
 def pad(node: Node, recorder: Recorder) -> Outcome:
-    """Adds entries before and after a dim, or cuts them off."""
+    """Adds entries before and after each dim, or cuts them off."""
     axes = []
     for d, n, (low, high, interior) in zip(
         node.inputs[0].axes, node.shapes[0], node.params["padding_config"], strict=True
@@ -177,16 +193,16 @@ def pad(node: Node, recorder: Recorder) -> Outcome:
         if low == high == interior == 0:
             axes.append(d)
         elif interior or low < 0 or high < 0:
-            recorder.freeze(node, [d], "it is padded inside, or cut by a padding")
-            axes.append(dims_lib.leaf(n, "a padding"))
+            recorder.freeze(node, [d], "its padding is interior or negative")
+            axes.append(dims_lib.leaf(n, "it comes from a padding"))
         else:
-            ends = [dims_lib.leaf(k, "a padding") for k in (low, high)]
+            ends = [dims_lib.leaf(k, "it is a padding") for k in (low, high)]
             axes.append(dims_lib.concatenation([ends[0], d, ends[1]]))
     return Outcome([tuple(axes)])
 
 
 def iota(node: Node, recorder: Recorder) -> Outcome:
-    """Counts; where its dim shrinks, the numbers of what is left."""
+    """Counts along an axis; when that shrinks, returns the indices that are kept."""
     del recorder
     axes = tuple(map(dims_lib.leaf, node.shapes[0]))
     axis, dtype = node.params["dimension"], node.params["dtype"]
@@ -208,21 +224,21 @@ def tile(node: Node, recorder: Recorder) -> Outcome:
     del recorder
     axes = []
     for d, n in zip(node.inputs[0].axes, node.shapes[0], strict=True):
-        times = dims_lib.leaf(n // max(d.size, 1), "a repetition")
+        times = dims_lib.leaf(n // max(d.size, 1), "it counts repetitions of a tile")
         axes.append(dims_lib.product([times, d]) if n != d.size else d)
     return Outcome([tuple(axes)])
 
 
 def random_bits(node: Node, recorder: Recorder) -> Outcome:
-    """Draws as many bits as are needed; they are others than before."""
+    """Draws random bits for the smaller shape; they differ from those at full size."""
     keys = node.inputs[0].axes
-    recorder.freeze(node, keys, "keys are used")
+    recorder.freeze(node, keys, "it is an axis of PRNG keys")
     new = tuple(map(dims_lib.leaf, node.shapes[0][len(keys) :]))
     return Outcome([(*keys, *new)], params=lambda view: {"shape": sizes(view, new)})
 
 
 def constrain(node: Node, recorder: Recorder) -> Outcome:
-    """Says how an array lies on devices, as far as its smaller axes divide."""
+    """Constrains the sharding of an array, if its smaller axes are divisible."""
     del recorder
     bind = node.equation.primitive.bind
 
@@ -238,7 +254,7 @@ def constrain(node: Node, recorder: Recorder) -> Outcome:
 
 
 def observe(node: Node, recorder: Recorder) -> Outcome:
-    """Shows arrays, and gives nothing back."""
+    """Passes arrays to a callback without results."""
     del node, recorder
     return Outcome(())
 
