@@ -215,7 +215,7 @@ def growth_table(figures: dict[str, Any]) -> Table:
     return Table(
         columns=("layers", "equations", "groups", "tracing (ms)", "analysis (ms)"),
         rows=tuple(rows),
-        caption="A ViT of growing depth, shapes only; CPU time.",
+        caption="A ViT of growing depth, shapes only; CPU time, garbage not collected.",
     )
 
 

@@ -191,7 +191,7 @@ def timed(
         graph = jg.trace(rest_fn, rest, *inputs)
     share = 1 - 0.5 * whole / jg.multiply_adds(graph)  # of the remaining multiply-adds
     keep = narrowed(graph, rest, share, settings.multiple_of, form.widest)
-    small_fn, small = jg.shrink(graph, rest, jg.make_plan(graph, keep))
+    small_fn, small = jg.shrink(graph, rest, keep=keep)
     small = jax.block_until_ready(jax.tree.map(jnp.asarray, small))
     full_program = jax.jit(fn).lower(params, *inputs).compile()
     small_program = jax.jit(small_fn).lower(small, *inputs).compile()

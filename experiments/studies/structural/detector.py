@@ -262,7 +262,7 @@ def apart(settings: Settings, params: Any, keep: Any) -> float:
     """Returns the relative error of smaller arrays against removal at full size."""
     graph, _ = graphs(settings)
     images, _ = scenes.scenes(jax.random.key(2**31), settings.batch_size)
-    small, left = jg.shrink(graph, params, jg.make_plan(graph, keep))
+    small, left = jg.shrink(graph, params, keep=keep)
     pairs = zip(
         jax.tree.leaves(jax.jit(small)(left, images)),
         jax.tree.leaves(jax.jit(jg.without_entries(graph, keep))(params, images)),

@@ -218,7 +218,7 @@ def agreement(
     method = methods(graph)["group, L2"]
     keep = chosen(settings, splits, graph, method, params, settings.seeds[0])
     images = splits.validation.images[:1]
-    small, left = jg.shrink(graph, params, jg.make_plan(graph, keep))
+    small, left = jg.shrink(graph, params, keep=keep)
     ours, full = small(left, images), jg.without_entries(graph, keep)(params, images)
     return float(jnp.abs(ours - full).max() / jnp.abs(full).max())
 

@@ -11,8 +11,6 @@ the axes of a program:
 They refine leaves and merge them by union-find. At the end, axes that must shrink
 together share a leaf. Where two views of an axis cannot be aligned, all leaves
 involved are frozen, that is, never pruned: this is conservative and always correct.
-
-A `Dim` is hashed and compared by identity, so dims are used as dictionary keys.
 """
 
 import functools
@@ -33,7 +31,7 @@ _UNMARKED: frozenset[str] = frozenset()
 
 
 class Dim:
-    """A dimension term; compare dims after `resolve`, and never modify one by hand.
+    """A dimension term, equal to itself only; `resolve` it first, never modify it.
 
     Attributes:
       born: creation number; the older of two merged leaves stays.
@@ -112,7 +110,8 @@ def pieces_of(d: Dim) -> list[Dim]:
 
 def leaves_of(d: Dim) -> Iterator[Dim]:
     """Yields the leaves of a term in order, repeated as often as they occur."""
-    return _within(d, ("product", "concatenation"))
+    d = resolve(d)
+    return iter((d,)) if d.form == "leaf" else _within(d, ("product", "concatenation"))
 
 
 def _within(d: Dim, forms: tuple[str, ...]) -> Iterator[Dim]:

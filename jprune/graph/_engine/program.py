@@ -8,6 +8,7 @@ analysis and the evaluation cannot drift apart.
 A `Value` is hashed and compared by identity, so values are used as dictionary keys.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -147,25 +148,22 @@ class Node:
 
     Attributes:
       equation: the equation of the jaxpr.
+      name: name of its primitive.
       inputs: operands.
       outputs: results.
       outcome: what its rule returned.
       inner: bodies of a loop, a branch or a custom derivative.
     """
 
-    __slots__ = ("equation", "inner", "inputs", "outcome", "outputs")
+    __slots__ = ("equation", "inner", "inputs", "name", "outcome", "outputs")
 
     def __init__(self, equation: Any, inputs: Sequence[Value]):
         self.equation = equation
+        self.name: str = equation.primitive.name
         self.inputs = inputs
         self.outputs: Sequence[Value] = ()
         self.outcome: Outcome = _PLAIN
         self.inner: Sequence[Program] = ()
-
-    @property
-    def name(self) -> str:
-        """Name of the primitive."""
-        return self.equation.primitive.name
 
     @property
     def params(self) -> dict[str, Any]:
@@ -175,7 +173,7 @@ class Node:
     @property
     def shapes(self) -> list[tuple[int, ...]]:
         """Recorded shapes of the results."""
-        return [tuple(v.aval.shape) for v in self.equation.outvars]
+        return [v.aval.shape for v in self.equation.outvars]
 
 
 class Program(NamedTuple):
@@ -280,12 +278,15 @@ class Recorder:
         for var, array in zip(jaxpr.constvars, constants, strict=True):
             known[var] = constant(array)
 
-        def read(atom: Any) -> Value:
-            return constant(atom.val) if isinstance(atom, core.Literal) else known[atom]
+        def read(atoms: Sequence[Any]) -> list[Value]:
+            return [
+                constant(a.val) if isinstance(a, core.Literal) else known[a]
+                for a in atoms
+            ]
 
         nodes: list[Node] = []
         for equation, wanted in live:
-            given = tuple([read(a) for a in equation.invars])
+            given = tuple(read(equation.invars))
             if equation.primitive.name in INLINED:
                 closed = _inner(equation)
                 self.calls.append(equation)
@@ -300,10 +301,8 @@ class Recorder:
                 results = node.outputs
             known.update(zip(equation.outvars, results, strict=True))
         unused = Value((), np.dtype(bool), np.zeros((), bool))
-        outputs = [
-            read(v) if u else unused for v, u in zip(jaxpr.outvars, used, strict=True)
-        ]
-        return Program(inputs, nodes, outputs)
+        returned = iter(read(list(itertools.compress(jaxpr.outvars, used))))
+        return Program(inputs, nodes, [next(returned) if u else unused for u in used])
 
     def _relate(self, node: Node) -> None:
         rule = self.rules.get(node.name, unknown)

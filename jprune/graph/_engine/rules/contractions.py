@@ -28,28 +28,17 @@ def dot_general(node: Node, recorder: Recorder) -> Outcome:
     for i, j in zip(left_batch, right_batch, strict=True):
         dims_lib.unify(left.axes[i], right.axes[j])
         batch.append(left.axes[i])
-    free = [
-        d
-        for value, gone in (
-            (left, (left_sum, left_batch)),
-            (right, (right_sum, right_batch)),
-        )
-        for i, d in enumerate(value.axes)
-        if i not in {*gone[0], *gone[1]}
-    ]
-    if left.active and right.active:
-        for d in contracted:
+    free = [d for i, d in enumerate(left.axes) if i not in (*left_sum, *left_batch)]
+    free += [d for i, d in enumerate(right.axes) if i not in (*right_sum, *right_batch)]
+    attends = left.active and right.active
+    if attends:
+        for d in (*contracted, *free):
             dims_lib.mark(d, "head")
+    if left.active or right.active:
         for d in batch:
-            dims_lib.mark(d, "heads")
-        for d in free:
-            dims_lib.mark(d, "head")
-    elif left.active or right.active:
-        for d in batch:
-            dims_lib.mark(d, "parallel")
+            dims_lib.mark(d, "heads" if attends else "parallel")
     # A value times itself is a sum of squares, as in a root mean square.
     products = left is not right
-    attends = left.active and right.active
     total = Sum(tuple(contracted), of_products=products, attends=attends)
     return Outcome([(*batch, *free)], fill=zero, sum=total)
 

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jprune.graph._engine import dims as dims_lib
-from jprune.graph._engine.program import Node, Outcome, Recorder, Value, View
+from jprune.graph._engine.dims import Dim
+from jprune.graph._engine.program import Node, Outcome, Program, Recorder, Value, View
 from jprune.graph._engine.running import run
 
 
@@ -51,11 +52,10 @@ def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
 
 def scan(node: Node, recorder: Recorder) -> Outcome:
     """A loop over a leading axis: stacked layers or time steps."""
-    params = node.params
-    counts = scan_counts(params)
+    counts = scan_counts(node.params)
     constants, carried, each = _cut(node.inputs, *counts)
     active = any(v.active for v in carried + each)
-    length = dims_lib.leaf(params["length"])
+    length = dims_lib.leaf(node.params["length"])
     for value in each:
         dims_lib.unify(length, value.axes[0])
     if not each:
@@ -66,31 +66,39 @@ def scan(node: Node, recorder: Recorder) -> Outcome:
     for value in begin:
         value.scalar = None
     given = [*inside(constants, False), *begin, *inside(each, active, skip=1)]
-    closed = params["jaxpr"]
+    closed = node.params["jaxpr"]
     body = recorder.instantiate(closed.jaxpr, closed.consts, given)
     node.inner = [body]
     after, results = body.outputs[: counts[1]], body.outputs[counts[1] :]
     same(after, begin)
-
-    def go(view: View, *operands: Any) -> list[Any]:
-        fixed, first, rest = _cut(list(operands), *counts)
-        stays = view.mask(length)
-
-        def turn(carry: Any, given: Any) -> Any:
-            stay, given = given
-            found = run(body, view, *fixed, *carry, *given)
-            new, out = found[: counts[1]], found[counts[1] :]
-            if stay is not None:  # a removed iteration leaves the carry unchanged
-                new = [jnp.where(stay, a, b) for a, b in zip(new, carry, strict=True)]
-            return new, out
-
-        size = view.size(length)
-        options = {"reverse": params["reverse"], "unroll": params["unroll"]}
-        last, out = lax.scan(turn, first, (stays, rest), length=size, **options)
-        return [*last, *out]
-
+    options = {name: node.params[name] for name in ("reverse", "unroll")}
+    go = functools.partial(_run_scan, body, counts, length, options)
     axes = [v.axes for v in begin] + [(length, *v.axes) for v in results]
     return Outcome(axes, run=go)
+
+
+def _run_scan(
+    body: Program,
+    counts: tuple[int, int],
+    length: Dim,
+    options: dict[str, Any],
+    view: View,
+    *operands: Any,
+) -> list[Any]:
+    fixed, first, rest = _cut(operands, *counts)
+    stays = view.mask(length)
+
+    def turn(carry: Any, given: Any) -> Any:
+        stay, given = given
+        found = run(body, view, *fixed, *carry, *given)
+        new, out = found[: counts[1]], found[counts[1] :]
+        if stay is not None:  # a removed iteration leaves the carry unchanged
+            new = [jnp.where(stay, a, b) for a, b in zip(new, carry, strict=True)]
+        return new, out
+
+    size = view.size(length)
+    last, out = lax.scan(turn, first, (stays, rest), length=size, **options)
+    return [*last, *out]
 
 
 def _cut(

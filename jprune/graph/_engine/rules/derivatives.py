@@ -7,7 +7,8 @@ second order, ordinary differentiation replaces the custom rule.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -76,22 +77,17 @@ def _entrywise(body: Program) -> bool:
     ) and all(_entrywise(inner) for n in body.nodes for inner in n.inner)
 
 
-def _later(node: Node, record: Callable[[], Program]) -> Callable[[], Program]:
-    """Defers the recording of a derivative, which must not change what can shrink."""
-
-    @functools.cache
-    def recorded() -> Program:
-        before = _leaves(node)
-        program = record()
-        if _leaves(node) != before:
-            where = source_info_util.summarize(node.equation.source_info)
-            raise base.PruningError(
-                f"The custom derivative at {where} couples or freezes axes that its "
-                "function does not, so it cannot run on smaller arrays."
-            )
-        return program
-
-    return recorded
+def _later(node: Node, record: Callable[[], Program]) -> Program:
+    """Records a derivative after the graph is made: it must not change the groups."""
+    before = _leaves(node)
+    program = record()
+    if _leaves(node) != before:
+        where = source_info_util.summarize(node.equation.source_info)
+        raise base.PruningError(
+            f"The custom derivative at {where} couples or freezes axes that its "
+            "function does not, so it cannot run on smaller arrays."
+        )
+    return program
 
 
 def _leaves(node: Node) -> list[tuple[Dim, str]]:
@@ -107,7 +103,7 @@ def _plain(node: Node, body: Program) -> Outcome:
     return Outcome(axes, run=functools.partial(run, body))
 
 
-def _copies(values: list[Value]) -> list[Value]:
+def _copies(values: Sequence[Value]) -> list[Value]:
     made = []
     for value in values:
         new = Value(value.axes, value.dtype)
@@ -116,8 +112,22 @@ def _copies(values: list[Value]) -> list[Value]:
     return made
 
 
-def _moving(structs: Sequence[Any]) -> list[bool]:
-    return [bool(jax.numpy.issubdtype(s.dtype, jax.numpy.inexact)) for s in structs]
+def _moving(values: Sequence[Any]) -> list[bool]:
+    """Returns which values have tangents, that is, are inexact."""
+    return [bool(jax.numpy.issubdtype(v.dtype, jax.numpy.inexact)) for v in values]
+
+
+def _only(values: Sequence[Any], moving: Sequence[bool]) -> list[Any]:
+    return list(itertools.compress(values, moving))
+
+
+def _tangents(found: Iterable[Any], values: Sequence[Any], moving: Any) -> tuple:
+    """Returns tangents of all values: those found, and float0 for what has none."""
+    each = iter(found)
+    return tuple(
+        next(each) if m else np.zeros(np.shape(x), jax.dtypes.float0)
+        for x, m in zip(values, moving, strict=True)
+    )
 
 
 def _trace_jvp(node: Node) -> Any:
@@ -125,16 +135,11 @@ def _trace_jvp(node: Node) -> Any:
     call, moving = _alone(node), _moving(structs)
 
     def pushed(primals: Any, tangents: Any) -> Any:
-        each = iter(tangents)
-        full = [
-            next(each) if m else np.zeros(s.shape, jax.dtypes.float0)
-            for s, m in zip(structs, moving, strict=True)
-        ]
-        out, out_tangents = jax.jvp(call, tuple(primals), tuple(full))
-        return [t for t, m in zip(out_tangents, _moving(list(out)), strict=True) if m]
+        full = _tangents(tangents, structs, moving)
+        out, out_tangents = jax.jvp(call, tuple(primals), full)
+        return _only(out_tangents, _moving(out))
 
-    tangents = [s for s, m in zip(structs, moving, strict=True) if m]
-    return jax.make_jaxpr(pushed)(structs, tangents)
+    return jax.make_jaxpr(pushed)(structs, _only(structs, moving))
 
 
 def custom_jvp(node: Node, recorder: Recorder) -> Outcome:
@@ -142,40 +147,49 @@ def custom_jvp(node: Node, recorder: Recorder) -> Outcome:
     body = _primal(node, recorder)
     if recorder.order == _HIGHEST_ORDER:
         return _plain(node, body)
-    moving = _moving(node.inputs)
-    tangents = [v for v, m in zip(node.inputs, moving, strict=True) if m]
     node.inner = [body]
-    floats = [v for v, m in zip(body.outputs, _moving(body.outputs), strict=True) if m]
-
-    def derivative() -> Program:
-        given = _copies([*node.inputs, *tangents])
-        found = _derivative(node, recorder, _trace_jvp, given)
-        same(found.outputs, floats)
-        return found
-
-    # Derivatives of activations are recorded on demand: a network has dozens.
-    derived = _later(node, derivative) if _entrywise(body) else derivative()
-
-    def go(view: View, *operands: Any) -> list[Any]:
-        @jax.custom_jvp
-        def call(*xs: Any) -> Any:
-            return tuple(run(body, view, *xs))
-
-        @call.defjvp
-        def push(primals: Any, tangents: Any) -> Any:
-            out = call(*primals)
-            given = [t for t, m in zip(tangents, moving, strict=True) if m]
-            pushed = derived() if callable(derived) else derived
-            each = iter(run(pushed, view, *primals, *given))
-            full = tuple(
-                next(each) if m else np.zeros(np.shape(x), jax.dtypes.float0)
-                for x, m in zip(out, _moving(list(out)), strict=True)
-            )
-            return out, full
-
-        return list(call(*operands))
-
+    moving = _moving(node.inputs)
+    record = functools.partial(_jvp, node, recorder, body, moving)
+    if _entrywise(body):  # activations, of which a network has dozens: on demand
+        derived = functools.cache(functools.partial(_later, node, record))
+    else:
+        derived = functools.partial(_given, record())
+    go = functools.partial(_run_jvp, body, derived, moving)
     return Outcome([v.axes for v in body.outputs], run=go)
+
+
+def _given(program: Program) -> Program:
+    return program
+
+
+def _jvp(
+    node: Node, recorder: Recorder, body: Program, moving: Sequence[bool]
+) -> Program:
+    """Records the derivative of a function with a rule for its tangents."""
+    given = _copies([*node.inputs, *_only(node.inputs, moving)])
+    found = _derivative(node, recorder, _trace_jvp, given)
+    same(found.outputs, _only(body.outputs, _moving(body.outputs)))
+    return found
+
+
+def _run_jvp(
+    body: Program,
+    derived: Callable[[], Program],
+    moving: Sequence[bool],
+    view: View,
+    *operands: Any,
+) -> list[Any]:
+    @jax.custom_jvp
+    def call(*xs: Any) -> Any:
+        return tuple(run(body, view, *xs))
+
+    @call.defjvp
+    def push(primals: Any, tangents: Any) -> Any:
+        out = call(*primals)
+        found = run(derived(), view, *primals, *_only(tangents, moving))
+        return out, _tangents(found, out, _moving(out))
+
+    return list(call(*operands))
 
 
 def _trace_vjp(node: Node) -> Any:
@@ -184,53 +198,42 @@ def _trace_vjp(node: Node) -> Any:
 
     def pulled(primals: Any, cotangents: Any) -> Any:
         out, pull = jax.vjp(call, *primals)
-        each = iter(cotangents)
-        full = tuple(
-            next(each) if m else np.zeros(np.shape(x), jax.dtypes.float0)
-            for x, m in zip(out, _moving(list(out)), strict=True)
-        )
-        back = pull(full)
-        return [b for b, m in zip(back, moving, strict=True) if m]
+        return _only(pull(_tangents(cotangents, out, _moving(out))), moving)
 
     results = jax.eval_shape(call, *structs)
-    cotangents = [r for r, m in zip(results, _moving(list(results)), strict=True) if m]
-    return jax.make_jaxpr(pulled)(structs, cotangents)
+    return jax.make_jaxpr(pulled)(structs, _only(results, _moving(results)))
 
 
 def custom_vjp(node: Node, recorder: Recorder) -> Outcome:
-    """A function with a rule for its cotangents (`jax.custom_vjp`).
-
-    The residuals of the rule are its operands: its forward pass is recomputed.
-    """
+    """A function with a rule for its cotangents (`jax.custom_vjp`)."""
     body = _primal(node, recorder)
     if recorder.order == _HIGHEST_ORDER:
         return _plain(node, body)
     node.inner = [body]
     moving = _moving(node.inputs)
-    floats = [v for v, m in zip(body.outputs, _moving(body.outputs), strict=True) if m]
-    pulled = _derivative(node, recorder, _trace_vjp, _copies([*node.inputs, *floats]))
-    same(pulled.outputs, [v for v, m in zip(node.inputs, moving, strict=True) if m])
-
-    def go(view: View, *operands: Any) -> list[Any]:
-        @jax.custom_vjp
-        def call(*xs: Any) -> Any:
-            return tuple(run(body, view, *xs))
-
-        def forward(*xs: Any) -> Any:
-            return call(*xs), xs
-
-        def backward(xs: Any, cotangents: Any) -> Any:
-            given = [c for c in cotangents if c.dtype != jax.dtypes.float0]
-            each = iter(run(pulled, view, *xs, *given))
-            return tuple(
-                next(each) if m else np.zeros(np.shape(x), jax.dtypes.float0)
-                for x, m in zip(xs, moving, strict=True)
-            )
-
-        call.defvjp(forward, backward)
-        return list(call(*operands))
-
+    results = _only(body.outputs, _moving(body.outputs))
+    pulled = _derivative(node, recorder, _trace_vjp, _copies([*node.inputs, *results]))
+    same(pulled.outputs, _only(node.inputs, moving))
+    go = functools.partial(_run_vjp, body, pulled, moving)
     return Outcome([v.axes for v in body.outputs], run=go)
+
+
+def _run_vjp(
+    body: Program, pulled: Program, moving: Sequence[bool], view: View, *operands: Any
+) -> list[Any]:
+    @jax.custom_vjp
+    def call(*xs: Any) -> Any:
+        return tuple(run(body, view, *xs))
+
+    def forward(*xs: Any) -> Any:
+        return call(*xs), xs  # the residuals: the rule's forward pass is recomputed
+
+    def backward(xs: Any, cotangents: Any) -> Any:
+        given = [c for c in cotangents if c.dtype != jax.dtypes.float0]
+        return _tangents(run(pulled, view, *xs, *given), xs, moving)
+
+    call.defvjp(forward, backward)
+    return list(call(*operands))
 
 
 RULES = {

@@ -96,11 +96,12 @@ def elementwise(node: Node, recorder: Recorder) -> Outcome:
 
 def joined(values: Sequence[Value], shape: Sequence[int]) -> Axes:
     """Merges the dims of operands that meet, and returns those of the result."""
+    full = [v.axes for v in values if len(v.axes) == len(shape)]  # others are scalars
+    if len(full) == 1 and tuple([d.size for d in full[0]]) == shape:
+        return full[0]  # quickly, as it is the most common case
     axes: list[Dim | None] = [None] * len(shape)
-    for value in values:
-        if len(value.axes) != len(shape):
-            continue  # a scalar
-        for i, d in enumerate(value.axes):
+    for given in full:
+        for i, d in enumerate(given):
             if d.size != shape[i]:
                 continue
             before = axes[i]
@@ -112,15 +113,17 @@ def joined(values: Sequence[Value], shape: Sequence[int]) -> Axes:
         dims_lib.leaf(n) if d is None else d for d, n in zip(axes, shape, strict=True)
     )
     # A chain of operations shares one tuple: recordings are large.
-    return next((v.axes for v in values if v.axes == found), found)
+    return next((given for given in full if given == found), found)
 
 
 def scalar_of(node: Node) -> Scalar | None:
     """Returns the constant that the result is, if all operands are constants."""
-    operands = tuple([v.scalar for v in node.inputs if v.scalar is not None])
-    if len(operands) < len(node.inputs):
-        return None
-    return Scalar(None, node.equation.primitive, node.params, operands)
+    operands = []
+    for value in node.inputs:
+        if value.scalar is None:
+            return None
+        operands.append(value.scalar)
+    return Scalar(None, node.equation.primitive, node.params, tuple(operands))
 
 
 def sum_of(node: Node) -> Sum | None:
