@@ -11,7 +11,6 @@ import jprune as jp
 from jprune import graph as jg
 from jprune import links
 from jprune.graph import _distances
-from jprune.links import _scores
 
 X = jnp.asarray(np.random.default_rng(5).normal(size=(7, 5)), jnp.float32)
 A, B = "a/kernel[1]", "b/kernel[1]"  # the groups of `mlp`
@@ -36,8 +35,8 @@ def _members(tree):
 
 def _expected(scores, count, floors=1):
     """The entries of both groups that stay, the highest of all."""
-    order = sorted(((s, n, k) for n, v in _scores.items() for k, s in enumerate(v)))
-    keep = {n: np.ones(len(v), bool) for n, v in _scores.items()}
+    order = sorted(((s, n, k) for n, v in scores.items() for k, s in enumerate(v)))
+    keep = {n: np.ones(len(v), bool) for n, v in scores.items()}
     for _, n, k in order:
         if count and keep[n].sum() > floors:
             keep[n][k] = False
@@ -59,7 +58,7 @@ def test_group_magnitude_by_numpy(sparsity, count):
         n: np.mean([(m**2).sum(1) for m in members], axis=0)
         for n, members in _members(_f64(params)).items()
     }
-    scores = {n: s / s.mean() for n, s in _scores.items()}
+    scores = {n: s / s.mean() for n, s in scores.items()}
     args = graph, params, grads, scores, sparsity, count
     _check(jp.recipes.group_magnitude, *args)
 
@@ -295,7 +294,7 @@ def test_slimming_says_what_it_misses():
 def test_groups_say_what_they_miss():
     graph, params, _ = _example()
     link = jg.keep_groups(graph, 0.5)
-    with pytest.raises(jp.PruningError, match="A pruner needs the params"):
+    with pytest.raises(jp.PruningError, match="keep_groups needs the params"):
         link.update(None, link.init(params))
     partial = jg.keep_groups(graph, 0.5, score=lambda graph, scores: {})
     with pytest.raises(jp.PruningError, match="no score for the group"):

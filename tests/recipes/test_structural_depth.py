@@ -96,7 +96,7 @@ def test_precrop_says_what_is_wrong():
         jp.PruningError, match=r"density of '0' must be in \[0, 1\]; got 1.5"
     ):
         jp.recipes.precrop(graph, {"0": 1.5})
-    with pytest.raises(jp.PruningError, match="an entry or more; got 0"):
+    with pytest.raises(jp.PruningError, match="min_kept must be at least 1; got 0"):
         jp.recipes.precrop(graph, {"0": 0.5}, min_kept=0)
     with pytest.raises(jp.PruningError, match=r"in \(0, 1\]; got 0"):
         jg.fit_widths(graph, {"0": 0.0})
