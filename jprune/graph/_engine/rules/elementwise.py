@@ -1,8 +1,9 @@
 """Rules of elementwise primitives, and of constants that were computed from a size.
 
 The mean of n entries is their sum times a literal 1 / n. When entries are removed,
-the literal has to follow. It is recognised by its position: it multiplies or divides
-a sum, and it equals the number of entries that were summed, or its inverse.
+the literal has to follow. It is recognised by its position, as it multiplies or
+divides a sum, and by its value: n or 1 / n, or a square root of these, where n is the
+number of entries that were summed.
 """
 
 import functools
