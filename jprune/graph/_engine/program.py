@@ -376,6 +376,7 @@ def _live(jaxpr: Any, used: list[bool]) -> list[tuple[Any, list[bool] | None]]:
         results = [v in wanted for v in equation.outvars]
         if any(results) or equation.effects:
             live.append((equation, None if all(results) else results))
+            wanted.difference_update(equation.outvars)  # stays small
             for v in equation.invars:
                 if not isinstance(v, core.Literal):
                     wanted.add(v)
