@@ -30,7 +30,7 @@ for each JAX primitive; a primitive without a rule freezes its axes) and `runnin
 program at other sizes).
 """
 
-from jprune._core.deprecation import renamed
+from jprune._core.deprecation import renamed as _renamed
 from jprune.graph._budget import Compete as Compete
 from jprune.graph._budget import all_groups as all_groups
 from jprune.graph._budget import choose as choose
@@ -99,7 +99,7 @@ from jprune.graph._trace import Graph as Graph
 from jprune.graph._trace import explain as explain
 from jprune.graph._trace import trace as trace
 
-__getattr__ = renamed(
+__getattr__ = _renamed(
     __name__,
     {
         "first": "jprune.graph.first_member",

@@ -67,7 +67,7 @@ class Settings(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A row: whether scales were penalized, the scope, and whether it is distilled."""
+    """A row: whether scales were penalized, what competes, whether it is distilled."""
 
     pulled: bool
     compete: jg.Compete
@@ -75,7 +75,7 @@ class Method(NamedTuple):
 
 
 def part(group: jg.Group) -> str:
-    """Scope of the parts of the network: before each scale, and the neck."""
+    """Key of the parts that compete apart: before each scale, and the neck."""
     return group.name.split("/")[0]
 
 
