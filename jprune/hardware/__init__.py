@@ -15,7 +15,8 @@ differentiable and can be vmapped over millions of machines. In reading order:
     cost, Cost, Energy       the cost model and its result
     RESOURCES                what can limit an operation
 
-    as_graph_cost, fit, ...  pruning to a budget of time, energy or bytes
+    as_graph_cost            the cost of group sizes on a machine, for `jprune.graph`
+    worth, saving, fit       pruning to a budget of time, energy or bytes
     search                   search over designs: evaluate many, or descend by gradients
     evolve                   search over designs: Pareto fronts by NSGA-II
 
