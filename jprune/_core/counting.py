@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jprune._core import precision
+
 
 class Total(NamedTuple):
     """A non-negative integer below 2^47, or an array of them, without 64-bit types.
@@ -53,6 +55,33 @@ def total(n: Any) -> Total:
     return Total(
         jnp.asarray(exact & 0xFFFFFFFF, jnp.uint32), jnp.asarray(exact, jnp.float32)
     )
+
+
+def nearest(x: jax.Array) -> Total:
+    """Returns the nearest integers of floating-point numbers, halves to even.
+
+    Exact for what `x` holds: of a float32 beyond 2^24 the spacing of its type is
+    all that is lost, and it was lost before.
+
+    Args:
+      x: a floating-point array; negative numbers and NaN count as 0, numbers above
+        2^63 (2^54 in float64) as that.
+
+    Returns:
+      A `Total` of the same shape.
+
+    Example:
+      >>> found = nearest(jnp.float32(5e9))
+      >>> int(found.modular) + 2**32, float(found.rough)
+      (5000000000, 5000000000.0)
+    """
+    x = jnp.round(precision.wide(x))
+    # `rough` has to be within 2^30, and is exact where x is float32.
+    most = 2.0**63 if x.dtype == jnp.float32 else 2.0**54
+    x = jnp.minimum(jnp.where(x > 0, x, jnp.zeros_like(x)), most)
+    word = 2.0**32  # a power of two: the quotient and the product are exact
+    modular = (x - jnp.floor(x / word) * word).astype(jnp.uint32)
+    return Total(modular, x.astype(jnp.float32))
 
 
 def gap(a: Total, b: Total) -> jax.Array:

@@ -134,7 +134,7 @@ def rescaled_global(min_fraction: float = 0.0005) -> Allocation:
         shares = (jnp.asarray(sizes, jnp.int32) - kept).astype(jnp.float32)
         most = np.where(sizes < least, 0, np.maximum(sizes - least, 0))
         if not isinstance(sparsity, jax.Array):
-            known = selection.known_kept_count(total, sparsity)
+            known = selection.kept_count(total, sparsity)
             if total - known > most.sum():
                 raise base.PruningError(
                     f"A minimum of {least} entries in each leaf keeps at least "
@@ -161,7 +161,7 @@ def _by_shares(share: Callable[[str, Any, int], float], pins: Pins) -> Allocatio
         fixed = tree.match_rules(pins, paths) if pins else {}
         low = np.array(
             [
-                selection.known_kept_count(size, fixed[path]) if path in fixed else 0
+                selection.kept_count(size, fixed[path]) if path in fixed else 0
                 for path, size in zip(paths, sizes, strict=True)
             ],
             np.int64,
@@ -179,7 +179,7 @@ def _by_shares(share: Callable[[str, Any, int], float], pins: Pins) -> Allocatio
             keep = selection.kept_count(sum(sizes), sparsity)
             counts = _fill(jnp, jnp.asarray(shares, jnp.float32), low, high, keep)
         else:  # on the host in float64: shapes and sparsity are both known
-            keep = selection.known_kept_count(sum(sizes), sparsity)
+            keep = selection.kept_count(sum(sizes), sparsity)
             if not low.sum() <= keep <= high.sum():
                 raise base.PruningError(
                     f"Pinned leaves keep between {low.sum()} and {high.sum()} of "

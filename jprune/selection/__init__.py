@@ -15,9 +15,9 @@ Read `_top_k` first. It asks `_cutoffs` for the threshold of each leaf; `_bounda
 finds thresholds by counting, and `_batching` stacks leaves of equal shape.
 """
 
+from jprune._core.deprecation import renamed
 from jprune.selection._kept_count import check_sparsity as check_sparsity
 from jprune.selection._kept_count import kept_count as kept_count
-from jprune.selection._kept_count import known_kept_count as known_kept_count
 from jprune.selection._soft import soft_top_k as soft_top_k
 from jprune.selection._top_k import Count as Count
 from jprune.selection._top_k import check_no_nan as check_no_nan
@@ -26,3 +26,5 @@ from jprune.selection._top_k import top_k as top_k
 from jprune.selection._top_k import top_k_per_leaf as top_k_per_leaf
 from jprune.selection._top_k import top_k_with_floors as top_k_with_floors
 from jprune.selection._top_k import top_within_budget as top_within_budget
+
+__getattr__ = renamed(__name__, {"known_kept_count": "jprune.selection.kept_count"})

@@ -1,88 +1,80 @@
-"""How many entries a sparsity keeps."""
+"""Number of entries that a sparsity keeps."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
-from jprune._core import base, counting
+from jprune._core import base, counting, words
 
 
 def kept_count(size: int, sparsity: jax.typing.ArrayLike) -> Any:
     """Returns how many of `size` entries a sparsity keeps.
 
     size - round(size * sparsity), halves to even. A Python or NumPy number is
-    evaluated in float64; a JAX array, traced or not, in split float32 arithmetic
-    that is good to a tenth of a unit for every size below 2^31, where a plain
-    product would be wrong by up to 64, and to a few units below 2^40.
+    evaluated in float64. A JAX array, traced or not, is rounded to float32, and the
+    count for that number is exact: computed in integers of 64 bits, where a product
+    in float32 would be wrong by up to 64 for sizes below 2^31.
 
     Args:
-      size: a number of entries in [0, 2^40).
-      sparsity: a fraction in [0, 1]; JAX arrays are clipped to it.
+      size: number of entries, in [0, 2^40).
+      sparsity: fraction removed, in [0, 1]; JAX arrays are clipped to it.
 
     Returns:
-      An int32 scalar in [0, size]; for a size of 2^31 and more, which int32 does
-      not hold, a `counting.Total`.
+      The count, in [0, size]: a Python integer for a Python or NumPy number, an
+      int32 array for a JAX array. Where int32 would not hold it, because `size` is
+      2^31 or more, a count that only `jprune.selection` reads (a `Count`).
 
     Raises:
-      PruningError: if the sparsity is a number outside [0, 1], or the size has
-        more than 40 bits.
+      PruningError: if the sparsity is a number outside [0, 1], or `size` is 2^40 or
+        more.
 
     Example:
-      >>> int(kept_count(1000, 0.9))
+      >>> kept_count(1000, 0.9)
       100
     """
     if size >= 2**40:
         raise base.PruningError(f"{size} entries; fewer than 2^40 can be counted.")
-    small = size < 2**31
     if not isinstance(sparsity, jax.Array):
-        known = known_kept_count(size, sparsity)
-        return jnp.asarray(known, jnp.int32) if small else counting.total(known)
+        return size - round(size * float(check_sparsity(sparsity)))
     s = jnp.clip(jnp.asarray(sparsity, jnp.float32), 0.0, 1.0)
-    # sparsity = coarse / 4096 + fine and size = 4096 * high + low, so that the
-    # large part of the product is an exact integer and only a small rest rounds.
-    coarse = jnp.floor(s * 4096)
-    fine = s - coarse / 4096
-    high, low = divmod(size, 4096)
-    rest = jnp.round(low * coarse / 4096 + np.float32(size) * fine).astype(jnp.int32)
-    if small:
-        removed = high * coarse.astype(jnp.int32) + rest
-        return size - jnp.clip(removed, 0, size)
-    # The same modulo 2^32, beside the number in float.
-    modular = np.uint32(high) * coarse.astype(jnp.uint32) + rest.astype(jnp.uint32)
-    rough = np.float32(high) * coarse + rest.astype(jnp.float32)
-    return counting.minus(counting.total(size), counting.Total(modular, rough))
+    removed = _rounded_product(words.of_known(size), s)
+    if size < 2**31:
+        return size - removed.modular.astype(jnp.int32)
+    return counting.minus(counting.total(size), removed)
 
 
-def known_kept_count(size: int, sparsity: jax.typing.ArrayLike) -> int:
-    """Returns `kept_count` of a Python or NumPy number as a Python integer.
-
-    Args:
-      size: a number of entries, not negative.
-      sparsity: a fraction in [0, 1].
-
-    Returns:
-      size - round(size * sparsity), halves to even, in float64.
-
-    Raises:
-      PruningError: if the sparsity is outside [0, 1].
-    """
-    return size - round(size * float(check_sparsity(sparsity)))
+@jax.jit
+def _rounded_product(size: words.Words, s: jax.Array) -> counting.Total:
+    """round(size * s), halves to even, for float32 numbers s in [0, 1]."""
+    bits = lax.bitcast_convert_type(s, jnp.uint32)
+    # s = mantissa * 2^-places; 0 and subnormal numbers remove nothing.
+    mantissa = bits & np.uint32(2**23 - 1) | np.uint32(2**23)
+    places = np.uint32(150) - (bits >> 23)
+    # The product is below 2^64: with more than 64 places it rounds to 0.
+    mantissa = jnp.where(places > 64, jnp.zeros_like(mantissa), mantissa)
+    places = jnp.minimum(places, jnp.full_like(places, 64))
+    return words.rounded(words.product(size, mantissa), places)
 
 
 def check_sparsity(sparsity: jax.typing.ArrayLike) -> Any:
-    """Returns the sparsity; raises if it is a number that is not in [0, 1].
+    """Returns the sparsity; raises if it is a number outside [0, 1].
 
     Args:
-      sparsity: a Python or NumPy number; JAX arrays pass unchecked, traced or
-        not, because looking at them would wait for the device.
+      sparsity: fraction removed. Python and NumPy numbers are checked; JAX arrays,
+        traced or not, are not, because that would wait for the device.
 
     Returns:
       The argument.
 
     Raises:
-      PruningError: if a known value is outside [0, 1] or NaN.
+      PruningError: if a Python or NumPy number is outside [0, 1] or NaN.
+
+    Example:
+      >>> check_sparsity(0.9)
+      0.9
     """
     if not isinstance(sparsity, jax.Array):
         values = np.asarray(sparsity, np.float64)

@@ -209,6 +209,7 @@ MOVED = {
     "jprune.hardware.accelerators": "accelerator",
     "jprune.hardware.evolve": "Front",
     "jprune.hardware.search": "check_bounds grid pareto random_designs",
+    "jprune.selection": "known_kept_count",
 }
 
 

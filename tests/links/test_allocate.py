@@ -301,6 +301,36 @@ def test_nothing_to_divide():
     assert jax.tree.map(int, links.erdos_renyi_kernel()(empty, empty, 0.5)) == {"a": 0}
 
 
+def test_a_minimum_of_everything_keeps_everything():
+    """`min_fraction` is in [0, 1], both ends included."""
+    scores = {"a": jnp.arange(10.0), "b": jnp.arange(20.0)}
+    allocation = links.rescaled_global(1)
+    for sparsity in (0.0, jnp.float32(0), jnp.float32(0.9)):
+        found = allocation(scores, scores, sparsity)
+        assert jax.tree.map(int, found) == {"a": 10, "b": 20}
+    with pytest.raises(jp.PruningError, match=r"at least 30 of 30.*0\.9 keeps 3"):
+        allocation(scores, scores, 0.9)
+    with pytest.raises(jp.PruningError, match=r"got 1\.01"):
+        links.rescaled_global(1.01)
+
+
+@pytest.mark.parametrize("xp", [np, jnp])
+def test_equal_leaves_get_the_units_that_are_left_in_tree_order(xp):
+    """Forty, because an unstable sort leaves a few in their order."""
+    shares, low, high = xp.ones(40, "f4"), np.zeros(40, int), np.full(40, 10)
+    for more in (0, 1, 17, 39):
+        found = _allocate._fill(xp, shares, low, high, 160 + more)
+        assert found.tolist() == [5] * more + [4] * (40 - more)
+
+
+def test_equal_leaves_of_a_rescaled_selection():
+    scores = {name: jnp.arange(10.0) for name in "abc"}
+    allocation = links.rescaled_global(0.0)
+    for s in (1 - 14 / 30, jnp.float32(1 - 14 / 30)):
+        found = allocation(scores, scores, s)
+        assert jax.tree.map(int, found) == {"a": 5, "b": 5, "c": 4}
+
+
 def test_a_minimum_out_of_reach_is_refused():
     scores = {name: jnp.arange(10.0) for name in "abc"}
     allocation = links.rescaled_global(0.2)  # 6 of 30 in each leaf, 18 in all

@@ -155,7 +155,8 @@ SIZES = [0, 1, 2, 3, 7, 1000, 4096, 10**6 + 1, 2**24 + 1, 2**29 - 3, 2**31 - 1]
 
 def _sparsities():
     rng = np.random.default_rng(0)
-    edges = [0, 1, 0.5, np.nextafter(np.float32(1), np.float32(0)), 1e-30, 2.0**-31]
+    edges = [0, 1, 0.5, np.nextafter(np.float32(1), np.float32(0)), 1e-30, 1e-45]
+    edges += [2.0**-31, 2.0**-32, 1.5 * 2.0**-31, 2.0**-40, 2.0**-41]  # halves, too
     tenths = [0.1, 0.2, 0.25, 0.3, 0.75, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999]
     return np.array([*edges, *tenths, *rng.random(200), *rng.random(50) ** 8], "f4")
 
@@ -164,16 +165,18 @@ def _sparsities():
 def test_kept_count_against_exact_fractions(size):
     sparsities = _sparsities()
     exact = [size * Fraction(float(s)) for s in sparsities]
-    known = [int(selection.kept_count(size, s)) for s in sparsities]
+    known = [selection.kept_count(size, s) for s in sparsities]
+    assert all(isinstance(kept, int) for kept in known)
     if size < 2**29:  # the product has at most 53 bits: float64 holds it
         assert known == [size - round(e) for e in exact]
     traced = jax.jit(lambda s: selection.kept_count(size, s))(sparsities)
     eager = selection.kept_count(size, jnp.asarray(sparsities))
     np.testing.assert_array_equal(traced, eager)
-    for found, slack in ((known, 1e-6), (np.asarray(eager), 0.1)):
-        for kept, e in zip(found, exact, strict=True):
-            assert 0 <= kept <= size
-            assert abs(size - int(kept) - e) <= 0.5 + slack
+    assert traced.dtype == jnp.int32
+    assert traced.tolist() == [size - round(e) for e in exact]
+    for kept, e in zip(known, exact, strict=True):
+        assert 0 <= kept <= size
+        assert abs(size - kept - e) <= 0.5 + 1e-6
 
 
 def test_kept_count_refuses_and_clips():
