@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 
 from jprune._core import counting
-from jprune._core.ordering import greatest_number, ordered_bits
+from jprune._core.ordering import greatest_number, ordered_bits, ordered_products
 
 _SMALL = 2**14  # entries: above, a leaf is worth a reduction of its own
 _MANY = 4  # leaves of one shape: below, stacking them gains nothing
@@ -261,7 +261,7 @@ def _keys(x: jax.Array, rate: Any, dtype: jnp.dtype) -> jax.Array:
     """The scores as signed integers in their order."""
     x = x.astype(dtype)
     # Not a quotient: XLA has `x / cost` rounded once or twice, as the shape is.
-    return ordered_bits(x if rate is None else x * rate)
+    return ordered_bits(x) if rate is None else ordered_products(x, rate)
 
 
 def _unsigned(keys: jax.Array) -> jax.Array:

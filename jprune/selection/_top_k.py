@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import checkify
 
 from jprune import tree
-from jprune._core import base, counting
+from jprune._core import base, counting, words
 from jprune.selection import _batching, _boundary, _cutoffs, _dtypes
 
 Count = jax.typing.ArrayLike | counting.Total
@@ -181,16 +181,16 @@ def top_within_budget(
     each = _known_costs(scores, costs)
     # A budget of c g holds what one of c does, where all costs are multiples of g.
     unit = math.gcd(*each)
-    most: Any = budget
-    if unit > 1 and not isinstance(budget, counting.Total):
-        each, most = [cost // unit for cost in each], most // unit
+    each = [cost // unit for cost in each]
     for path, cost in zip(tree.leaf_paths(scores), each, strict=True):
         if cost > 2**16:
             raise base.PruningError(
-                f"The cost of {path!r} is {cost} times the common divisor of all; at "
-                "most 65536 can be counted."
+                f"The cost of {path!r} is {cost} times the greatest common divisor of "
+                "all costs; at most 65536 times can be counted."
             )
-    return _select(scores, [most], floors=floors, costs=each, specs=specs)
+    most = _divided(budget, max(1, unit))
+    weights = None if set(each) <= {1} else each  # equal costs: a `top_k`
+    return _select(scores, [most], floors=floors, costs=weights, specs=specs)
 
 
 def count_top_k(scores: base.Scores, k: Count, *, specs: Any = None) -> base.Counts:
@@ -321,6 +321,18 @@ def _integers(counts: Sequence[Any]) -> counting.Total:
         return jax.tree.map(lambda *parts: jnp.stack(parts), *each)
     known = [int(c) for c in jax.device_get(list(counts))]
     return counting.total(np.array([min(max(c, 0), _MANY_ENTRIES) for c in known]))
+
+
+def _divided(budget: Any, unit: int) -> Any:
+    """floor(budget / unit), of any kind of integer."""
+    if not isinstance(budget, counting.Total):
+        if not _is_integer(budget):
+            raise base.PruningError(f"A budget is an integer; got {budget}.")
+        if not isinstance(budget, jax.core.Tracer):
+            return int(budget) // unit
+    if unit == 1:
+        return budget
+    return words.quotient(words.of_total(counting.total(budget)), unit)
 
 
 def _is_integer(n: Any) -> bool:

@@ -165,6 +165,68 @@ def test_budgets_beyond_2_32(family):
         np.testing.assert_array_equal(flat(found), expected)
 
 
+@pytest.mark.parametrize("size", [1e-45, 1e-40, 1e-36, 8e-34, 1e38])
+def test_scores_whose_quotients_leave_the_range_of_float32(size):
+    """Ranked in float64: the least quotient here is 2^-165, 16 orders below a float32.
+
+    Small integers times the size, so that float32 and the quotients are exact.
+    """
+    rng = np.random.default_rng(0)
+    unit = np.float32(size) if size < 1 else np.float32(2.0**123)
+    scores = {
+        "a": rng.integers(0, 9, 40).astype("f4") * unit,
+        "b": rng.integers(0, 9, (3, 7)).astype("f4") * unit,
+        "c": rng.integers(0, 9, 30).astype("f4") * unit,
+    }
+    costs = {"a": 65_536, "b": 1, "c": 256}  # powers of two: no quotient is rounded
+    quotient = np.concatenate(
+        [np.ravel(x).astype("f8") / costs[key] for key, x in scores.items()]
+    )
+    price = np.concatenate([np.full(x.size, costs[key]) for key, x in scores.items()])
+    order = np.argsort(-quotient, kind="stable")
+    paid = np.cumsum(price[order])
+    for budget in (1, 20, 3_000, 500_000, 2_000_000):
+        expected = np.zeros(91, bool)
+        expected[order[paid <= budget]] = True
+        for select in (_top_within(costs), jax.jit(_top_within(costs))):
+            np.testing.assert_array_equal(flat(select(scores, budget)), expected)
+
+
+def test_with_equal_costs_nothing_is_rounded_or_flushed():
+    scores = {
+        "small": np.float32([1e-40, 3e-40, -2e-40, 2e-40]),
+        "more": np.float32([1e-45, -1.0, 1e-39]),
+    }
+    wide = {"a": np.int32([2**24 + 1, 2**24, 2**24 + 2]), "b": np.int32([2**31 - 1])}
+    for tree in (scores, wide):
+        for cost in (1, 4):
+            for k in range(8):
+                found = _top_within(dict.fromkeys(tree, cost))(
+                    tree, cost * k + cost - 1
+                )
+                np.testing.assert_array_equal(
+                    flat(found), flat(selection.top_k(tree, k))
+                )
+
+
+@pytest.mark.parametrize("unit", [1, 1_000, 70_001, 3 * 2**33])
+def test_budgets_of_two_words_are_divided_by_what_all_costs_share(unit):
+    scores, costs = _scores("f32", "wide", 1), {"a": 9, "b": 2, "c": 1, "d": 4, "e": 6}
+    priced = {key: unit * cost for key, cost in costs.items()}
+    traced = jax.jit(_top_within(priced))
+    for budget in (0, 17, 100, 209, 10_000):
+        expected, _ = oracles.within_budget(scores, costs, budget)
+        for rest in (0, unit - 1):
+            most = unit * budget + rest
+            for given in (most, counting.total(min(most, 2**47 - 1))):
+                if most < 2**47 or given is most:
+                    found = selection.top_within_budget(scores, priced, given)
+                    np.testing.assert_array_equal(flat(found), expected)
+            if most < 2**47:
+                found = traced(scores, counting.total(most))
+                np.testing.assert_array_equal(flat(found), expected)
+
+
 def test_what_is_no_cost_is_refused_by_path():
     scores = {"x": {"w": jnp.ones(3)}, "y": jnp.ones(2)}
 
@@ -178,6 +240,12 @@ def test_what_is_no_cost_is_refused_by_path():
         jax.jit(select)(3)
     for cost in (1, np.int64(1), np.uint8(1), jnp.int32(1)):
         assert flat(select(cost)).sum() == 2
+
+
+@pytest.mark.parametrize("budget", [2.5, True, "3", None, np.float32(2)])
+def test_what_is_no_budget(budget):
+    with pytest.raises(jp.PruningError, match=r"A budget is an integer; got"):
+        selection.top_within_budget({"a": jnp.ones(3)}, {"a": 2}, budget)
 
 
 def test_a_nan_is_named():
