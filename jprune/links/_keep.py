@@ -11,6 +11,7 @@ masks that broadcast: a channel or a block is kept or pruned as a whole.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -21,7 +22,7 @@ import optax
 from jax import lax
 
 from jprune import selection, tree
-from jprune._core import base, compat, ordering
+from jprune._core import base, compat, counting, ordering, precision
 from jprune.links import _pooling
 from jprune.links._allocate import Allocation, uniform
 
@@ -160,8 +161,8 @@ def keep_within_budget(
       >>> masks["conv"].tolist(), masks["dense"].tolist()
       ([True, False], [True, False])
     """
-    if isinstance(budget, int) and budget < 0:
-        raise base.PruningError(f"A budget is not negative; got {budget}.")
+    if not callable(budget):
+        _whole(budget)
     if min_kept < 0:
         raise base.PruningError(f"min_kept counts entries; got {min_kept}.")
 
@@ -173,9 +174,7 @@ def keep_within_budget(
             params,
             scores,
         )
-        most: Any = budget
-        if callable(budget):
-            most = jnp.round(jnp.asarray(budget(step))).astype(jnp.int32)
+        most = _whole(_value(budget, step))
         floors = None
         if min_kept:
             floors = jax.tree.map(lambda x: min(min_kept, np.size(x)), scores)
@@ -202,8 +201,8 @@ def keep_above(threshold: base.Sparsity) -> base.Pruner:
     ) -> base.Masks:
         del params
         selection.check_no_nan(scores)
-        t = jnp.asarray(_value(threshold, step))
-        return jax.tree.map(lambda x: _above(x, t), scores)
+        t = _value(threshold, step)
+        return jax.tree.map(lambda x: _above(jnp.asarray(x), t), scores)
 
     return _link(select)
 
@@ -295,12 +294,43 @@ def _n_of_m(x: jax.Array, n: int, m: int, axis: int) -> jax.Array:
     return jnp.concatenate(kept, axis + 1).reshape(x.shape)
 
 
-def _above(x: jax.Array, t: jax.Array) -> jax.Array:
-    """Whether x > t, without rounding t to a narrow type."""
+def _whole(budget: Any) -> Any:
+    """The nearest integer: exact for Python numbers, and for what a float32 holds."""
+    if isinstance(budget, jax.Array):
+        floating = jnp.issubdtype(budget.dtype, jnp.floating)
+        return counting.nearest(budget) if floating else budget
+    if not 0 <= budget < float("inf"):
+        raise base.PruningError(f"A budget is a number >= 0; got {budget}.")
+    return round(budget.item() if isinstance(budget, np.generic) else budget)
+
+
+def _above(x: jax.Array, t: Any) -> jax.Array:
+    """Whether x > t, in the order of the integer view: nothing is flushed to zero."""
     if jnp.issubdtype(x.dtype, jnp.integer):
-        return x > jnp.floor(t).astype(x.dtype)
-    x = x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)
-    return x > t.astype(x.dtype)
+        return _integers_above(x, t)
+    x = precision.wide(x)
+    # A known number is rounded on the host, where subnormal numbers survive.
+    t = t.astype(x.dtype) if isinstance(t, jax.Array) else jnp.asarray(t, x.dtype)
+    return ordering.ordered_bits(x) > ordering.ordered_bits(t)
+
+
+def _integers_above(x: jax.Array, t: Any) -> jax.Array:
+    """Whether integers are above a threshold that their type may not hold."""
+    least, most = int(jnp.iinfo(x.dtype).min), int(jnp.iinfo(x.dtype).max)
+    if not isinstance(t, jax.Array):
+        whole = math.floor(min(max(t, least - 1), most))
+        if whole < least:
+            return jnp.ones_like(x, bool)
+        return x > np.array(whole, x.dtype)
+    if jnp.issubdtype(t.dtype, jnp.integer):
+        own = jnp.iinfo(t.dtype)
+        ends = max(least, int(own.min)), min(most, int(own.max))
+        low, high = (np.array(end, t.dtype) for end in ends)
+        return (t < low) | (x > jnp.clip(t, low, high).astype(x.dtype))
+    t = precision.wide(t)
+    within = (t >= least) & (t < float(most + 1))
+    whole = jnp.where(within, jnp.floor(t), 0).astype(x.dtype)
+    return (t < least) | (within & (x > whole))
 
 
 def _value(value: base.Sparsity, step: base.Scalar) -> jax.typing.ArrayLike:

@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 import optax
 import pytest
+from support import oracles
 
 import jprune as jp
 from jprune import links
@@ -117,12 +118,50 @@ def test_pooled_masks_have_a_shape_that_broadcasts(seed):
         (-np.inf, np.array([-np.inf, 0], "f4"), [False, True]),
         (lambda step: 2 * step, np.array([5.0, 7.0], "f4"), [False, True]),
         (jnp.float32(0.0), np.array([-0.0, 1e-30], "f4"), [False, True]),
+        # Subnormal numbers, which devices flush to zero, are numbers.
+        (0.0, np.array([-0.0, 1e-45, -1e-45, 1e-40], "f4"), [False, True, False, True]),
+        (2e-40, np.array([1e-40, 2e-40, 3e-40], "f4"), [False, False, True]),
+        (1e-40, np.array([0, 2e-40], ml_dtypes.bfloat16), [False, True]),
+        # Thresholds that the scores' type does not hold.
+        (-1.0, np.array([0, 1], "u1"), [True, True]),
+        (-1, np.array([0, 1], "u4"), [True, True]),
+        (-1e9, np.array([-128, 0], "i1"), [True, True]),
+        (-np.inf, np.array([-(2**31), 0], "i4"), [True, True]),
+        (np.inf, np.array([0, 2**31 - 1], "i4"), [False, False]),
+        (300, np.array([44, 255], "u1"), [False, False]),
+        (2.0**31, np.array([-(2**31), 2**31 - 1], "i4"), [False, False]),
+        (2**40, np.array([0, 2**32 - 1], "u4"), [False, False]),
+        # A float32 has no 2^24 + 1.
+        (2**24 + 1, 2**24 + np.array([0, 1, 2], "i4"), [False, False, True]),
+        (2.0**24 + 1, 2**24 + np.array([0, 1, 2], "i4"), [False, False, True]),
+        (2**32 - 2, np.array([2**32 - 2, 2**32 - 1], "u4"), [False, True]),
     ],
 )
 def test_keep_above(threshold, scores, expected):
     scores = {"w": jnp.asarray(scores)}
     mask = _run(jp.keep_above(threshold), scores, step=jnp.int32(3))["w"]
     assert mask.tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", ["i1", "u1", "i2", "u2", "i4", "u4"])
+def test_integers_above_traced_thresholds(dtype):
+    """Against Python's integers, at and beyond the ends of both types."""
+    info = np.iinfo(dtype)
+    ends = [int(info.min), int(info.max)]
+    scores = np.array(sorted({*ends, ends[0] + 1, ends[1] - 1, 0, 1, 100}), dtype)
+    above = jax.jit(lambda t: _run(jp.keep_above(t), {"w": jnp.asarray(scores)})["w"])
+    for kind in ("i1", "u1", "i4", "u4", "f4", "f2"):
+        limits = np.finfo(kind) if kind[0] == "f" else np.iinfo(kind)
+        lowest, highest = np.array([limits.min, limits.max], kind).tolist()
+        near = [e + d for e in (*ends, 0, 100) for d in (-1, 0, 1)]
+        near = [t for t in near if lowest <= t <= highest]
+        thresholds = np.array([*near, lowest, highest], kind)
+        if kind[0] == "f":
+            odd = np.array([-0.5, 99.5, -np.inf, np.inf, np.nan], kind)
+            thresholds = np.concatenate([thresholds, odd])
+        found = jax.vmap(above)(thresholds)
+        for t, mask in zip(thresholds.tolist(), found, strict=True):
+            assert mask.tolist() == [int(x) > t for x in scores], (kind, t)
 
 
 def _n_of_m(x, n, m, axis):
@@ -267,10 +306,59 @@ def test_keep_within_budget_follows_a_schedule_and_keeps_a_minimum():
     }
 
 
+def _priced(budget, cost):
+    """How many of 100 weights a budget keeps at a step."""
+    params = {"w": jnp.arange(100.0)}
+    link = jp.keep_within_budget(budget, lambda path, w: cost)
+    masks = lambda step: link.update(params, link.init(params), params, step=step)[0]  # noqa: E731
+    return lambda step: masks(step)["w"].sum(dtype=jnp.int32)
+
+
+def test_budgets_beyond_int32_are_exact_however_they_come():
+    """Picojoules: 83 of 100 weights fit into 5e9, and 35 into 2^31 - 1."""
+    price = 60_000_007
+    for budget in (
+        5_000_000_000,
+        5e9,
+        np.float64(5e9),
+        np.int64(5_000_000_000),
+        lambda step: 5_000_000_000,
+        optax.constant_schedule(5e9),
+    ):
+        assert _priced(budget, price)(jnp.int32(2)) == 5_000_000_000 // price == 83
+    climb = jax.jit(_priced(optax.linear_schedule(0, 1e10, 4), price))
+    assert [int(climb(jnp.int32(step))) for step in range(3)] == [0, 41, 83]
+
+
+@pytest.mark.parametrize("cost", [(2**40 + 2**17) // 64, 2**31 + 3])
+def test_traced_budgets_pay_to_the_unit(cost):
+    kept = jax.jit(lambda budget: _priced(budget, cost)(jnp.int32(0)))
+    for count in (1, 50, 63, 64):
+        above = np.float32(count * cost)  # the nearest float32, and those beside it
+        for budget in (above, np.nextafter(above, 0), np.nextafter(above, np.inf)):
+            assert int(kept(np.float32(budget))) == min(int(budget) // cost, 100)
+
+
+def test_large_budgets_under_different_costs():
+    rng = np.random.default_rng(0)
+    params = {"a": rng.random(40).astype("f4"), "b": rng.random(60).astype("f4")}
+    costs = {"a": 3_000_000_000, "b": 16_000_000_000}
+
+    @jax.jit
+    def masks(budget):
+        return _run(jp.keep_within_budget(budget, lambda path, w: costs[path]), params)
+
+    for budget in np.float32([1.2e11, 3.6e11, 9e11]):
+        expected, paid = oracles.within_budget(params, costs, int(budget))
+        np.testing.assert_array_equal(oracles.flat(masks(budget)), expected)
+        assert 0 < paid <= budget
+
+
 def test_keep_within_budget_refuses():
     params = {"a": jnp.ones(2), "b": jnp.ones(2)}
-    with pytest.raises(jp.PruningError, match="not negative; got -1"):
-        jp.keep_within_budget(-1)
+    for budget in (-1, -0.5, float("nan"), float("inf")):
+        with pytest.raises(jp.PruningError, match=rf"number >= 0; got {budget}"):
+            jp.keep_within_budget(budget)
     with pytest.raises(jp.PruningError, match="min_kept counts entries; got -1"):
         jp.keep_within_budget(1, min_kept=-1)
     for cost, message in (
