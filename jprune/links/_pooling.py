@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from jprune import tree
-from jprune._core import base, compat
+from jprune._core import base, compat, precision
 
 Reduce = Callable[..., jax.Array]
 """`reduce(x, axis=..., keepdims=True)`, as `jnp.sum`, `jnp.mean`, `jnp.max`."""
@@ -37,12 +37,10 @@ def l2_norm(
     Returns:
       The norms.
     """
-    x = x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)
-    # Scaled by the largest entry: squares of large or tiny scores leave float32.
-    top = jnp.max(jnp.abs(x), axis=axis, keepdims=True, initial=0)
-    scale = jnp.where((top > 0) & jnp.isfinite(top), top, 1)
-    square = jnp.sum(jnp.square(x / scale), axis=axis, keepdims=keepdims)
-    return jnp.sqrt(square) * scale.reshape(square.shape)
+    # Scaled: squares of large or tiny scores are not representable.
+    y, a, b = precision.scaled(precision.wide(x), axis)
+    norm = jnp.sqrt(jnp.sum(jnp.square(y), axis=axis, keepdims=keepdims))
+    return norm * a.reshape(norm.shape) * b.reshape(norm.shape)
 
 
 def pool_over_axes(
@@ -141,8 +139,8 @@ def normalize_by_leaf_norm(norm: Reduce = l2_norm) -> base.Pruner:
 
     def leaf(path: str, w: Any, x: jax.Array) -> jax.Array:
         del path, w
-        # Wide: the norm of many float16 scores may be an infinity in float16.
-        x = x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)
+        # Wide and scaled, which cancels: the norm itself may not be representable.
+        x, _, _ = precision.scaled(precision.wide(x))
         total = norm(x)
         return x / jnp.where(total == 0, jnp.ones_like(total), total).astype(x.dtype)
 
@@ -172,10 +170,9 @@ def normalize_by_lamp() -> base.Pruner:
 
 
 def _lamp(x: jax.Array) -> jax.Array:
-    u = jnp.ravel(x.astype(jnp.float32))
-    # Relative to the largest: squares of tiny weights are not representable.
-    top = jnp.max(u, initial=0)
-    squares = jnp.square(u / jnp.where(top > 0, top, 1))
+    # Scaled, which cancels: squares of large or tiny weights are not representable.
+    u, _, _ = precision.scaled(jnp.ravel(precision.wide(x)))
+    squares = jnp.square(u)
     order = jnp.argsort(-u, stable=True)
     tail = jnp.cumsum(squares[order])
     lamp = squares[order] / jnp.where(tail > 0, tail, 1)

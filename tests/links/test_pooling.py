@@ -19,7 +19,7 @@ def _normal(*shape, dtype=np.float32):
     return np.random.default_rng(0).normal(size=shape).astype(dtype)
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30, 3e37])
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30, 4e37, 2e-38])
 @pytest.mark.parametrize("axis", [None, 0, (0, 2), (0, 1, 2)])
 @pytest.mark.parametrize("keepdims", [False, True])
 def test_l2_norm_of_large_and_tiny_numbers(scale, axis, keepdims):
@@ -130,6 +130,20 @@ def test_pooling_misuse_is_refused():
             link.update(tree, link.init(tree))
 
 
+@pytest.mark.parametrize("size", [1e38, 3e38, 2e-38, 1e-43])
+def test_leaf_norms_at_the_ends_of_float32(size):
+    x = np.float32(size) * np.float32([0.5, 1, 0, 0.25])
+    exact = x.astype(np.float64) / np.linalg.norm(x.astype(np.float64))
+    link = jp.normalize_by_leaf_norm()
+    for run in (_run, jax.jit(_run, static_argnums=0)):
+        np.testing.assert_allclose(run(link, {"w": x})["w"], exact, rtol=1e-6)
+    # And of integers, as `score_by_random` returns them.
+    whole = jnp.array([3, 0, 4], jnp.uint32)
+    found = _run(link, {"w": whole})["w"]
+    np.testing.assert_allclose(found, [0.6, 0, 0.8], rtol=1e-6)
+    assert jp.l2_norm(whole) == 5
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_leaf_norms_are_one(dtype):
     x = {"a": jnp.full((300, 300), 300, dtype), "b": jnp.asarray(_normal(7), dtype)}
@@ -161,8 +175,9 @@ def _lamp(u):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("scale", [1.0, 1e-25, 1e25])
+@pytest.mark.parametrize("scale", [1.0, 1e-25, 1e25, 5e37, 1e-39])
 def test_lamp_against_its_definition(dtype, scale):
+    # At most 5: beyond 8.5e37 the inverse of a divisor is flushed to zero.
     x = jnp.asarray(np.abs(_normal(30, 17)) * scale, dtype)
     x = x.at[3].set(x[4])  # ties
     x = x.at[5].set(0)
