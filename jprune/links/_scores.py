@@ -150,20 +150,43 @@ def score_by_movement() -> base.Pruner:
 
 
 class RandomState(NamedTuple):
-    """State of `score_by_random`: the key of the next draw."""
+    """State of `score_by_random`.
+
+    Attributes:
+      key: the key that the scores are drawn from at the next update.
+    """
 
     key: jax.Array
 
 
-def score_by_random(key: jax.Array) -> base.Pruner:
-    """Scores a weight by a random number, independently of everything.
+def score_by_random(key: jax.Array, *, redraw: bool = False) -> base.Pruner:
+    """Scores each weight by a random number, independent of its value.
+
+    The numbers are drawn once: every update returns the same scores, so masks that
+    are refreshed at a constant sparsity stay as they are, and masks under a rising
+    schedule are nested. Scores that are drawn anew prune other weights at each
+    refresh, and since a pruned weight is zero, few nonzero weights are left after
+    some refreshes.
 
     Args:
-      key: a `jax.random.key`; each update draws anew from a key split off it.
+      key: a `jax.random.key`.
+      redraw: draw new scores at each update, from a key split off the last one, as
+        random regrowth needs them.
 
     Returns:
-      A link: nothing but shapes -> scores, uniform 32-bit integers (a float32
-      in [0, 1) has only 2^23 values, which tie in large models).
+      A link: params -> scores in the params' shapes, uniform uint32 (a float32 in
+      [0, 1) has only 2^23 values, which tie in large models). Gradients and the
+      values of the params are not used.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> link = score_by_random(jax.random.key(0))
+      >>> params = {"w": jnp.zeros(4)}
+      >>> first, state = link.update(None, link.init(params), params)
+      >>> again, _ = link.update(None, state, params)
+      >>> bool((first["w"] == again["w"]).all())
+      True
     """
 
     def init(params: base.Params) -> RandomState:
@@ -181,7 +204,7 @@ def score_by_random(key: jax.Array) -> base.Pruner:
             + jnp.zeros_like(w, jnp.uint32)
             for i, w in enumerate(leaves)
         ]
-        return treedef.unflatten(scores), RandomState(following)
+        return treedef.unflatten(scores), RandomState(following) if redraw else state
 
     return optax.GradientTransformationExtraArgs(init, update)
 

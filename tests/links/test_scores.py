@@ -92,11 +92,24 @@ def test_movement_is_a_sum_over_steps():
     np.testing.assert_array_equal(state.total, scores)
 
 
+def test_random_scores_are_drawn_once():
+    params = {"a": jnp.zeros((50, 50)), "b": jnp.zeros((50, 50), jnp.bfloat16)}
+    for link, once in (
+        (jp.score_by_random(jax.random.key(1)), True),
+        (jp.score_by_random(jax.random.key(1), redraw=True), False),
+    ):
+        first, state = link.update(None, link.init(params), params)
+        again, state = jax.jit(link.update)(None, state, params)
+        for key in params:
+            assert np.array_equal(first[key], again[key]) == once
+        assert (first["a"] != first["b"]).mean() > 0.99
+
+
 def test_random_scores_are_drawn_anew_and_repeat_with_the_key():
     params = {"a": jnp.zeros((50, 50)), "b": jnp.zeros((50, 50), jnp.bfloat16)}
 
     def draws(update, key):
-        link = jp.score_by_random(key)
+        link = jp.score_by_random(key, redraw=True)
         state, found = link.init(params), []
         for _ in range(3):
             scores, state = update(link)(None, state, params)

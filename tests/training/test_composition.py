@@ -102,6 +102,65 @@ def test_partition_of_optimizers(params):
     assert jp.masks_of(state)["query"]["kernel"].shape == ()
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_masks_of_a_partition_keep_what_other_optimizers_train(params, packed):
+    """A False there would wipe those leaves where the masks are applied again."""
+    tx = optax.partition(
+        {
+            "sparse": jp.sparsify(optax.sgd(1e-2), _half_of_all(), packed=packed),
+            "dense": optax.adam(1e-2),
+        },
+        lambda tree: jp.label(tree, [("conv/.*", "sparse"), (".*", "dense")]),
+    )
+    trained, state = _train(tx, params)
+    masks = jp.masks_of(state, params)
+    for path, mask in jp.tree.by_path(masks).items():
+        if path != "conv/kernel":
+            assert mask.shape == () and bool(mask), path  # noqa: PT018
+    again = jp.tree.by_path(jp.masks.apply(trained, masks))
+    for path, w in jp.tree.by_path(trained).items():
+        np.testing.assert_array_equal(again[path], w)
+    assert jp.sparsity(params, masks) == 0.5
+
+
+def _half_of_all():
+    return optax.chain(jp.score_by_magnitude(), jp.keep_top(0.5, scope="global"))
+
+
+def test_random_masks_are_drawn_once(params):
+    """Refreshed at every step, they are the masks of the first refresh."""
+    kernels = [p for p in jp.leaf_paths(params) if p in KERNELS]
+    size = sum(jp.tree.by_path(params)[path].size for path in kernels)
+    params = jax.tree.map(lambda w: jnp.where(w == 0, 1.0, w), params)
+    pruner = jp.recipes.random_erk(0.75, jax.random.key(0))
+    tx = jp.sparsify(optax.adamw(1e-2, weight_decay=0.1), pruner)
+    first = jp.prune(params, pruner)[1]
+    trained, state = _train(tx, params)
+    for a, b in zip(
+        jax.tree.leaves(first), jax.tree.leaves(jp.masks_of(state)), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    left = sum(np.count_nonzero(jp.tree.by_path(trained)[path]) for path in kernels)
+    assert left == size - round(size * 0.75)
+
+
+def test_random_masks_of_a_rising_schedule_are_nested():
+    params = {"a": jnp.ones((30, 40)), "b": jnp.ones((50, 20))}
+    for scope in ("leaf", "global"):
+        pruner = optax.chain(
+            jp.score_by_random(jax.random.key(0)),
+            jp.keep_top(jp.cubic(0.9, begin=0, steps=4), scope=scope),
+        )
+        update, state = jax.jit(pruner.update), pruner.init(params)
+        before = jax.tree.map(lambda w: np.ones(w.shape, bool), params)
+        for step in range(6):
+            masks, state = update(None, state, params, step=jnp.int32(step))
+            for key in params:
+                assert not np.any(masks[key] & ~before[key])
+            before = masks
+        assert sum(int(m.sum()) for m in masks.values()) == 220
+
+
 def test_partition_of_pruners(params):
     """Different rules for different layers inside one sparsify."""
     pruner = optax.partition(

@@ -159,7 +159,8 @@ def test_moments_of_what_was_never_trained_stay_zero(inner):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_exact_zeros_in_spite_of_momentum_and_decay(dtype):
     # Pruned late, when the moments are not zero, and in turn at other places.
-    pruner = jp.recipes.random_erk(0.5, jax.random.key(0))
+    random = jp.score_by_random(jax.random.key(0), redraw=True)
+    pruner = optax.chain(random, jp.keep_top(0.5))
     tx = jp.sparsify(
         optax.adamw(1e-2, eps=1e-4, weight_decay=0.3),
         pruner,
