@@ -1,1 +1,1 @@
-"""What every package stands on; private."""
+"""Private foundations that every package imports."""

@@ -1,4 +1,4 @@
-"""The types and errors that every module shares.
+"""Types and errors that every module shares.
 
 A *pruner* is an ordinary Optax transform: its links turn gradients into scores
 and scores into masks,
@@ -6,8 +6,8 @@ and scores into masks,
     score_by_*  ->  (normalize_by_* | pool_over_*)*  ->  keep_*
 
 so `optax.chain`, `optax.partition` and `optax.inject_hyperparams` compose
-pruners as they compose optimizers. A method that owns its loop is an
-`Algorithm`.
+pruners as they compose optimizers. A method with a training loop of its own is
+an `Algorithm`.
 """
 
 from collections.abc import Callable
@@ -27,22 +27,23 @@ Sparsity = Scalar | Callable[[Any], Scalar]
 
 
 class Predicate(Protocol):
-    """Says whether the leaf at a `/`-joined path is meant: `(path, leaf) -> bool`."""
+    """Selects leaves by their `/`-joined paths: `(path, leaf) -> bool`."""
 
     def __call__(self, path: str, leaf: Any, /) -> bool:
-        """Returns True where the leaf is meant."""
+        """Returns True if the leaf is selected."""
         ...
 
 
 class Algorithm(NamedTuple):
-    """A pruning method that owns its loop.
+    """A pruning method with a training loop of its own.
 
     Attributes:
       init: `(params, ...) -> state`.
-      step: `(state, *batches) -> (state, info)`. `state` persists and is what a
-        checkpoint holds; `info` is only diagnosed. Both are pytrees.
-      finish: `state -> (params, masks)`: the sparse network so far, with zeros
-        where the masks are False.
+      step: `(state, *batches) -> (state, info)`, both pytrees. `state` holds all
+        that the next step needs, and is what to checkpoint; `info` holds
+        diagnostics.
+      finish: `state -> (params, masks)`: the sparse network at this point, with
+        zeros where the masks are False.
     """
 
     init: Callable[..., Any]
@@ -51,8 +52,8 @@ class Algorithm(NamedTuple):
 
 
 class PruningError(ValueError):
-    """A pruner, mask or rule that cannot be meant; names the leaf and the values."""
+    """An invalid pruner, mask or rule; the message names the leaf and the values."""
 
 
 class NonFiniteScoreError(PruningError):
-    """A NaN among the scores: no ranking is right, so none is made."""
+    """A NaN among the scores, which then have no ranking; names the leaves."""

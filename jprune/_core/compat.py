@@ -1,4 +1,4 @@
-"""What differs between the JAX versions that jprune supports (0.7.2 and later)."""
+"""Differences between the JAX versions that jprune supports (0.7.2 and later)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,17 +10,17 @@ from jax.sharding import NamedSharding, PartitionSpec
 def auto_partition(
     f: Callable[[jax.Array], jax.Array], x: jax.Array, *, like: Any = None
 ) -> jax.Array:
-    """Returns `f(x)`, partitioned by XLA where the mesh's axes are explicit.
+    """Returns `f(x)`, partitioned by XLA on meshes with explicit axes.
 
-    Explicit axes refuse operations whose result has no evident sharding, such as
-    a reshape that cuts a sharded axis, or a sort along one. Everywhere else this
-    is `f(x)`.
+    On explicit axes JAX refuses operations whose result has no evident sharding,
+    such as a reshape that splits a sharded axis, or a sort along one. On other
+    meshes, and without one, this is `f(x)`.
 
     Args:
-      f: from one array to one array.
-      x: its argument.
-      like: an array, or what `jax.eval_shape` says of one, whose sharding the
-        result takes along the axes that have its size; replicated if None.
+      f: function from an array to an array.
+      x: argument of `f`.
+      like: array or `jax.ShapeDtypeStruct` whose sharding the result takes, along
+        the axes on which both have the same size; replicated if None.
 
     Returns:
       `f(x)`.
@@ -34,11 +34,11 @@ def auto_partition(
     spec = PartitionSpec()
     if like is not None:
         names = [*sharding.spec, *[None] * len(template.shape)]
-        # Of shapes alone: with its sharding, f(x) may be what is refused.
+        # From the shape alone: with the sharding of x, JAX may refuse f(x).
         result = jax.eval_shape(f, jax.ShapeDtypeStruct(x.shape, x.dtype))
         sizes = zip(result.shape, template.shape, names, strict=False)
         spec = PartitionSpec(*(name if n == m else None for n, m, name in sizes))
     sharding = NamedSharding(sharding.mesh, spec)
-    # Under jit: JAX 0.7 runs the inner operations one by one otherwise, each
-    # with the sharding that is meant for the result.
+    # Under jit: otherwise JAX 0.7 runs the inner operations one by one, each with
+    # the sharding of the result.
     return jax.jit(jax.sharding.auto_axes(f, out_sharding=sharding))(x)

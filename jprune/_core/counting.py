@@ -1,7 +1,7 @@
-"""Counting at memory speed, and integers beyond 2^32 without 64-bit types.
+"""Counts of entries at memory speed, and counts beyond 2^32 without 64-bit types.
 
 Every operation on the entries of a leaf is elementwise or a reduction over all
-axes, so a sharded leaf stays where it is.
+axes, so sharded leaves are not gathered.
 """
 
 import math
@@ -19,13 +19,13 @@ from jprune._core import precision
 class Total(NamedTuple):
     """A non-negative integer below 2^47, or an array of them, without 64-bit types.
 
-    JAX has no 64-bit integers unless told otherwise. What is known of a number
-    here is its exact value modulo 2^32, and a float that is off by less than
-    2^30: together, the difference of two numbers has an exact sign.
+    JAX has no 64-bit integers by default. A `Total` holds a number modulo 2^32,
+    exactly, and an approximation with an error below 2^30. Sums and differences are
+    formed word by word, without carries, and the sign of a difference is exact.
 
     Attributes:
       modular: uint32, the number modulo 2^32.
-      rough: float32, the number roughly.
+      rough: float32, the number with an error below 2^30.
     """
 
     modular: jax.Array
@@ -33,11 +33,11 @@ class Total(NamedTuple):
 
 
 def total(n: Any) -> Total:
-    """Returns an integer or an array of integers as a `Total`; negative ones as 0.
+    """Converts integers to a `Total`; negative ones become 0.
 
     Args:
-      n: a Python integer, a NumPy or JAX array of integers, traced or not, or a
-        `Total`, which is returned as it is.
+      n: Python integer, NumPy or JAX array of integers (traced or not), or a
+        `Total`, which is returned unchanged.
 
     Returns:
       A `Total` of the same shape.
@@ -58,14 +58,14 @@ def total(n: Any) -> Total:
 
 
 def nearest(x: jax.Array) -> Total:
-    """Returns the nearest integers of floating-point numbers, halves to even.
+    """Rounds floating-point numbers to the nearest integers, halves to even.
 
-    Exact for what `x` holds: of a float32 beyond 2^24 the spacing of its type is
-    all that is lost, and it was lost before.
+    Exact for the numbers in `x`. (A float32 above 2^24 is itself a multiple of the
+    spacing there: 512 around 5e9.)
 
     Args:
-      x: a floating-point array; negative numbers and NaN count as 0, numbers above
-        2^63 (2^54 in float64) as that.
+      x: floating-point array; negative numbers and NaN become 0, numbers above 2^63
+        (2^54 in float64) become that.
 
     Returns:
       A `Total` of the same shape.
@@ -85,11 +85,11 @@ def nearest(x: jax.Array) -> Total:
 
 
 def gap(a: Total, b: Total) -> jax.Array:
-    """Returns a - b as float32: the sign is exact, and so is zero.
+    """Returns a - b as float32; its sign is exact, and so are small differences.
 
     Args:
       a: a `Total`.
-      b: a `Total` that broadcasts with it.
+      b: a `Total` that broadcasts with `a`.
 
     Returns:
       A float32 array.
@@ -100,11 +100,11 @@ def gap(a: Total, b: Total) -> jax.Array:
 
 
 def minus(a: Total, b: Total) -> Total:
-    """Returns a - b; if that is negative, `gap` still knows its sign.
+    """Returns a - b, which may be negative; `gap` still gives its sign.
 
     Args:
       a: a `Total`.
-      b: a `Total` that broadcasts with it.
+      b: a `Total` that broadcasts with `a`.
 
     Returns:
       A `Total`.
@@ -113,18 +113,18 @@ def minus(a: Total, b: Total) -> Total:
 
 
 def how_often(a: Total, unit: jax.Array) -> jax.Array:
-    """Returns floor(a / unit) where it is below 2^32, else something large.
+    """Returns floor(a / unit) where it is below 2^32, else some large number.
 
     Args:
       a: a `Total`.
-      unit: a uint32 array in [1, 2^16].
+      unit: uint32 array in [1, 2^16].
 
     Returns:
       A uint32 array.
     """
     guess = jnp.clip(jnp.floor(a.rough / unit.astype(jnp.float32)), 0, 2.0**32 - 2**9)
     guess = guess.astype(jnp.uint32)
-    # What the guess is off by is small, so the modular rest is the rest itself.
+    # The error of the guess is small, so the remainder modulo 2^32 is the remainder.
     rest = lax.bitcast_convert_type(a.modular - guess * unit, jnp.int32)
     off = jnp.floor_divide(rest, unit.astype(jnp.int32))
     return guess + lax.bitcast_convert_type(off, jnp.uint32)
@@ -133,11 +133,11 @@ def how_often(a: Total, unit: jax.Array) -> jax.Array:
 def count(conditions: Sequence[jax.Array]) -> jax.Array:
     """Counts the True entries of several arrays in one pass.
 
-    One reduction of several operands: XLA's CPU backend runs it at the speed of
-    a single float sum, and would run each integer sum by itself much slower.
+    A single reduction of several operands, which XLA's CPU backend runs at the speed
+    of one float sum; separate integer sums are much slower.
 
     Args:
-      conditions: R >= 2 boolean arrays of one shape, of fewer than 2^32 entries.
+      conditions: R >= 2 boolean arrays of one shape, with fewer than 2^32 entries.
 
     Returns:
       (R,) uint32 counts.
@@ -148,13 +148,14 @@ def count(conditions: Sequence[jax.Array]) -> jax.Array:
 
 
 def extremes(keys: jax.Array) -> jax.Array:
-    """Returns the least and the greatest of some integers, in one pass.
+    """Returns the minimum and the maximum of an integer array, in one pass.
 
     Args:
-      keys: an integer array; of an empty one the identities are returned.
+      keys: integer array; for an empty one the result is (largest, smallest) integer
+        of its type.
 
     Returns:
-      (2,) of its dtype.
+      (2,) array of the dtype of `keys`.
     """
     info = jnp.iinfo(keys.dtype)
     return jnp.stack(_reduce([keys, keys], [info.max, info.min], [lax.min, lax.max]))
@@ -173,17 +174,16 @@ def _reduce(
 
 
 def ranks(x: jax.Array, top: jax.Array, spec: Any = None) -> jax.Array:
-    """Returns for each entry `top` minus its row-major index.
+    """Returns `top` minus the row-major index of each entry.
 
     Args:
-      x: an array of fewer than 2^32 entries; inside `jax.shard_map` the local
-        shard.
+      x: array of fewer than 2^32 entries; inside `jax.shard_map` the local shard.
       top: int32, the rank of the first entry.
-      spec: inside `jax.shard_map`, the array's `PartitionSpec`: the index is
-        that in the whole array.
+      spec: inside `jax.shard_map`, the `PartitionSpec` of the whole array, in which
+        indices are then counted.
 
     Returns:
-      An int32 array of `x`'s shape and sharding, wrapped where out of range.
+      An int32 array with the shape and sharding of `x`, wrapped on overflow.
 
     Example:
       >>> ranks(jnp.ones((2, 3)), jnp.int32(10)).tolist()
@@ -191,11 +191,12 @@ def ranks(x: jax.Array, top: jax.Array, spec: Any = None) -> jax.Array:
     """
     shape = x.shape
     names = _names_by_axis(spec, x.ndim)
-    # On a mesh of explicit axes the indices are sharded as `x` is: of replicated
-    # ones and sharded keys XLA would gather the keys.
+    # On a mesh of explicit axes the indices are sharded as `x` is: with replicated
+    # indices XLA would gather the sharded keys.
     sharding = jax.typeof(x).sharding
     sharding = sharding if any(sharding.spec) else None
-    # It starts from `top`: a constant XLA would compute ahead of a loop, and keep.
+    # Starts from `top`, because XLA would move constant ranks out of a loop, and hold
+    # them in memory.
     result, stride = jnp.zeros_like(x, jnp.int32) + top, 1
     for axis in reversed(range(x.ndim)):
         place = lax.broadcasted_iota(jnp.int32, shape, axis, out_sharding=sharding)
@@ -224,13 +225,13 @@ def over_shards(reduce: Callable[..., jax.Array], x: jax.Array, spec: Any) -> ja
 
 
 def shard_factor(spec: Any) -> int:
-    """Returns into how many shards a spec cuts an array.
+    """Returns the number of shards that an array is split into.
 
     Args:
-      spec: its `PartitionSpec` inside `jax.shard_map`, or None.
+      spec: `PartitionSpec` of the array inside `jax.shard_map`, or None.
 
     Returns:
-      An integer.
+      An integer, 1 for None.
     """
     return math.prod(
         lax.axis_size(n) for entry in _names_by_axis(spec, 0) for n in entry

@@ -1,4 +1,4 @@
-"""Old names, which work for one release and say what they are called now."""
+"""Old names, which keep working for one release with a warning."""
 
 import functools
 import importlib
@@ -10,18 +10,18 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
-    """Returns a module's `__getattr__` that finds what was renamed or moved.
+    """Returns a `__getattr__` for a module, which resolves renamed or moved names.
 
     Args:
       module: name of the module.
-      names: old name -> the path of what it stands for now, such as
-        "jprune.graph.choose".
+      names: maps each old name to the new path, such as "jprune.graph.choose".
 
     Returns:
-      A function of the name, which warns with a DeprecationWarning.
+      A function from a name to the object of the new name, which emits a
+      DeprecationWarning.
 
     Raises:
-      AttributeError: by that function, for a name that never was.
+      AttributeError: by that function, for names that never existed.
     """
 
     def find(name: str) -> Any:

@@ -1,10 +1,11 @@
-"""How one leaf is stored: any array to a plain array and its description, and back.
+"""Encoding of one leaf for storage: any array to a plain array and an entry, and back.
 
-A boolean array becomes bits, a typed PRNG key its key data, one-byte floats and
-sub-byte integers their raw bytes, a Python number an array without axes; any other
-array goes as it is, so that one on many devices is never gathered. The description
-says what was made of what, and holds a SHA-256 of the result, or of each of its
-boxes where no single process holds it all. `checkpoint` keeps these in its manifest.
+Boolean arrays are stored as bits, typed PRNG keys as their key data, one-byte floats
+and sub-byte integers as raw bytes, Python numbers as arrays without axes. All other
+arrays are stored unchanged, so an array on many devices is not gathered. The entry
+describes the encoding, and holds a SHA-256 of the stored array, or one for each shard
+where no single process holds the whole array. Checkpoints keep the entries in their
+manifest.
 """
 
 import hashlib
@@ -18,10 +19,10 @@ import numpy as np
 
 from jprune._core import processes
 
-Entry = dict[str, Any]  # the description of a leaf; plain JSON
+Entry = dict[str, Any]  # describes a stored leaf; plain JSON
 _PYTHON_NUMBERS = (bool, int, float, complex)
-# What Orbax stores bit for bit. It refuses uint4, uint2 and float8_e4m3, so all
-# types of one byte that are not NumPy's own go as their bytes.
+# The types that Orbax stores bit for bit. It refuses uint4, uint2 and float8_e4m3, so
+# all one-byte types that NumPy lacks are stored as bytes.
 _AS_IS = {
     *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     *("bfloat16", "float16", "float32", "float64", "complex64", "complex128"),
@@ -29,13 +30,13 @@ _AS_IS = {
 
 
 def describe(leaf: Any) -> Entry:
-    """Returns the dtype and shape that a saved leaf and a wanted one must share.
+    """Returns the dtype and shape of a leaf, in the form that entries have.
 
     Args:
-      leaf: an array, a `jax.ShapeDtypeStruct` or a Python number.
+      leaf: array, `jax.ShapeDtypeStruct` or Python number.
 
     Returns:
-      The names `dtype` and `shape`.
+      A dict with the keys `dtype` and `shape`.
 
     Raises:
       ValueError: if the leaf is none of these.
@@ -54,18 +55,19 @@ def describe(leaf: Any) -> Entry:
 
 
 def encode(leaf: Any) -> tuple[np.ndarray | jax.Array, Entry]:
-    """Returns a leaf as a plain array, with its description.
+    """Encodes a leaf as a plain array and its entry.
 
     Args:
-      leaf: an array or a Python number. Where the leaf is spread over processes,
-        every one of them has to call this.
+      leaf: array or Python number. For an array that is sharded over processes,
+        every process has to call this function.
 
     Returns:
-      An array of a NumPy dtype or bfloat16, and the description that `decode`
-      needs. It is the leaf itself where that is a JAX array of such a type.
+      An array of a NumPy dtype or bfloat16, and the entry that `decode` needs. A JAX
+      array of such a type is returned unchanged.
 
     Raises:
-      ValueError: if the leaf is not an array, or one of objects, text or records.
+      ValueError: if the leaf is not an array, or an array of objects, strings or
+        records.
 
     Example:
       >>> stored, entry = encode(np.array([True, False, True]))
@@ -95,33 +97,34 @@ def encode(leaf: Any) -> tuple[np.ndarray | jax.Array, Entry]:
 
 
 def stored_type(entry: Entry) -> tuple[str, list[int]]:
-    """Returns the dtype and shape of what was stored.
+    """Returns the dtype and shape of the stored array.
 
     Args:
-      entry: the description of a leaf.
+      entry: entry of a leaf, from `encode`.
 
     Returns:
-      The dtype's name and the shape.
+      The name of the dtype, and the shape.
     """
     dtype = "uint8" if entry["stored"] in ("bits", "bytes") else entry["stored"]
     return dtype, entry["stored_shape"]
 
 
 def decode(entry: Entry, stored: np.ndarray, like: Any) -> Any:
-    """Returns the leaf that was stored, as what `like` is.
+    """Decodes a stored leaf to the kind of leaf that `like` is.
 
     Args:
-      entry: its description.
-      stored: what was read.
-      like: a leaf with this description. A JAX array or a `jax.ShapeDtypeStruct`
-        makes a JAX array, with its sharding if it is committed to one; a NumPy
-        array or a number makes one of these.
+      entry: entry of the leaf, from `encode`.
+      stored: the array that was read.
+      like: leaf with the same dtype and shape. For a JAX array or a
+        `jax.ShapeDtypeStruct` the result is a JAX array, with the sharding that
+        `like` is committed to, if any; for a NumPy array or a number it is a NumPy
+        array or a number.
 
     Returns:
       The leaf, with the bits and the weak type that it had.
 
     Raises:
-      ValueError: if what was read is not what was stored, or JAX would cast it.
+      ValueError: if the array does not match its checksum, or JAX would cast it.
 
     Example:
       >>> decode(encode(np.array([True, False]))[1], np.uint8([128]), np.zeros(2, bool))
@@ -141,16 +144,16 @@ def decode(entry: Entry, stored: np.ndarray, like: Any) -> Any:
 
 
 def join(entries: Sequence[Entry]) -> Entry:
-    """Returns the one description of a leaf that every process described.
+    """Joins the entries of one leaf from all processes.
 
     Args:
-      entries: what `encode` returned on each process.
+      entries: the entry that `encode` returned on each process.
 
     Returns:
-      The description, with the checksums of the boxes of all processes.
+      The common entry, with the checksums of the shards of all processes.
 
     Raises:
-      ValueError: if the leaf is not one and the same on all of them.
+      ValueError: if the leaf differs between processes, or shards are missing.
 
     Example:
       >>> boxes = [{"0:2": "ab"}, {"2:3": "cd"}]
@@ -162,14 +165,14 @@ def join(entries: Sequence[Entry]) -> Entry:
         try:
             digests = {k: v for entry in entries for k, v in entry["sha256"].items()}
         except AttributeError as error:
-            raise ValueError("it is spread over some of the processes only") from error
+            raise ValueError("only some of the processes hold shards of it") from error
         covered = sum(math.prod(_lengths(box)) for box in digests)
         if covered != math.prod(first["stored_shape"]):
             raise ValueError(f"its shards are not all there: {', '.join(digests)}")
         first = {**first, "sha256": digests}
         others = [{**entry, "sha256": digests} for entry in others]
     if any(entry != first for entry in others):
-        raise ValueError("it differs between the processes, and no sharding says how")
+        raise ValueError("it differs between the processes, but is not sharded")
     return first
 
 
@@ -184,16 +187,16 @@ def _check(entry: Entry, stored: np.ndarray) -> None:
             return
         found = (*found, f"other values at [{', '.join(wrong)}]")
     raise ValueError(
-        f"it does not match its checksum: read was {found}, stored had been "
+        f"it does not match its checksum: found {found}, but stored was "
         f"{stored_type(entry)}"
     )
 
 
 def _on_devices(entry: Entry, value: np.ndarray, like: Any) -> jax.Array:
-    # An array that was not committed to its device must not become so.
+    # An uncommitted array has to stay uncommitted.
     sharding: Any = like.sharding if getattr(like, "committed", True) else None
     if isinstance(getattr(sharding, "mesh", None), jax.sharding.AbstractMesh):
-        # What `jax.eval_shape` says names no devices: `jax.set_mesh` has to.
+        # A result of `jax.eval_shape` names no devices; `jax.set_mesh` does.
         sharding = sharding.spec
     array = _put(value, None if "prng" in entry or "weak" in entry else sharding)
     if array.dtype != value.dtype:
@@ -203,8 +206,8 @@ def _on_devices(entry: Entry, value: np.ndarray, like: Any) -> jax.Array:
     if "prng" in entry:
         array = jax.random.wrap_key_data(array, impl=entry["prng"])
     elif "weak" in entry:
-        # A strong type in its stead would promote what it meets, say a bfloat16
-        # weight to float32, and the run would go on differently.
+        # A strong type would promote other operands, for example a bfloat16 weight to
+        # float32, and the restored run would differ.
         array = jnp.full(array.shape, value.dtype.type(0).item()).at[...].set(array)
     else:
         return array
@@ -218,21 +221,21 @@ def _put(value: Any, sharding: Any) -> jax.Array:
         isinstance(sharding, jax.sharding.PartitionSpec)
         or sharding.is_fully_addressable
     ):
-        return jax.device_put(value, sharding)  # straight to the devices, in parts
-    if isinstance(value, jax.Array):  # one of a type that NumPy has no name for
+        return jax.device_put(value, sharding)  # shard by shard
+    if isinstance(value, jax.Array):  # a PRNG key or a weak type, unknown to NumPy
         return jax.jit(lambda x: x, out_shardings=sharding)(value)
     return jax.make_array_from_callback(value.shape, sharding, lambda i: value[i])
 
 
 def _on_host(leaf: Any) -> np.ndarray:
-    """Returns the values of a leaf, and leaves no copy of them in it."""
+    """Returns the values of a leaf without caching a copy in the leaf."""
     if not isinstance(leaf, jax.Array):
         return np.asarray(leaf)
     if not processes.is_here(leaf):
         return processes.gathered(leaf)
     if leaf.is_fully_replicated:
         leaf = leaf.addressable_data(0)
-    # A JAX array keeps what `np.asarray` had to copy for as long as it lives.
+    # A JAX array caches the copy that `np.asarray` makes, for as long as it lives.
     device, *others = leaf.sharding.device_set
     is_view = device.platform == "cpu" and not others
     return np.asarray(leaf if is_view else leaf.copy())
@@ -241,7 +244,7 @@ def _on_host(leaf: Any) -> np.ndarray:
 def _goes_as_it_is(leaf: Any) -> bool:
     if not isinstance(leaf, jax.Array) or leaf.dtype.name not in _AS_IS:
         return False
-    # Orbax takes a JAX array of one process among many for a part of another.
+    # Orbax treats a JAX array of one process as a shard of an array of all processes.
     return jax.process_count() == 1 or not leaf.is_fully_addressable
 
 
@@ -261,7 +264,7 @@ def _digests(value: np.ndarray | jax.Array) -> str | dict[str, str]:
 
 
 def _digest(value: np.ndarray) -> str:
-    # The bytes in row-major order, little-endian: JAX runs on no other machines.
+    # Bytes in row-major order, little-endian: JAX runs on no big-endian machines.
     flat = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
     return hashlib.sha256(flat.data).hexdigest()
 

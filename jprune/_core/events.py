@@ -1,4 +1,4 @@
-"""When something happens in training: checked, asked, and acted on."""
+"""Events during training: their schedule, and branches on it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,20 +11,22 @@ from jprune._core import base
 
 
 def check(every: int | None, begin: int, end: int | None) -> None:
-    """Refuses events that cannot be meant.
+    """Checks the arguments that schedule events.
 
     Args:
-      every: updates from one event to the next; None for no event.
-      begin: the first update with an event.
-      end: the last; None for no end.
+      every: number of updates between events; None for no events.
+      begin: first update with an event, counted from 0.
+      end: last update with an event; None for no end.
 
     Raises:
       PruningError: if the numbers are out of range.
     """
     if every is not None and every < 1:
-        raise base.PruningError(f"every counts updates, from 1 on; got {every}.")
+        raise base.PruningError(f"every is a number of updates >= 1; got {every}.")
     if begin < 0 or (end is not None and end < begin):
-        raise base.PruningError(f"0 <= begin <= end; got {begin} and {end}.")
+        raise base.PruningError(
+            f"begin and end need 0 <= begin <= end; got {begin} and {end}."
+        )
 
 
 def is_due(
@@ -33,11 +35,11 @@ def is_due(
     """Returns whether an update has an event: begin, begin + every, ... and end.
 
     Args:
-      count: the update's number, from 0 on.
-      every: updates from one event to the next; None for no event, which is a
-        plain False, so that nothing is compiled for it.
-      begin: the first update with an event.
-      end: the last; None for no end.
+      count: number of the update, counted from 0.
+      every: number of updates between events; None for no events, where the result
+        is a Python False, so that no branch is compiled.
+      begin: first update with an event.
+      end: last update with an event; None for no end.
 
     Returns:
       A boolean scalar.
@@ -54,19 +56,19 @@ def is_due(
 
 
 def when(due: Any, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
-    """Returns `yes()` where `due`, else `no()`: `lax.cond` inside a trace.
+    """Returns `yes()` if `due`, else `no()`: `lax.cond` inside a trace.
 
-    Outside of one it is a plain `if`: there `lax.cond` would compile both branches
-    anew at every call, because its cache does not know that two closures are the
-    same.
+    Outside of a trace this is a Python `if`, because `lax.cond` would compile both
+    branches at every call: its cache does not recognise equal closures.
 
     Args:
-      due: a boolean scalar.
-      yes: what to return if it is True.
-      no: what to return if it is False; of the same structure, shapes and types.
+      due: boolean scalar.
+      yes: function that is called if `due` is True.
+      no: function that is called otherwise; returns the same structure, shapes and
+        types.
 
     Returns:
-      The one or the other.
+      The result of the function that was called.
     """
     if isinstance(due, jax.core.Tracer):
         return lax.cond(due, yes, no)

@@ -1,7 +1,7 @@
-"""The table of contents of a checkpoint: written, read, and held against the files.
+"""The manifest of a checkpoint: a list of its files with their checksums.
 
-It is JSON, and holds a SHA-256 of itself and of every file beside it. Errors are
-`ValueError`s that name the file; `checkpoint` says of which checkpoint.
+A manifest is JSON. It holds a SHA-256 of itself and of every other file. Errors are
+`ValueError`s that name the file; `checkpoint` adds the path of the checkpoint.
 """
 
 import hashlib
@@ -20,8 +20,8 @@ def write(path: Path, body: dict[str, Any]) -> None:
     """Writes the manifest of all files in a directory, and flushes it to the disk.
 
     Args:
-      path: the directory.
-      body: what else to say; plain JSON.
+      path: directory.
+      body: further entries of the manifest; plain JSON.
     """
     manifest = {
         "format": "jprune checkpoint",
@@ -37,16 +37,17 @@ def write(path: Path, body: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Returns the manifest of a directory.
+    """Reads the manifest of a directory.
 
     Args:
-      path: the directory.
+      path: directory.
 
     Returns:
-      What `write` was given, with `files`, `versions` and `schema`.
+      The `body` that `write` was given, with `files`, `versions` and `schema`.
 
     Raises:
-      ValueError: if there is none, or it is damaged, foreign or of another schema.
+      ValueError: if the manifest is missing, damaged, not written by jprune, or of
+        another schema.
     """
     try:
         manifest = json.loads((path / NAME).read_text(encoding="utf-8"))
@@ -55,7 +56,7 @@ def read(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"its {NAME} is damaged: {error}") from error
     if not isinstance(manifest, dict) or "schema" not in manifest:
-        raise ValueError(f"its {NAME} is not one of jprune")
+        raise ValueError(f"its {NAME} was not written by jprune")
     if (schema := manifest["schema"]) != SCHEMA:
         raise ValueError(f"its schema is {schema!r}; this version reads {SCHEMA}")
     if manifest.pop("sha256", None) != _json_digest(manifest):
@@ -64,15 +65,17 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def check_files(path: Path, files: dict[str, str], folder: str) -> None:
-    """Holds files against their checksums.
+    """Checks files against their checksums.
 
     Args:
-      path: the directory.
-      files: name -> checksum, from the manifest.
-      folder: where nothing else may lie: whoever reads it would take it for theirs.
+      path: directory.
+      files: maps names to checksums, from the manifest.
+      folder: folder that may hold no other files, because its reader would take
+        them for its own.
 
     Raises:
-      ValueError: naming the first file that is missing, damaged or foreign.
+      ValueError: if a file is missing or damaged, or was not saved with the others;
+        names the first one.
     """
     for name, digest in files.items():
         try:
@@ -83,17 +86,17 @@ def check_files(path: Path, files: dict[str, str], folder: str) -> None:
             raise ValueError(f"its file {name} does not match its checksum")
     for name in files_of(path):
         if name.startswith(f"{folder}/") and name not in files:
-            raise ValueError(f"its file {name} is foreign: it was not saved with it")
+            raise ValueError(f"its file {name} is foreign: not part of what was saved")
 
 
 def files_of(path: Path) -> list[str]:
-    """Returns the names of the files in a directory and below it.
+    """Returns the names of all files in a directory and its subdirectories.
 
     Args:
-      path: the directory.
+      path: directory.
 
     Returns:
-      Their paths relative to it, joined by `/`.
+      Paths relative to the directory, joined by `/`, sorted.
 
     Example:
       >>> import tempfile
@@ -110,10 +113,10 @@ def files_of(path: Path) -> list[str]:
 
 
 def flush_all(path: Path) -> None:
-    """Has the disk hold all files and directories of a directory, and itself.
+    """Flushes a directory with all its files and subdirectories to the disk.
 
     Args:
-      path: the directory.
+      path: directory.
     """
     for parent, _, names in os.walk(path, onerror=_stop):
         for name in (*names, "."):
@@ -121,10 +124,10 @@ def flush_all(path: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Has the disk hold what was written to a file or a directory.
+    """Flushes a file or a directory to the disk.
 
     Args:
-      path: the file or directory.
+      path: file or directory.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -134,7 +137,7 @@ def flush(path: Path) -> None:
 
 
 def _stop(error: OSError) -> None:
-    raise error  # `os.walk` would pass over what it cannot read
+    raise error  # by default `os.walk` skips what it cannot read
 
 
 def _file_digest(path: Path) -> str:

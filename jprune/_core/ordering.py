@@ -1,4 +1,4 @@
-"""Scores as integers in the same order: what selection compares."""
+"""Order-preserving conversions of scores to integers, which selection compares."""
 
 import jax
 import jax.numpy as jnp
@@ -7,20 +7,22 @@ from jax import lax
 
 from jprune._core import precision
 
+_LIFT = 68  # places that make even the product of a subnormal number and 2^-16 normal
+
 
 def ordered_bits(x: jax.Array) -> jax.Array:
-    """Returns signed integers in the order of `x`, of its own width.
+    """Returns signed integers in the order of `x`, with the same number of bits.
 
-    a < b if and only if bits(a) < bits(b), and a == b likewise, for every pair
-    of floats other than NaN, subnormal numbers and both zeros included; every
-    NaN ranks above infinity. Only integer operations touch the values, because
-    floating-point comparisons flush subnormal numbers to zero on some devices.
+    a < b if and only if bits(a) < bits(b), and a == b if and only if they are equal,
+    for all floats but NaN, including subnormal numbers and both zeros; every NaN
+    ranks above infinity. Only integer operations are used, because floating-point
+    comparisons flush subnormal numbers to zero on some devices.
 
     Args:
-      x: a floating or integer array of 16, 32 or 64 bits.
+      x: floating-point or integer array of 16, 32 or 64 bits.
 
     Returns:
-      An array of `x`'s shape, dtype int16, int32 or int64.
+      An int16, int32 or int64 array of the shape of `x`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -36,7 +38,7 @@ def ordered_bits(x: jax.Array) -> jax.Array:
         return x
     bits = lax.bitcast_convert_type(x, signed)
     infinity = np.asarray(jnp.inf, x.dtype).view(signed)
-    # A negative float has the sign bit, and its magnitude grows downwards.
+    # The bits of a negative float are the sign bit and a magnitude, which counts down.
     ordered = jnp.where(bits < 0, least - bits, bits)
     nan = jnp.abs(ordered) > infinity
     return jnp.where(nan, infinity + np.array(1, signed), ordered)
@@ -45,16 +47,16 @@ def ordered_bits(x: jax.Array) -> jax.Array:
 def ordered_products(x: jax.Array, rate: jax.Array) -> jax.Array:
     """Returns signed integers in the order of x * rate, without underflow.
 
-    Each product is rounded to the mantissa of its type, as if the type had as many
-    exponents as needed: no product of a number above zero is taken for zero. Negative
-    products above -2^-87 (in float32) tie with each other, below zero.
+    Products are rounded to the mantissa of the type, but not to its range: the
+    product of a positive number is never 0. Negative products above -2^-87 (in
+    float32) tie with each other, below zero.
 
     Args:
-      x: float32 or float64.
-      rate: of that type, in [2^-16, 1].
+      x: float32 or float64 array.
+      rate: scalar of the same type, in [2^-16, 1].
 
     Returns:
-      An array of `x`'s shape, dtype int32 or int64; every NaN is above infinity.
+      An int32 or int64 array of the shape of `x`; every NaN ranks above infinity.
 
     Example:
       >>> import jax.numpy as jnp
@@ -65,11 +67,11 @@ def ordered_products(x: jax.Array, rate: jax.Array) -> jax.Array:
     """
     nmant = int(jnp.finfo(x.dtype).nmant)
     tiny = precision.magnitude_bits(x) >> nmant < 32
-    product = jnp.where(tiny, precision.lifted(x), x) * rate
-    # Lifted products continue the order of the others below the normal range. The
-    # least one has 17 exponents more than a mantissa has bits below it; then zero.
+    product = jnp.where(tiny, precision.lifted(x, _LIFT), x) * rate
+    # Lifted products continue the order of the others below the normal range, for at
+    # most nmant + 16 further exponents; zero comes below all of them.
     keys = precision.magnitude_bits(product)
-    keys -= jnp.where(tiny, jnp.full_like(keys, precision.LIFT << nmant), 0)
+    keys -= jnp.where(tiny, jnp.full_like(keys, _LIFT << nmant), 0)
     room = (nmant + 17) << nmant
     keys = jnp.maximum(keys, -room)
     below = -room - 1 - jnp.maximum(keys - room, 0)
@@ -79,10 +81,10 @@ def ordered_products(x: jax.Array, rate: jax.Array) -> jax.Array:
 
 
 def greatest_number(dtype: jnp.dtype) -> int:
-    """Returns the largest of `ordered_bits` that is not a NaN's.
+    """Returns the largest value of `ordered_bits` that does not stand for a NaN.
 
     Args:
-      dtype: of the scores.
+      dtype: dtype of the scores.
 
     Returns:
       An integer.

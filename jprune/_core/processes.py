@@ -1,8 +1,8 @@
-"""What the processes of one run decide together.
+"""Agreement between the processes of one run.
 
-A file that one process cannot write, or a leaf that one of them finds damaged, must
-stop all of them: a process that goes on alone waits forever in the next collective.
-With one process, everything here is what it says and nothing more.
+A file that one process cannot write, or a leaf that one process finds damaged, has to
+stop all processes: those that went on would wait forever in the next collective. With
+one process, these functions communicate nothing.
 """
 
 import contextlib
@@ -11,11 +11,11 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-_BLOCK = 4096  # texts are padded to whole blocks: fewer shapes to compile for
+_BLOCK = 4096  # strings are padded to whole blocks, so that few shapes are compiled
 
 
 def is_first() -> bool:
-    """Returns whether this is the process that does what one alone has to do.
+    """Returns whether this process does the work that a single process has to do.
 
     Returns:
       True for process 0.
@@ -28,13 +28,13 @@ def is_first() -> bool:
 
 
 def exchange(text: str) -> list[str]:
-    """Returns what each process said; every process has to call it.
+    """Gathers a string from each process; every process has to call this.
 
     Args:
-      text: what this one says, in any length.
+      text: string of this process, of any length.
 
     Returns:
-      The texts, in the order of the processes.
+      The strings, in the order of the processes.
 
     Example:
       >>> exchange("ready")
@@ -52,17 +52,17 @@ def exchange(text: str) -> list[str]:
 
 @contextlib.contextmanager
 def agreement() -> Iterator[None]:
-    """A block that fails on every process if it fails on one.
+    """Context manager: a block that fails on every process if it fails on one.
 
-    Every process has to enter it, and no process may wait for another inside it,
-    but with a time limit.
+    Every process has to enter the block. Inside of it, no process may wait for
+    another without a time limit.
 
     Yields:
-      Nothing.
+      None.
 
     Raises:
-      RuntimeError: if the block raised on another process only, saying which and
-        what. Where it raised on this one, that is raised as it is.
+      RuntimeError: if the block raised on another process; the message has the
+        process and its error. An error of this process is raised unchanged.
 
     Example:
       >>> with agreement():
@@ -84,13 +84,13 @@ def agreement() -> Iterator[None]:
 
 
 def gathered(leaf: jax.Array) -> np.ndarray:
-    """Returns all values of an array that is spread over processes.
+    """Gathers an array that is sharded over processes; every process has to call this.
 
     Args:
-      leaf: the array; every process has to call this.
+      leaf: array.
 
     Returns:
-      The values.
+      All its values, on the host.
     """
     from jax.experimental import multihost_utils
 
@@ -101,10 +101,10 @@ def is_here(leaf: jax.Array) -> bool:
     """Returns whether this process holds all values of an array.
 
     Args:
-      leaf: the array.
+      leaf: array.
 
     Returns:
-      True if its shards, or a replica of it, are on devices of this process.
+      True if all shards, or a replica, are on devices of this process.
 
     Example:
       >>> import jax.numpy as jnp

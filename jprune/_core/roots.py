@@ -1,8 +1,8 @@
-"""One unknown that a whole tree agrees on: a shift, a threshold, a level.
+"""Roots of increasing functions of one unknown, such as a threshold for a whole tree.
 
-The sum of a monotone function over all entries of a tree has to meet a target.
-The function is only evaluated, never sorted or gathered, so a mesh exchanges one
-scalar an evaluation, and the target may be traced.
+The sum of a monotone function over all entries of a tree has to meet a target. The
+function is only evaluated; nothing is sorted or gathered. So a mesh exchanges one
+scalar per evaluation, and the target may be traced.
 """
 
 from collections.abc import Callable
@@ -21,16 +21,17 @@ def bisect(
     high: jax.Array,
     halvings: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """Halves the interval around the root of an increasing function.
+    """Bisects the interval around the root of an increasing function.
 
     Args:
-      excess: real -> real, not decreasing; no derivative is taken.
-      low: a scalar with excess <= 0.
-      high: a scalar with excess >= 0.
-      halvings: how often, static; each costs one evaluation.
+      excess: real -> real, not decreasing; its derivative is not used.
+      low: scalar with excess(low) <= 0.
+      high: scalar with excess(high) >= 0.
+      halvings: number of bisections, static; each costs one evaluation.
 
     Returns:
-      The interval, 2^-halvings as wide, or as wide as its type can tell.
+      Both ends of the interval, which is 2^-halvings as wide as before, or as narrow
+      as its type resolves.
 
     Example:
       >>> import jax.numpy as jnp
@@ -53,17 +54,17 @@ def root(
 ) -> jax.Array:
     """Returns x with excess(x) = 0, differentiable in all that `excess` closes over.
 
-    Ten halvings and four Newton steps. The derivative is that of the implicit
-    function, dx = -d(excess) / excess', in any mode and any order.
+    Ten bisections and four Newton steps. The derivative is that of the implicit
+    function, dx = -d(excess) / excess', in any mode and of any order.
 
     Args:
       excess: real -> real, increasing and smooth.
-      low: a scalar with excess <= 0.
-      high: a scalar with excess >= 0, about as far from `low` as `excess` takes
-        to bend.
+      low: scalar with excess(low) <= 0.
+      high: scalar with excess(high) >= 0. The interval should not be much wider than
+        the range in which `excess` bends.
 
     Returns:
-      The root. Where the slope is zero, so is the derivative.
+      The root. Its derivative is zero where the slope of `excess` is zero.
 
     Example:
       >>> import jax
@@ -92,6 +93,6 @@ def root(
 
 
 def _ratio(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Divides, to 0 where the divisor is 0."""
+    """Divides a by b, to 0 where b is 0."""
     none = b == 0
     return jnp.where(none, jnp.zeros_like(a), a / jnp.where(none, jnp.ones_like(b), b))

@@ -27,10 +27,10 @@ class Words(NamedTuple):
 
 
 def of_known(n: int) -> Words:
-    """Returns a Python integer as `Words`.
+    """Converts a Python integer to `Words`.
 
     Args:
-      n: in [0, 2^64).
+      n: integer in [0, 2^64).
 
     Returns:
       The same number.
@@ -43,7 +43,7 @@ def of_known(n: int) -> Words:
 
 
 def of_total(n: Total) -> Words:
-    """Returns a `Total` as `Words`.
+    """Converts a `Total` to `Words`.
 
     Args:
       n: a `Total`.
@@ -65,8 +65,8 @@ def product(a: Words, x: jax.Array) -> Words:
     """Returns a * x.
 
     Args:
-      a: an integer below 2^40.
-      x: uint32, below 2^24.
+      a: integer below 2^40.
+      x: uint32 array, below 2^24.
 
     Returns:
       The exact product.
@@ -78,7 +78,7 @@ def product(a: Words, x: jax.Array) -> Words:
     """
     half = np.uint32(0xFFFF)
     a1, a0, x1, x0 = a.low >> 16, a.low & half, x >> 16, x & half
-    # Partial products of 16 bits by 16 bits, in sums that stay below 2^32.
+    # Sums of products of 16-bit halves, which stay below 2^32.
     middle = x0 * a1 + (x0 * a0 >> 16)
     carry = x1 * a0 + (middle & half)
     high = x1 * a1 + (middle >> 16) + (carry >> 16) + x * a.high
@@ -89,8 +89,8 @@ def shifted(a: Words, places: jax.Array) -> Words:
     """Returns floor(a / 2^places).
 
     Args:
-      a: an integer.
-      places: uint32, in [0, 63].
+      a: integer below 2^64.
+      places: uint32 array, in [0, 63].
 
     Returns:
       The quotient.
@@ -102,7 +102,7 @@ def shifted(a: Words, places: jax.Array) -> Words:
     """
     far, by = places >= 32, places & np.uint32(31)
     high, low = a.high >> by, a.low >> by
-    # In two steps, because a shift of a word by 32 is not defined.
+    # In two steps, because shifting a word by 32 places is undefined.
     low |= (a.high << 1) << (np.uint32(31) - by)
     return Words(jnp.where(far, jnp.zeros_like(high), high), jnp.where(far, high, low))
 
@@ -111,8 +111,8 @@ def rounded(a: Words, places: jax.Array) -> Total:
     """Returns a / 2^places, rounded to the nearest integer, halves to even.
 
     Args:
-      a: an integer.
-      places: uint32, in [1, 64].
+      a: integer below 2^64.
+      places: uint32 array, in [1, 64].
 
     Returns:
       The rounded quotient, which has to be below 2^47.
@@ -128,7 +128,7 @@ def rounded(a: Words, places: jax.Array) -> Total:
     none = jnp.zeros_like(a.high)
     lowest = Words(jnp.where(a.low == 0, a.high & -a.high, none), a.low & -a.low)
     left = shifted(lowest, places - one)
-    lost = (left.high | left.low) == 0  # the lowest bit that is set, so some bit
+    lost = (left.high | left.low) == 0  # the lowest bit is shifted out
     up = doubled.low & (whole.low | lost.astype(jnp.uint32)) & one
     rough = whole.high.astype(jnp.float32) * np.float32(2.0**32)
     rough += whole.low.astype(jnp.float32) + up.astype(jnp.float32)
@@ -137,14 +137,14 @@ def rounded(a: Words, places: jax.Array) -> Total:
 
 @functools.partial(jax.jit, static_argnames="unit")
 def quotient(a: Words, unit: int) -> Total:
-    """Returns floor(a / unit), by long division in binary.
+    """Returns floor(a / unit), by binary long division.
 
     Args:
-      a: an integer.
-      unit: a positive integer.
+      a: integer below 2^64.
+      unit: positive integer, static.
 
     Returns:
-      The quotient; the largest `Total`, 2^47 - 1, where it is beyond.
+      The quotient, clipped to 2^47 - 1.
 
     Example:
       >>> found = quotient(Words(jnp.uint32(2**20), jnp.uint32(9)), 3 * 2**40)

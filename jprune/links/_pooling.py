@@ -1,7 +1,7 @@
 """The middle links of a pruner, from scores to scores.
 
-`pool_over_*` scores groups of weights, `normalize_by_*` makes the scores of
-several layers comparable.
+`pool_over_*` reduces the scores of weights to scores of channels or blocks.
+`normalize_by_*` makes the scores of different layers comparable.
 
     score_by_magnitude, normalize_by_lamp, keep_top(scope="global")    LAMP
     score_by_magnitude, pool_over_axes(l2_norm), keep_top              filter pruning
@@ -21,26 +21,30 @@ from jprune import tree
 from jprune._core import base, compat, precision
 
 Reduce = Callable[..., jax.Array]
-"""`reduce(x, axis=..., keepdims=True)`, as `jnp.sum`, `jnp.mean`, `jnp.max`."""
+"""`reduce(x, axis=..., keepdims=...)`, such as `jnp.sum`, `jnp.mean`, `jnp.max`."""
 
 
 def l2_norm(
     x: jax.Array, axis: int | tuple[int, ...] | None = None, keepdims: bool = False
 ) -> jax.Array:
-    """Returns the Euclidean norm over axes, sqrt(sum x^2), in float32 or wider.
+    """Returns the Euclidean norm over axes, sqrt(sum x^2).
 
     Args:
-      x: a real array.
-      axis: the axes to reduce; all of them if None.
-      keepdims: whether reduced axes stay with size one.
+      x: real array; its squares may be out of the range of float32.
+      axis: axes to reduce; all of them if None.
+      keepdims: keep reduced axes, with size one.
 
     Returns:
-      The norms.
+      The norms, in float32 or wider.
+
+    Example:
+      >>> l2_norm(jnp.array([[3.0, 4.0], [0.0, 1.0]]), axis=1)
+      Array([5., 1.], dtype=float32)
     """
     # Scaled: squares of large or tiny scores are not representable.
-    y, a, b = precision.scaled(precision.wide(x), axis)
+    y, power = precision.scaled(precision.wide(x), axis)
     norm = jnp.sqrt(jnp.sum(jnp.square(y), axis=axis, keepdims=keepdims))
-    return norm * a.reshape(norm.shape) * b.reshape(norm.shape)
+    return norm * power.reshape(norm.shape)
 
 
 def pool_over_axes(
@@ -51,22 +55,27 @@ def pool_over_axes(
 ) -> base.Pruner:
     """Scores whole channels: reduces the scores of a kernel to one per channel.
 
-    The masks that follow have size one along the pooled axes, so a channel is
-    kept or pruned as a whole: filters with `keep="output"`, input channels with
-    `keep="input"`.
+    The masks have size one along the pooled axes, so a channel is kept or pruned as a
+    whole: filters with `keep="output"`, input channels with `keep="input"`.
 
     Args:
-      reduce: how scores combine, `(x, axis=..., keepdims=...)`; `jnp.sum` gives
-        the l1 norm of magnitudes, `l2_norm` the l2 norm.
-      keep: the role of the axes that are not pooled.
-      layout: which axes of a leaf play which role.
+      reduce: function `(x, axis=..., keepdims=...)` that combines scores. Of
+        magnitudes, `jnp.sum` gives the l1 norm and `l2_norm` the l2 norm.
+      keep: role of the axes that are not pooled, "output" or "input".
+      layout: function `(path, leaf) -> KernelAxes`, the roles of the axes.
 
     Returns:
-      A link: scores -> scores of shape one along each pooled axis.
+      A link: scores -> scores of size one along each pooled axis.
 
     Raises:
-      PruningError: if `keep` is neither role; at the first use, naming the leaf,
-        if a leaf has fewer than two axes.
+      PruningError: if `keep` is another word, or (when used) a leaf has fewer than two
+        axes; names the leaf.
+
+    Example:
+      >>> link = pool_over_axes()
+      >>> params = {"kernel": jnp.array([[3.0, 1.0], [1.0, 2.0]])}
+      >>> link.update(params, link.init(params), params)[0]
+      {'kernel': Array([[4., 3.]], dtype=float32)}
 
     References:
       Li et al., Pruning Filters for Efficient ConvNets, 2017, arXiv:1608.08710.
@@ -84,24 +93,31 @@ def pool_over_axes(
 
 
 def pool_over_blocks(block: tuple[int, ...], reduce: Reduce = jnp.sum) -> base.Pruner:
-    """Scores blocks of a leaf's last axes: one score for each block.
+    """Scores blocks of the last axes of a leaf, with one score per block.
 
-    `keep_*` spreads the mask of the blocks over their entries again.
+    `keep_*` repeats the mask of a block for its entries.
 
     Args:
-      block: the block's shape along the last `len(block)` axes, positive.
-      reduce: how scores combine, `(x, axis=...)`.
+      block: shape of a block along the last `len(block)` axes, positive.
+      reduce: function `(x, axis=...)` that combines scores.
 
     Returns:
       A link: scores of shape (..., a, b) -> scores of shape (..., a / block[0],
       b / block[1]).
 
     Raises:
-      PruningError: if a block is not positive, or does not divide its axis
-        (at the first use, naming the leaf).
+      PruningError: if a size is not a positive integer, or (when used) does not divide
+        its axis; names the leaf.
+
+    Example:
+      >>> link = pool_over_blocks((1, 2))
+      >>> params = {"kernel": jnp.array([[3.0, 1.0], [1.0, 2.0]])}
+      >>> link.update(params, link.init(params), params)[0]
+      {'kernel': Array([[4.],
+             [3.]], dtype=float32)}
     """
     if not block or any(int(b) != b or b < 1 for b in block):
-        raise base.PruningError(f"A block's sizes are positive integers; got {block}.")
+        raise base.PruningError(f"block has positive integer sizes; got {block}.")
 
     def leaf(path: str, w: Any, x: jax.Array) -> jax.Array:
         del w
@@ -111,7 +127,7 @@ def pool_over_blocks(block: tuple[int, ...], reduce: Reduce = jnp.sum) -> base.P
         ):
             raise base.PruningError(
                 f"Blocks of {block} do not divide the last axes of {path!r}, shape "
-                f"{x.shape}."
+                f"{x.shape}: exclude the leaf with where=, or choose other blocks."
             )
         pairs = [(n // b, b) for n, b in zip(last, block, strict=True)]
 
@@ -127,20 +143,26 @@ def pool_over_blocks(block: tuple[int, ...], reduce: Reduce = jnp.sum) -> base.P
 def normalize_by_leaf_norm(norm: Reduce = l2_norm) -> base.Pruner:
     """Divides the scores of each leaf by their norm, u / ||u||.
 
-    Makes leaves of different scale comparable before a global selection.
+    Makes leaves of different scale comparable in a global selection.
 
     Args:
-      norm: `(x) -> scalar`.
+      norm: function `(x) -> scalar` with norm(a x) = a norm(x) for a > 0.
 
     Returns:
-      A link: scores -> scores of the same shapes, in float32 or wider; a leaf of
-      zeros stays so.
+      A link: scores -> scores of the same shapes, in float32 or wider; leaves of zeros
+      stay zero.
+
+    Example:
+      >>> link = normalize_by_leaf_norm()
+      >>> params = {"w": jnp.array([3.0, 4.0])}
+      >>> link.update(params, link.init(params), params)[0]
+      {'w': Array([0.6, 0.8], dtype=float32)}
     """
 
     def leaf(path: str, w: Any, x: jax.Array) -> jax.Array:
         del path, w
         # Wide and scaled, which cancels: the norm itself may not be representable.
-        x, _, _ = precision.scaled(precision.wide(x))
+        x, _ = precision.scaled(precision.wide(x))
         total = norm(x)
         return x / jnp.where(total == 0, jnp.ones_like(total), total).astype(x.dtype)
 
@@ -148,14 +170,22 @@ def normalize_by_leaf_norm(norm: Reduce = l2_norm) -> base.Pruner:
 
 
 def normalize_by_lamp() -> base.Pruner:
-    """Layer-adaptive magnitude (LAMP) scores, u_i^2 / sum over u_j >= u_i of u_j^2.
+    """Normalizes magnitudes to LAMP scores, u_i^2 / sum over u_j >= u_i of u_j^2.
 
-    The largest weight of each leaf scores 1, so a global selection never takes
-    the whole of a leaf before the largest weight of every other. Of equal
-    weights the lower index counts as the larger.
+    Layer-adaptive magnitude-based pruning. The largest weight of each leaf scores 1, so
+    a global selection keeps the largest weight of every leaf as long as it keeps as
+    many weights as there are leaves. Of equal weights, the one of lower index counts as
+    larger.
 
     Returns:
-      A link: magnitudes -> scores in [0, 1], float32; a leaf of zeros stays so.
+      A link: magnitudes -> scores in [0, 1], in float32 or wider; leaves of zeros stay
+      zero.
+
+    Example:
+      >>> link = normalize_by_lamp()
+      >>> params = {"w": jnp.array([2.0, 1.0])}
+      >>> link.update(params, link.init(params), params)[0]
+      {'w': Array([1. , 0.2], dtype=float32)}
 
     References:
       Lee et al., Layer-adaptive Sparsity for the Magnitude-based Pruning, 2021,
@@ -171,7 +201,7 @@ def normalize_by_lamp() -> base.Pruner:
 
 def _lamp(x: jax.Array) -> jax.Array:
     # Scaled, which cancels: squares of large or tiny weights are not representable.
-    u, _, _ = precision.scaled(jnp.ravel(precision.wide(x)))
+    u, _ = precision.scaled(jnp.ravel(precision.wide(x)))
     squares = jnp.square(u)
     order = jnp.argsort(-u, stable=True)
     tail = jnp.cumsum(squares[order])
@@ -180,17 +210,21 @@ def _lamp(x: jax.Array) -> jax.Array:
 
 
 def spread(mask: jax.Array, weight: jax.Array) -> jax.Array:
-    """Returns a mask of pooled scores in a shape that broadcasts to the leaf's.
+    """Broadcasts the mask of pooled scores to the blocks of a leaf.
 
-    Axes of one entry, and those that have the leaf's size, stay; an entry of a
-    coarser axis stands for a block and is repeated over it.
+    Axes of size one or of the leaf's size do not change. Along the other axes each
+    entry stands for a block, and is repeated for its entries.
 
     Args:
-      mask: an array with as many axes as the leaf, each size dividing its own.
-      weight: the leaf.
+      mask: boolean array with as many axes as the leaf; its sizes divide the leaf's.
+      weight: leaf.
 
     Returns:
-      The mask, each axis of size one or of the leaf's size.
+      The mask, with size one or the leaf's size along each axis.
+
+    Example:
+      >>> spread(jnp.array([True, False]), jnp.ones(4))
+      Array([ True,  True, False, False], dtype=bool)
     """
     repeats = [
         1 if m in (1, n) else n // m
@@ -214,7 +248,9 @@ def _stateless(leaf: Callable[[str, Any, jax.Array], jax.Array]) -> base.Pruner:
     def update(updates: base.Scores, state: Any, params: Any = None, **extra: Any):
         del extra
         if params is None:
-            raise base.PruningError("A pruner needs the params: update(..., params).")
+            raise base.PruningError(
+                "A pruner needs the params: call update(grads, state, params)."
+            )
         return tree.map_with_path(leaf, params, updates), state
 
     return optax.GradientTransformationExtraArgs(

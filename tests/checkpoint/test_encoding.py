@@ -159,7 +159,7 @@ def test_a_leaf_of_many_processes_is_checked_part_by_part():
     for other in ({"dtype": "int32"}, {"sha256": "0"}, {"weak": True}):
         with pytest.raises(ValueError, match="differs between the processes"):
             encoding.join([whole, {**whole, **other}])
-    with pytest.raises(ValueError, match="over some of the processes only"):
+    with pytest.raises(ValueError, match="only some of the processes hold"):
         encoding.join([entries[0], whole])
     with pytest.raises(ValueError, match="differs between the processes"):
         encoding.join([whole, entries[0]])
