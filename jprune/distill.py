@@ -1,7 +1,10 @@
-"""What a smaller network can learn from the larger one, whatever their widths.
+"""Distillation losses between networks of different widths.
 
-Spatial attention: where in a picture the features are strong. Channels are summed out,
-so that a pruned network's map has the shape of the dense one's:
+    attention_map      spatial attention: where the features of an image are strong
+    attention_loss     squared distance between the maps of two networks
+
+Attention maps are sums over channels, so those of a pruned network have the same shapes
+as those of the dense one:
 
     loss = task_loss + 100 * attention_loss(maps(small_features), maps(features))
 """
@@ -16,21 +19,21 @@ from jprune._core import base, precision
 
 
 def attention_map(features: jax.Array, *, power: float = 2.0) -> jax.Array:
-    """Returns where features are strong: a map of Euclidean length 1.
+    """Returns the spatial attention map of features, of Euclidean norm 1.
 
         M = F / ||F||,    F_hw = sum over channels c of |A_hwc|^power
 
     Args:
-      features: `(..., height, width, channels)`, floating; NHWC images or one of them.
-      power: positive; the higher, the more the strongest channel counts.
+      features: floating-point array `(..., height, width, channels)`.
+      power: positive; higher powers give the strongest channels more weight.
 
     Returns:
-      `(..., height, width)`, float32 or wider. Features that are 0 everywhere give 0,
-      also as a gradient.
+      `(..., height, width)` array, float32 or wider. If all features are 0, the map and
+      its gradient are 0.
 
     Raises:
-      PruningError: if there are fewer than three axes, the type is not floating, or
-        the power is not positive.
+      PruningError: if there are fewer than three axes, the dtype is not floating point,
+        or the power is not positive.
 
     Example:
       >>> import jax.numpy as jnp
@@ -45,12 +48,12 @@ def attention_map(features: jax.Array, *, power: float = 2.0) -> jax.Array:
     """
     if features.ndim < 3 or not jnp.issubdtype(features.dtype, jnp.floating):
         raise base.PruningError(
-            "Features are floating, (..., height, width, channels); got "
+            "Features are floating-point arrays (..., height, width, channels); got "
             f"{features.dtype}{features.shape}."
         )
     if power <= 0:
-        raise base.PruningError(f"A power is positive; got {power}.")
-    # Over the largest, which changes nothing: squares of powers leave float32's range.
+        raise base.PruningError(f"power is positive; got {power}.")
+    # Divided by the largest, which cancels: squares of powers may overflow float32.
     sizes = jnp.abs(precision.wide(features))
     most = jax.lax.stop_gradient(sizes.max((-3, -2, -1), keepdims=True))
     sums = jnp.sum((sizes / jnp.where(most > 0, most, 1.0)) ** power, axis=-1)
@@ -59,22 +62,21 @@ def attention_map(features: jax.Array, *, power: float = 2.0) -> jax.Array:
 
 
 def attention_loss(student: Any, teacher: Any) -> jax.Array:
-    """Returns how far a network's attention maps are from those of another.
+    """Returns the squared distance between the attention maps of two networks.
 
-        mean over the maps and the pictures of (sum over h, w of (M_S - M_T)^2)
-
-    in [0, 2], as no entry is negative.
+        mean over maps and images of (sum over h, w of (M_S - M_T)^2)
 
     Args:
-      student: a pytree of maps `(..., height, width)` from `attention_map`, one for
-        each place in the network that is compared.
-      teacher: the same of the other network; no gradient goes there.
+      student: pytree of maps `(..., height, width)` from `attention_map`, one for each
+        layer that is compared.
+      teacher: maps of the other network, with the same tree and shapes; gradients do
+        not flow to them.
 
     Returns:
-      A scalar, float32 or wider.
+      A scalar in [0, 2], float32 or wider.
 
     Raises:
-      PruningError: if there is no map, the trees differ, or shapes of two maps do.
+      PruningError: if there are no maps, or trees or shapes differ.
 
     Example:
       >>> import jax.numpy as jnp
@@ -93,8 +95,8 @@ def attention_loss(student: Any, teacher: Any) -> jax.Array:
     shapes = [{p: jnp.shape(x) for p, x in maps.items()} for maps in (mine, theirs)]
     if not mine or shapes[0] != shapes[1]:
         raise base.PruningError(
-            f"Maps are compared one by one, shape by shape; got {shapes[0]} and "
-            f"{shapes[1]}."
+            "Student and teacher need at least one map, and maps of the same paths and "
+            f"shapes; got {shapes[0]} and {shapes[1]}."
         )
     each = [
         jnp.square(m - jax.lax.stop_gradient(theirs[path])).sum((-2, -1)).mean()

@@ -1,15 +1,16 @@
-"""Differentiable masks: gates in [0, 1] that multiply weights, and their sparsity.
+"""Gates: differentiable masks in [0, 1] that multiply weights.
 
     straight_through      a hard mask with the derivative of a soft one
-    threshold_gate        [s > threshold] with the derivative of a sigmoid
+    threshold_gate        [s > threshold], with the derivative of a sigmoid
     sigmoid_gate          sigma(s / T)
-    gumbel_gate           a sample sigma((s + noise) / T)
+    gumbel_gate           a sample of sigma((s + noise) / T)
     hard_concrete         a sample that is exactly 0 or 1 with positive probability
+    expected_sparsity     the fraction of weights that gates remove in expectation
+    polarization          how far gates are from 0 and 1
 
-They act on arrays: use `jax.tree.map` for trees. `expected_sparsity` is what gates are
-expected to remove, and `jprune.controllers` brings it to a target. For gates with a
-given sum over a whole tree, see `jprune.selection.soft_top_k`; to train gates,
-`jprune.learned.gated`.
+Gates act on arrays; map them over trees with `jax.tree.map`. To bring the expected
+sparsity to a target see `jprune.controllers`. Gates with a given sum over a whole tree
+are `jprune.selection.soft_top_k`; to train gates, see `jprune.learned.gated`.
 """
 
 import math
@@ -20,21 +21,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune import tree
-from jprune._core import base
+from jprune._core import base, precision
 
 
 @jax.custom_jvp
 def straight_through(hard: jax.Array, soft: jax.Array) -> jax.Array:
     """Returns `hard` with the derivative of `soft`.
 
-    Forward h, tangent ds. It is exact in every dtype, where the common s + stop(h - s)
-    is wrong in bfloat16 from |s| of about 256 on, and twice differentiable in every
-    mode, unlike a custom vjp. With masks from `jprune.selection` it is the top-k gate
-    of score-learning methods: `jax.tree.map(straight_through, masks, scores)`.
+    Forward h, tangent ds. Exact in every dtype, where the common s + stop(h - s)
+    is wrong in bfloat16 from |s| of about 256 on, and twice differentiable in
+    any mode, which a custom vjp is not. With masks from `jprune.selection` it is the
+    top-k gate of methods that learn scores:
+    `jax.tree.map(straight_through, masks, scores)`.
 
     Args:
-      hard: the value, such as a mask, of any shape. No derivative flows through it.
-      soft: floating array of that shape, whose derivative is taken.
+      hard: value of any shape, such as a mask. Its derivative is not used.
+      soft: floating-point array of the same shape, whose derivative is used.
 
     Returns:
       `hard` in the dtype of `soft`.
@@ -64,12 +66,11 @@ def sigmoid_gate(logits: jax.Array, temperature: base.Scalar = 1.0) -> jax.Array
     """Returns the logistic function of the logits, sigma(s / T).
 
     Args:
-      logits: floating, any shape.
-      temperature: positive, may be traced; as it tends to 0, the gate tends to
-        [s > 0].
+      logits: floating-point array of any shape.
+      temperature: positive, may be traced; as it goes to 0 the gate becomes [s > 0].
 
     Returns:
-      Gates in [0, 1], in the logits' shape and dtype.
+      Gates in [0, 1], with the shape and dtype of the logits.
 
     Example:
       >>> import jax.numpy as jnp
@@ -85,12 +86,13 @@ def threshold_gate(
     """Returns [s > threshold] with the derivative of sigma((s - threshold) / T).
 
     Args:
-      scores: floating, any shape.
-      threshold: a scalar in the unit of the scores, may be traced; differentiable.
-      temperature: positive, may be traced; the width of the derivative.
+      scores: floating-point array of any shape.
+      threshold: scalar in the unit of the scores, may be traced; differentiable.
+      temperature: positive, may be traced; width of the sigmoid, in the unit of the
+        scores.
 
     Returns:
-      Zeros and ones, in the scores' shape and dtype.
+      Zeros and ones, with the shape and dtype of the scores.
 
     Example:
       >>> import jax
@@ -104,7 +106,7 @@ def threshold_gate(
       Sanh et al., Movement Pruning: Adaptive Sparsity by Fine-Tuning, 2020,
       arXiv:2005.07683: soft movement pruning keeps weights whose score, or its
       sigmoid, is above a threshold, with the derivative of the identity. Here it is
-      that of the sigmoid, so that scores far from the threshold do not move.
+      that of the sigmoid, so that scores far from the threshold stay.
     """
     distance = scores - jnp.asarray(threshold, scores.dtype)
     return straight_through(distance > 0, sigmoid_gate(distance, temperature))
@@ -119,14 +121,13 @@ def gumbel_gate(
     variables. A sample is above 1/2 with probability sigma(s), at any temperature.
 
     Args:
-      logits: floating, any shape.
+      logits: floating-point array of any shape.
       key: a `jax.random.key`.
       temperature: positive, may be traced.
-      hard: whether to return [sample > 1/2] with the derivative of the sample;
-        static.
+      hard: static; return [sample > 1/2] with the derivative of the sample.
 
     Returns:
-      Gates in [0, 1], in the logits' shape and dtype.
+      Gates in [0, 1], with the shape and dtype of the logits.
 
     Example:
       >>> import jax
@@ -146,7 +147,7 @@ def gumbel_gate(
 
 
 class HardConcrete(NamedTuple):
-    """Constants of the hard concrete distribution; Python numbers.
+    """Constants of the hard concrete distribution, as Python numbers.
 
     Attributes:
       beta: temperature of the concrete distribution, in (0, 1).
@@ -165,19 +166,19 @@ _CONSTANTS = HardConcrete()
 def hard_concrete(
     logits: jax.Array, key: jax.Array, constants: HardConcrete = _CONSTANTS
 ) -> jax.Array:
-    """Samples gates that are exactly 0, or exactly 1, with positive probability.
+    """Samples gates that are exactly 0 or exactly 1 with positive probability.
 
     s = sigma((log u - log(1 - u) + log alpha) / beta), u uniform in (0, 1)
     z = min(1, max(0, s (zeta - gamma) + gamma))
 
     Args:
-      logits: log alpha, floating, any shape.
-      key: a `jax.random.key`, new at each step.
+      logits: log alpha, floating-point array of any shape.
+      key: a `jax.random.key`, a new one in each step.
       constants: constants of the distribution.
 
     Returns:
-      Samples in [0, 1], in the logits' shape and dtype; their derivative by the
-      logits is that of the formula, 0 where z is 0 or 1.
+      Samples in [0, 1], with the shape and dtype of the logits. Their derivative is
+      that of the formula, so it is 0 where z is 0 or 1.
 
     Example:
       >>> import jax
@@ -190,24 +191,26 @@ def hard_concrete(
       Louizos et al., Learning Sparse Neural Networks through L0 Regularization,
       2018, arXiv:1712.01312, equations 10 and 11.
     """
-    noisy = _wide(logits) + _logistic(key, logits)
+    noisy = precision.wide(logits) + _logistic(key, logits)
     return _stretched(noisy / constants.beta, constants).astype(logits.dtype)
 
 
 def hard_concrete_mean(
     logits: jax.Array, constants: HardConcrete = _CONSTANTS
 ) -> jax.Array:
-    """Returns the deterministic gates to use after training.
+    """Returns hard concrete gates without noise, for use after training.
 
-    min(1, max(0, sigma(log alpha) (zeta - gamma) + gamma)). It takes the place of the
-    mean of the distribution but is not equal to it: beta does not appear.
+    z = min(1, max(0, sigma(log alpha) (zeta - gamma) + gamma))
+
+    The paper's estimate of the mean of the distribution, which is not equal to the
+    mean: beta does not appear.
 
     Args:
-      logits: log alpha, floating, any shape.
+      logits: log alpha, floating-point array of any shape.
       constants: constants of the distribution.
 
     Returns:
-      Gates in [0, 1], in the logits' shape and dtype.
+      Gates in [0, 1], with the shape and dtype of the logits.
 
     Example:
       >>> import jax.numpy as jnp
@@ -217,24 +220,24 @@ def hard_concrete_mean(
     References:
       Louizos et al., 2018, arXiv:1712.01312, equation 13.
     """
-    return _stretched(_wide(logits), constants).astype(logits.dtype)
+    return _stretched(precision.wide(logits), constants).astype(logits.dtype)
 
 
 def hard_concrete_nonzero(
     logits: jax.Array, constants: HardConcrete = _CONSTANTS
 ) -> jax.Array:
-    """Returns the probability that a gate is not zero.
+    """Returns the probability that a hard concrete gate is not zero.
 
     P(z > 0) = sigma(log alpha - beta log(-gamma / zeta))
 
-    Their sum is the expected number of weights, the L0 penalty.
+    The sum of these probabilities is the expected number of weights, the L0 penalty.
 
     Args:
-      logits: log alpha, floating, any shape.
+      logits: log alpha, floating-point array of any shape.
       constants: constants of the distribution.
 
     Returns:
-      Probabilities, in the logits' shape and dtype.
+      Probabilities, with the shape and dtype of the logits.
 
     Example:
       >>> import jax.numpy as jnp
@@ -245,20 +248,20 @@ def hard_concrete_nonzero(
       Louizos et al., 2018, arXiv:1712.01312, equation 12.
     """
     shift = constants.beta * math.log(-constants.gamma / constants.zeta)
-    return jax.nn.sigmoid(_wide(logits) - shift).astype(logits.dtype)
+    return jax.nn.sigmoid(precision.wide(logits) - shift).astype(logits.dtype)
 
 
 def polarization(gates: Any) -> jax.Array:
-    """Returns the mean of p (1 - p) over the tree, which is 0 for decided gates.
+    """Returns the mean of p (1 - p) over the gates of a tree.
 
-    In [0, 1/4], and 0 exactly if all gates are 0 or 1. As a penalty, it makes soft
-    gates hard.
+    It is 0 if and only if all gates are 0 or 1. As a penalty it drives soft gates to 0
+    or 1.
 
     Args:
-      gates: a tree of arrays in [0, 1]; an array is a tree.
+      gates: tree of arrays in [0, 1], or one array.
 
     Returns:
-      A float32 scalar.
+      A float32 scalar in [0, 1/4].
 
     Example:
       >>> import jax.numpy as jnp
@@ -266,7 +269,7 @@ def polarization(gates: Any) -> jax.Array:
       0.125
 
     References:
-      A related penalty drives scaling factors to 0 or to one a > 0: Zhuang et al.,
+      Related, for scaling factors that end at 0 or at one a > 0: Zhuang et al.,
       Neuron-level Structured Pruning using Polarization Regularizer, NeurIPS 2020.
     """
     wide = [p.astype(jnp.float32) for p in jax.tree.leaves(gates)]
@@ -276,7 +279,7 @@ def polarization(gates: Any) -> jax.Array:
 
 
 def expected_sparsity(params: base.Params, probabilities: Any) -> jax.Array:
-    """Returns the fraction of weights that gates are expected to remove.
+    """Returns the fraction of weights that gates remove in expectation.
 
     1 - sum_l c_l sum p_l / sum_l n_l, where leaf l has n_l weights and each of its
     gates stands for c_l of them. With masks for probabilities it is
@@ -284,15 +287,16 @@ def expected_sparsity(params: base.Params, probabilities: Any) -> jax.Array:
 
     Args:
       params: any pytree of arrays.
-      probabilities: the params' tree of arrays in [0, 1] that broadcast to their leaf
-        along whole axes, such as one per channel, or a scalar for a whole leaf. Leaves
-        without gates, an `optax.MaskedNode` or a scalar boolean, do not count.
+      probabilities: the params' tree of arrays in [0, 1], each of which broadcasts to
+        its leaf along whole axes (one gate per weight or per channel), or is a scalar
+        for the whole leaf. Leaves with an `optax.MaskedNode` or a scalar boolean have
+        no gates and do not count.
 
     Returns:
-      A float32 scalar, differentiable; 0 if there are no gates.
+      A float32 scalar in [0, 1], differentiable; 0 if there are no gates.
 
     Raises:
-      PruningError: if gates do not fit their leaf; names it.
+      PruningError: if gates do not fit their leaf; names the leaf.
 
     Example:
       >>> import jax.numpy as jnp
@@ -310,17 +314,17 @@ def expected_sparsity(params: base.Params, probabilities: Any) -> jax.Array:
 
 
 def weighted(params: base.Params, gates: Any) -> list[tuple[int, Any]]:
-    """Returns the gates of each leaf, and the number of weights that each stands for.
+    """Returns the gates of each leaf, with the number of weights per gate.
 
     Args:
       params: any pytree of arrays.
-      gates: as `probabilities` in `expected_sparsity`.
+      gates: tree of gates, as `probabilities` in `expected_sparsity`.
 
     Returns:
-      `(weights per gate, gates)` for each leaf that has gates.
+      A list of `(weights per gate, gates)`, for each leaf that has gates.
 
     Raises:
-      PruningError: if gates do not fit their leaf; names it.
+      PruningError: if gates do not fit their leaf; names the leaf.
     """
     found: list[tuple[int, Any]] = []
 
@@ -333,7 +337,8 @@ def weighted(params: base.Params, gates: Any) -> list[tuple[int, Any]]:
             ):
                 raise base.PruningError(
                     f"The gates of {path!r} have shape {fits}, which does not "
-                    f"broadcast to the parameter's {shape} along whole axes."
+                    f"broadcast to the parameter's shape {shape}: each axis needs "
+                    "size 1 or the full size."
                 )
             found.append((math.prod(shape) // max(1, math.prod(fits)), p))
 
@@ -342,7 +347,7 @@ def weighted(params: base.Params, gates: Any) -> list[tuple[int, Any]]:
 
 
 def is_gate(p: Any) -> bool:
-    """Returns whether a leaf holds gates, rather than a scalar mask."""
+    """Returns True if a leaf holds gates, not the scalar mask of an unpruned leaf."""
     return np.shape(p) != () or jnp.result_type(p).kind != "b"
 
 
@@ -350,14 +355,14 @@ def is_gate(p: Any) -> bool:
 def reverse_gradient(x: Any) -> Any:
     """Returns the argument with its derivative negated.
 
-    Forward x, tangent -dx: minimising the result maximises over x, so that one
-    optimizer solves a min-max problem.
+    Forward x, tangent -dx. Minimizing a function of the result maximizes it over x, so
+    one optimizer solves a min-max problem.
 
     Args:
-      x: a tree of floating arrays.
+      x: tree of floating-point arrays.
 
     Returns:
-      The tree.
+      The tree `x`.
 
     Example:
       >>> import jax
@@ -377,7 +382,7 @@ def _reverse_gradient_jvp(primals, tangents):
 
 
 def _logistic(key: jax.Array, like: jax.Array) -> jax.Array:
-    """Logistic noise in float32, from uniform numbers that are never 0 or 1."""
+    """Logistic noise in float32, from uniform numbers in the open interval (0, 1)."""
     bits = jax.random.bits(key, jnp.shape(like), jnp.uint32) >> 9
     u = (bits.astype(jnp.float32) + 0.5) * np.float32(2.0**-23)
     return jnp.log(u) - jnp.log1p(-u)
@@ -386,8 +391,3 @@ def _logistic(key: jax.Array, like: jax.Array) -> jax.Array:
 def _stretched(logits: jax.Array, constants: HardConcrete) -> jax.Array:
     width = constants.zeta - constants.gamma
     return jnp.clip(jax.nn.sigmoid(logits) * width + constants.gamma, 0, 1)
-
-
-def _wide(x: jax.Array) -> jax.Array:
-    """The array in float32, or in its own dtype where that is wider."""
-    return x if x.dtype.itemsize >= 4 else x.astype(jnp.float32)

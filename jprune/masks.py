@@ -1,8 +1,14 @@
 """Mask trees: apply, combine, measure, and pack to bits.
 
-A mask tree has exactly the params' tree. Each leaf is a boolean array that
-broadcasts to its parameter: the full shape, `(1, n)` for whole channels, or a
-scalar `True` for a leaf that is never pruned. True = keep.
+    apply                                params with zeros where the masks are False
+    sparsity, sparsity_per_leaf, kept    how much is pruned
+    full, intersect, shuffle             masks from nothing, or from other masks
+    pack, unpack, is_packed              masks as bits
+    check                                raises unless masks fit their params
+
+Masks have exactly the params' tree. Each leaf is a boolean array that broadcasts to
+its parameter: of the full shape, of shape `(1, n)` for whole channels, or a scalar
+`True` for a leaf that is never pruned. True = keep.
 """
 
 import functools
@@ -22,15 +28,15 @@ from jprune._core import base, compat
 def apply(params: base.Params, masks: base.Masks) -> base.Params:
     """Returns the params with zeros where the masks are False.
 
-    z = w where m, else 0. Never a product, so that an infinity or a NaN in a
-    pruned place becomes a zero too, and no dtype changes.
+    z = w where m, else 0. A selection, not a product: infinities and NaNs that are
+    pruned become zero, and dtypes do not change.
 
     Args:
       params: any pytree of arrays.
-      masks: its masks.
+      masks: masks of the params.
 
     Returns:
-      The params' tree, shapes and dtypes.
+      The masked params, with the same tree, shapes and dtypes.
 
     Raises:
       PruningError: if the trees differ or a mask does not fit its leaf.
@@ -43,27 +49,32 @@ def apply(params: base.Params, masks: base.Masks) -> base.Params:
     return jax.tree.map(_zero_outside, params, check(params, masks))
 
 
-@jax.jit  # one call a leaf, where thousands of leaves are pruned outside of a jit
+@jax.jit  # one dispatch per leaf outside of a jit, where leaves may be thousands
 def _zero_outside(w: jax.Array, m: jax.Array) -> jax.Array:
     return jnp.where(m, w, jnp.zeros_like(w))
 
 
 def check(params: base.Params, masks: base.Masks) -> base.Masks:
-    """Returns the masks in the params' tree; raises unless they are masks of them.
+    """Returns the masks with the params' tree; raises unless they fit the params.
 
-    Trees that differ only in the boxes around their arrays are the same: Flax
-    NNX's Optimizer keeps masks in a kind of Variable of its own.
+    Trees that differ only in the boxes around their arrays count as equal: Flax NNX's
+    Optimizer keeps masks in Variables of another type than the params'.
 
     Args:
-      params: any pytree of arrays (or `jax.ShapeDtypeStruct`s).
-      masks: the tree to check.
+      params: any pytree of arrays or `jax.ShapeDtypeStruct`s.
+      masks: masks of the params.
 
     Returns:
       The masks, with exactly the params' tree.
 
     Raises:
-      PruningError: if the trees differ, a mask is not boolean, or its shape does
-        not broadcast to its leaf's; names the leaf.
+      PruningError: if the trees differ, a mask is not boolean, or its shape does not
+        broadcast to that of its leaf; names the leaf.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> check({"w": jnp.ones((2, 3))}, {"w": jnp.array([[True, False, True]])})
+      {'w': Array([[ True, False,  True]], dtype=bool)}
     """
     masks = _in_tree_of(params, masks)
     tree.map_with_path(_check_leaf, params, masks)
@@ -77,7 +88,7 @@ def _in_tree_of(params: base.Params, masks: Any) -> Any:
     ours, theirs = tree.leaf_paths(params), tree.leaf_paths(masks)
     if ours != theirs:
         raise base.PruningError(
-            "The masks' tree is not the params' tree. Without a mask: "
+            "The masks have another tree than the params. Without a mask: "
             f"{sorted(set(ours) - set(theirs))}; without a parameter: "
             f"{sorted(set(theirs) - set(ours))}."
         )
@@ -87,47 +98,56 @@ def _in_tree_of(params: base.Params, masks: Any) -> Any:
 def _check_leaf(path: str, w: Any, m: Any) -> None:
     shape, fits = np.shape(w), np.shape(m)
     if jnp.result_type(m).kind != "b":
-        raise base.PruningError(f"The mask of {path!r} has type {jnp.result_type(m)}.")
+        raise base.PruningError(
+            f"The mask of {path!r} has type {jnp.result_type(m)}; masks are boolean."
+        )
     if fits != () and not (
         len(fits) == len(shape)
         and all(a in (1, b) for a, b in zip(fits, shape, strict=True))
     ):
         raise base.PruningError(
             f"The mask of {path!r} has shape {fits}, which does not broadcast to the "
-            f"parameter's {shape} along whole axes."
+            f"parameter's shape {shape}: each axis needs size 1 or the full size."
         )
 
 
 def full(params: base.Params) -> base.Masks:
-    """Returns masks that keep everything: a scalar True for each leaf."""
+    """Returns masks that keep everything: a scalar True for each leaf.
+
+    Args:
+      params: any pytree.
+
+    Returns:
+      The params' tree of boolean scalars.
+    """
     return jax.tree.map(lambda _: jnp.ones((), bool), params)
 
 
 def intersect(*masks: base.Masks) -> base.Masks:
-    """Returns masks that keep what all the given masks keep.
+    """Returns masks that keep what all the given masks keep (logical and).
 
     Args:
-      *masks: at least one mask tree of the same params.
+      *masks: one or more mask trees of the same params.
 
     Returns:
-      The masks' tree; shapes broadcast.
+      Masks with the same tree; shapes broadcast.
     """
     both = jnp.logical_and
     return jax.tree.map(lambda *m: jnp.asarray(functools.reduce(both, m)), *masks)
 
 
 def shuffle(masks: base.Masks, key: jax.Array) -> base.Masks:
-    """Returns random masks that keep as much of each leaf as the given ones.
+    """Shuffles the entries of each mask, so that random weights are kept.
 
-    The entries of each leaf in a random order: the control that tells what a mask
-    knows beyond its number of weights per layer. A scalar stays as it is.
+    Each leaf keeps as many weights as before. A control experiment: it measures what a
+    mask is worth beyond its sparsity per layer. Scalar masks do not change.
 
     Args:
-      masks: a mask tree.
+      masks: mask tree.
       key: a `jax.random.key`.
 
     Returns:
-      The masks' tree and shapes.
+      Masks with the same tree and shapes.
 
     Example:
       >>> import jax
@@ -155,10 +175,20 @@ def kept(params: base.Params, masks: base.Masks) -> base.Counts:
 
     Args:
       params: any pytree of arrays.
-      masks: its masks; an entry that stands for a channel counts its weights.
+      masks: masks of the params; a mask entry for a channel counts the channel's
+        weights.
 
     Returns:
       The params' tree of int32 scalars.
+
+    Raises:
+      PruningError: if the masks do not fit the params.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> masks = {"w": jnp.array([[True, False, True]])}
+      >>> kept({"w": jnp.ones((4, 3))}, masks)
+      {'w': Array(8, dtype=int32)}
     """
     masks = check(params, masks)
     return jax.tree.map(
@@ -172,14 +202,17 @@ def kept(params: base.Params, masks: base.Masks) -> base.Counts:
 
 
 def sparsity_per_leaf(params: base.Params, masks: base.Masks) -> Any:
-    """Returns the fraction removed in each leaf; an empty leaf has 0.
+    """Returns the fraction of weights removed in each leaf.
 
     Args:
       params: any pytree of arrays.
-      masks: its masks.
+      masks: masks of the params.
 
     Returns:
-      The params' tree of float32 scalars in [0, 1].
+      The params' tree of float32 scalars in [0, 1]; 0 for an empty leaf.
+
+    Raises:
+      PruningError: if the masks do not fit the params.
     """
     return jax.tree.map(
         lambda w, k: (
@@ -193,18 +226,20 @@ def sparsity_per_leaf(params: base.Params, masks: base.Masks) -> Any:
 
 
 def sparsity(params: base.Params, masks: base.Masks) -> jax.Array:
-    """Returns the fraction removed of all the weights under non-scalar masks.
+    """Returns the fraction of prunable weights that is removed.
 
-    A leaf with a scalar mask is never pruned and does not count: the sparsity
-    of what can be pruned is the figure that papers give. For the share of the
-    whole model see `jprune.summary`.
+    Leaves with a scalar mask are never pruned and do not count, as in the figures
+    that papers give. `jprune.summary` also has the fraction of all weights.
 
     Args:
       params: any pytree of arrays.
-      masks: its masks.
+      masks: masks of the params.
 
     Returns:
-      A float32 scalar in [0, 1]; 0 if nothing can be pruned.
+      A float32 scalar in [0, 1]; 0 if no leaf can be pruned.
+
+    Raises:
+      PruningError: if the masks do not fit the params.
 
     Example:
       >>> import jax.numpy as jnp
@@ -222,26 +257,26 @@ def sparsity(params: base.Params, masks: base.Masks) -> jax.Array:
         if np.shape(m) != ()
     ]
     size = sum(n for n, _ in prunable)
-    # In float32 from here: an int32 sum of the counts would wrap at 2^31.
+    # In float32: an int32 sum of the counts would wrap at 2^31.
     removed = sum((n - k).astype(jnp.float32) for n, k in prunable)
     return jnp.asarray(removed / float(max(1, size)), jnp.float32)
 
 
 def pack(masks: base.Masks, params: base.Params) -> Any:
-    """Returns the masks as bits: an eighth of a byte a weight.
+    """Packs masks to bits: one byte for eight weights.
 
-    Eight neighbours along a leaf's last axis make a byte, as `np.packbits` does
-    it, and the last byte of a row is filled with zeros. The leading axes stay, and
-    so do their shardings; that of the last axis stays where its parts are whole
-    bytes. Masks that are scalars, or broadcast to their leaf, stay as they are.
+    Eight neighbours along the last axis share a byte, in the order of `np.packbits`;
+    the last byte of a row is padded with zeros. Leading axes keep their shardings; the
+    last axis does where its shards are whole bytes. Masks that are scalars, or
+    broadcast to their leaf, are not packed.
 
     Args:
-      masks: a mask tree.
-      params: arrays or `jax.ShapeDtypeStruct`s in the shapes of the leaves that
-        are masked: the params, or the masks themselves.
+      masks: mask tree.
+      params: arrays or `jax.ShapeDtypeStruct`s with the shapes of the masked leaves:
+        the params, or the masks themselves.
 
     Returns:
-      The params' tree: uint8 of shape `(*leading, ceil(last / 8))` for masks of
+      The params' tree: uint8 of shape `(*leading, ceil(last / 8))` for masks of the
       full shape, booleans for the others.
 
     Raises:
@@ -266,20 +301,21 @@ def pack(masks: base.Masks, params: base.Params) -> Any:
 
 
 def unpack(packed: Any, params: base.Params) -> base.Masks:
-    """Returns the masks that `pack` packed; boolean masks stay as they are.
+    """Unpacks the masks that `pack` returned; boolean masks do not change.
 
-    XLA fuses this into what uses the masks: no array of them is made.
+    XLA fuses the unpacking into the operations that use the masks, so the unpacked
+    masks need no memory.
 
     Args:
-      packed: the result of `pack`.
-      params: arrays or `jax.ShapeDtypeStruct`s in the shapes that `pack` was given.
+      packed: result of `pack`.
+      params: arrays or `jax.ShapeDtypeStruct`s with the shapes that `pack` was given.
 
     Returns:
       The masks, bit for bit, with exactly the params' tree.
 
     Raises:
-      PruningError: if the trees differ, or a leaf has not the bytes that its shape
-        needs; names the leaf.
+      PruningError: if the trees differ, or the shape of a packed leaf is not the one
+        that `pack` returns; names the leaf.
 
     Example:
       >>> import jax.numpy as jnp
@@ -306,15 +342,15 @@ def unpack(packed: Any, params: base.Params) -> base.Masks:
 
 
 def is_packed(mask: Any) -> bool:
-    """Whether a leaf holds the bits of a mask rather than booleans."""
+    """Returns True if a leaf holds a packed mask, not booleans."""
     return jnp.result_type(mask) == jnp.uint8
 
 
 def _bits(packed: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """The bits along the last axis, the highest of each byte first.
 
-    `jnp.unpackbits` in a form that costs a fused step on CPU less: each byte is
-    repeated, and the place in its row says which bit is meant.
+    Cheaper than `jnp.unpackbits` in a fused step on CPUs: each byte is repeated eight
+    times, and the position in the row selects the bit.
     """
     wide = jnp.broadcast_to(packed[..., None], (*packed.shape, 8))
     wide = wide.reshape(*shape[:-1], 8 * packed.shape[-1])[..., : shape[-1]]
@@ -323,7 +359,7 @@ def _bits(packed: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _bytes_like(mask: jax.Array) -> jax.ShapeDtypeStruct:
-    """The shape of a mask's bytes, and the sharding that they keep."""
+    """The shape of a packed mask, and the sharding that it keeps."""
     *leading, last = mask.shape
     shape, sharding = (*leading, -(-last // 8)), jax.typeof(mask).sharding
     if not isinstance(sharding, NamedSharding):

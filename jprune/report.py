@@ -1,4 +1,4 @@
-"""Summaries: what a mask tree keeps, and what that is worth in bytes."""
+"""Summaries of pruned params: sparsity and bytes, per leaf and in total."""
 
 import math
 from typing import Any
@@ -11,31 +11,32 @@ from jprune import tree
 from jprune._core import base
 
 _NOTE = (
-    "Bytes sparse: the kept values and one bit a weight, at rest. Masks are dense "
-    "in compute: only smaller arrays run faster."
+    "Bytes sparse: the kept values and one bit per weight, in storage. Masked products "
+    "run as dense ones: only smaller arrays run faster."
 )
 
 
 def summary(params: base.Params, masks: base.Masks) -> dict[str, Any]:
-    """Returns what the masks keep of each leaf and of all, as plain numbers.
+    """Returns sparsity and bytes, per leaf and in total, as Python numbers.
 
-    Bytes are those of the values (`dense`), and of the kept values plus a bit
-    mask of one bit for each weight (`sparse`), the smallest lossless form of an
-    unstructured mask that needs no search to read. Whole channels (a mask of
-    size one along an axis) need a bit for each channel only.
+    `bytes_dense` counts all values. `bytes_sparse` counts the kept values and one bit
+    per weight, the smallest lossless form of an unstructured mask that can be read
+    without a search. Whole channels (a mask of size one along an axis) need one bit per
+    channel.
 
     Args:
       params: any pytree of arrays.
-      masks: its masks, from `prune` or `masks_of`.
+      masks: masks of the params, from `prune` or `masks_of`.
 
     Returns:
-      `leaves`: path -> {shape, dtype, size, kept, sparsity, prunable, collapsed,
-      bytes_dense, bytes_sparse}; `prunable` is False under a scalar mask, and
-      `collapsed` is True where nothing of a leaf is left. `total`: the same
-      sums, with `sparsity` of what is prunable and `sparsity_of_all`.
+      A dict of two entries. `leaves`: path -> {shape, dtype, size, kept, sparsity,
+      prunable, collapsed, bytes_dense, bytes_sparse}, where `prunable` is False for a
+      scalar mask, and `collapsed` is True if no weight of a leaf is kept. `total`: the
+      sums, the number of collapsed leaves, `sparsity` of the prunable weights and
+      `sparsity_of_all` weights.
 
     Raises:
-      PruningError: if the masks are not masks of these params.
+      PruningError: if the masks do not fit the params.
 
     Example:
       >>> import jax.numpy as jnp, jprune as jp
@@ -90,15 +91,15 @@ def _total(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def print_summary(params: base.Params, masks: base.Masks) -> None:
-    """Prints `summary` as a table, a line for each leaf and one for all.
+    """Prints `summary` as a table, with one row per leaf and the totals.
 
     Args:
       params: any pytree of arrays.
-      masks: its masks.
+      masks: masks of the params, from `prune` or `masks_of`.
 
     Raises:
       ImportError: if rich is not installed.
-      PruningError: if the masks are not masks of these params.
+      PruningError: if the masks do not fit the params.
     """
     try:
         from rich import console, table, text

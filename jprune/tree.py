@@ -1,10 +1,14 @@
-"""Paths, rules and predicates over parameter trees.
+"""Paths of leaves, rules and predicates on paths, and the roles of kernel axes.
 
-The only module that walks trees with `jax.tree_util`. A leaf is named by the keys that
-lead to it joined with `/`, the same for Flax Linen, Flax NNX, Equinox and plain
-dicts: boxes that hold one array under `.value` (an NNX Variable, a Linen
-partitioned parameter) do not show, so `dense/kernel` is `dense/kernel`
-everywhere.
+    leaf_paths, by_path, map_with_path     leaves by their paths, such as "dense/kernel"
+    is_kernel, is_float                    predicates: which leaves are pruned
+    matching, excluding                    predicates from regular expressions
+    label, match_rules                     values for leaves, by rules on paths
+    kernel_axes, KernelAxes                input and output axes of a kernel
+
+A path joins the keys that lead to a leaf with `/`. It is the same for Flax Linen, Flax
+NNX, Equinox and plain dicts: boxes that hold one array under `.value` (an NNX Variable,
+a Linen partitioned parameter) are left out.
 """
 
 import re
@@ -20,38 +24,37 @@ from jprune._core import base
 
 T = TypeVar("T")
 
-# A 2-D array with one of these names on its way is not what a matrix product
-# or a convolution multiplies by: tables that are looked up, and the biases and
-# norms of attention and convolution layers that have two axes or more.
+# Arrays with one of these names in their path are not kernels, even with two axes or
+# more: lookup tables, and the biases and norms of attention and convolution layers.
 _NOT_A_KERNEL = re.compile(
     r".*(embed|norm|bias).*|(.*_)?(emb|posemb|cls|tokens?)|scale|offset|wte|wpe|b"
 )
 
 
 def leaf_path(keys: jax.tree_util.KeyPath) -> str:
-    """Returns the name of a leaf: its keys joined by `/`, boxes left out.
+    """Returns the path of a leaf: its keys joined by `/`, without boxes.
 
     Args:
-      keys: the key path that `jax.tree_util` gives for the leaf.
+      keys: key path of the leaf, from `jax.tree_util`.
 
     Returns:
-      For example `"encoder/0/attention/query/kernel"`; `""` for a bare array.
+      A path such as `"encoder/0/attention/query/kernel"`; `""` for a bare array.
     """
-    # Only an *attribute* called `value` is a box: a dict may hold a layer of
-    # that name, as attention does.
+    # Only an *attribute* called `value` is a box: attention layers are dicts with a
+    # key of that name.
     if len(keys) > 1 and keys[-1] == jax.tree_util.GetAttrKey("value"):
         keys = keys[:-1]
     return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
 def leaf_paths(tree: Any) -> list[str]:
-    """Returns the name of each leaf, in tree order.
+    """Returns the path of each leaf, in tree order.
 
     Args:
       tree: any pytree.
 
     Returns:
-      The `/`-joined paths, as in `leaf_path`.
+      A list of `/`-joined paths; see `leaf_path`.
 
     Raises:
       PruningError: if two leaves have the same path.
@@ -68,15 +71,15 @@ def leaf_paths(tree: Any) -> list[str]:
 
 
 def map_with_path(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-    """Maps `f(path, leaf, *leaves_of_rest)` over trees, with `/`-joined paths.
+    """Maps a function of paths and leaves over trees.
 
     Args:
-      f: the function.
-      tree: any pytree; its paths are used.
-      *rest: trees of that structure, or with subtrees in place of its leaves.
+      f: function `(path, leaf, *leaves_of_rest) -> result`.
+      tree: any pytree, which gives the paths.
+      *rest: trees with the structure of `tree`, or with subtrees for its leaves.
 
     Returns:
-      The tree of results.
+      A tree of results, with the structure of `tree`.
 
     Example:
       >>> map_with_path(lambda path, leaf: f"{path}: {leaf}", {"a": {"b": 1}})
@@ -91,10 +94,10 @@ def by_path(tree: Any) -> dict[str, Any]:
     """Returns the leaves of a tree by their paths.
 
     Args:
-      tree: any pytree, as in `leaf_paths`.
+      tree: any pytree.
 
     Returns:
-      Path -> leaf, in tree order.
+      A dict from path to leaf, in tree order.
 
     Raises:
       PruningError: if two leaves have the same path.
@@ -103,19 +106,19 @@ def by_path(tree: Any) -> dict[str, Any]:
 
 
 def match_rules(rules: Sequence[tuple[str, T]], paths: Iterable[str]) -> dict[str, T]:
-    """Returns, for each path that a rule matches, the value of the first that does.
+    """Returns the value of the first rule that matches each path.
 
     Args:
-      rules: ordered `(pattern, value)`; a pattern is a regular expression that
-        has to match a whole path.
-      paths: the `/`-joined paths.
+      rules: sequence of `(pattern, value)`; a pattern is a regular expression that
+        has to match the whole path.
+      paths: `/`-joined paths.
 
     Returns:
-      path -> value; paths that no rule matches are left out.
+      A dict from path to value, without the paths that no rule matches.
 
     Raises:
-      PruningError: if a rule decides for no path at all, which is nearly always
-        a misspelt name or a rule in the wrong order.
+      PruningError: if a rule applies to no path, which usually means a misspelt name
+        or rules in the wrong order.
 
     Example:
       >>> match_rules([("out/.*", 0.5), (".*/kernel", 0.9)],
@@ -133,27 +136,28 @@ def match_rules(rules: Sequence[tuple[str, T]], paths: Iterable[str]) -> dict[st
     for i, (pattern, _) in enumerate(rules):
         if i not in winner.values():
             raise base.PruningError(
-                f"The rule {pattern!r} decides for no leaf: it matches none, or only "
-                f"leaves that an earlier rule takes. Leaves: {_listing(paths)}"
+                f"The rule {pattern!r} applies to no leaf: it matches none, or only "
+                f"leaves that an earlier rule matches. Leaves: {_listing(paths)}"
             )
     return {path: rules[i][1] for path, i in winner.items() if i is not None}
 
 
 def label(tree: Any, rules: Sequence[tuple[str, T]]) -> Any:
-    """Returns the tree with each leaf replaced by the value of its first rule.
+    """Labels each leaf with the value of the first rule that matches its path.
 
-    What `optax.partition` needs to treat layers differently.
+    `optax.partition` takes such labels, to treat layers differently.
 
     Args:
       tree: any pytree.
-      rules: as in `match_rules`; together they must match every leaf, so a last
-        rule is often `(".*", something)`.
+      rules: sequence of `(pattern, value)`; a pattern is a regular expression that
+        has to match the whole path. Every leaf needs a rule, so the last one is
+        often `(".*", value)`.
 
     Returns:
-      The same tree with values for leaves.
+      A tree of values, with the structure of `tree`.
 
     Raises:
-      PruningError: if a rule decides for no leaf, or no rule matches a leaf.
+      PruningError: if a rule applies to no leaf, or a leaf has no rule.
 
     Example:
       >>> label({"a": 1.0, "b": 2.0}, [("a", "dense"), (".*", "sparse")])
@@ -167,21 +171,21 @@ def label(tree: Any, rules: Sequence[tuple[str, T]]) -> Any:
 
 
 def is_float(path: str, leaf: Any, /) -> bool:
-    """True for floating-point arrays: the only leaves that can be pruned."""
+    """Selects floating-point leaves, the only ones that can be pruned."""
     del path
     return jnp.issubdtype(_dtype(leaf), jnp.floating)
 
 
 def is_kernel(path: str, leaf: Any, /) -> bool:
-    """True for what a matrix product or a convolution multiplies by.
+    """Selects kernels: the weights of matrix products and convolutions.
 
-    These are the leaves that are pruned unless told otherwise: floating point,
-    two axes or more, at least one element, and called `kernel` (Flax) or
-    anything that does not sound like a bias, a norm, an embedding or a token.
+    The default choice of leaves to prune. A kernel is floating point, has two axes or
+    more and at least one entry, and is called `kernel` (Flax), or has a path without
+    the names of biases, norms, embeddings and tokens.
 
     Args:
-      path: the leaf's `/`-joined path.
-      leaf: an array or a `jax.ShapeDtypeStruct`.
+      path: `/`-joined path of the leaf.
+      leaf: array or `jax.ShapeDtypeStruct`.
 
     Returns:
       True for a kernel.
@@ -201,13 +205,13 @@ def is_kernel(path: str, leaf: Any, /) -> bool:
 
 
 class Matching(NamedTuple):
-    """A predicate on paths; made by `matching` and `excluding`.
+    """A predicate on paths, as `matching` and `excluding` return it.
 
     Attributes:
-      patterns: regular expressions that match whole paths; each of them has to
-        match some leaf of the tree that the predicate is used on.
-      inside: what a matching leaf is worth.
-      among: the predicate that a leaf has to satisfy as well.
+      patterns: regular expressions that match whole paths. Each of them has to match
+        a leaf of the tree that the predicate is applied to.
+      inside: True to select the leaves that match, False to exclude them.
+      among: further predicate that selected leaves have to satisfy.
     """
 
     patterns: tuple[str, ...]
@@ -215,20 +219,20 @@ class Matching(NamedTuple):
     among: base.Predicate
 
     def __call__(self, path: str, leaf: Any, /) -> bool:
-        """Returns True where the leaf is meant."""
+        """Returns True if the leaf is selected."""
         hit = any(re.fullmatch(pattern, path) for pattern in self.patterns)
         return hit == self.inside and self.among(path, leaf)
 
 
 def matching(*patterns: str, among: base.Predicate = is_float) -> Matching:
-    """A predicate: leaves whose whole path matches one of the patterns.
+    """Selects the leaves whose path matches one of the patterns.
 
     Args:
-      *patterns: regular expressions for `/`-joined paths.
-      among: only leaves that satisfy this predicate too.
+      *patterns: regular expressions that have to match whole `/`-joined paths.
+      among: predicate that selected leaves have to satisfy as well.
 
     Returns:
-      A predicate; where it is used, a pattern that matches no leaf is an error.
+      A predicate. A pattern that matches no leaf raises where the predicate is used.
 
     Example:
       >>> import jax.numpy as jnp
@@ -239,14 +243,14 @@ def matching(*patterns: str, among: base.Predicate = is_float) -> Matching:
 
 
 def excluding(*patterns: str, among: base.Predicate = is_kernel) -> Matching:
-    """A predicate: kernels except those whose whole path matches a pattern.
+    """Selects the kernels whose path matches none of the patterns.
 
     Args:
-      *patterns: regular expressions for `/`-joined paths.
-      among: the leaves from which the patterns take away.
+      *patterns: regular expressions that have to match whole `/`-joined paths.
+      among: predicate that selects the leaves from which matches are excluded.
 
     Returns:
-      A predicate; where it is used, a pattern that matches no leaf is an error.
+      A predicate. A pattern that matches no leaf raises where the predicate is used.
 
     Example:
       >>> import jax.numpy as jnp
@@ -260,15 +264,15 @@ def flags(where: base.Predicate, tree: Any) -> Any:
     """Evaluates a predicate on each leaf.
 
     Args:
-      where: the predicate.
-      tree: a pytree of arrays or `jax.ShapeDtypeStruct`s.
+      where: predicate `(path, leaf) -> bool`.
+      tree: pytree of arrays or `jax.ShapeDtypeStruct`s.
 
     Returns:
-      The tree with Python bools for leaves.
+      A tree of Python bools, with the structure of `tree`.
 
     Raises:
-      PruningError: if the predicate selects nothing, or one of its patterns
-        matches no leaf.
+      PruningError: if the predicate selects no leaf, or one of its patterns matches
+        no leaf.
     """
     paths = leaf_paths(tree)
     for pattern in getattr(where, "patterns", ()):
@@ -288,14 +292,18 @@ def flags(where: base.Predicate, tree: Any) -> Any:
 def only(chosen: Any, tree: Any) -> Any:
     """Replaces the leaves that are not chosen by `optax.MaskedNode`.
 
-    The tree keeps its shape, and `jax.tree.map` does not see what is hidden.
+    The structure of the tree stays, and `jax.tree.map` skips the hidden leaves.
 
     Args:
-      chosen: a tree of Python bools.
-      tree: a tree of that structure; `None` (nothing was passed) stays `None`.
+      chosen: tree of Python bools, as from `flags`.
+      tree: tree of the same structure, or None, which stays None.
 
     Returns:
       The tree with `optax.MaskedNode()` where `chosen` is False.
+
+    Example:
+      >>> only({"a": True, "b": False}, {"a": 1.0, "b": 2.0})
+      {'a': 1.0, 'b': MaskedNode()}
     """
     if tree is None:
         return None
@@ -303,14 +311,14 @@ def only(chosen: Any, tree: Any) -> Any:
 
 
 def merged(visible: Any, tree: Any) -> Any:
-    """Returns a tree with its leaves replaced by those that are visible elsewhere.
+    """Fills the hidden leaves of a tree with those of another.
 
     Args:
-      visible: a tree as from `only`, with `optax.MaskedNode` for some leaves.
-      tree: a tree of all leaves.
+      visible: tree with `optax.MaskedNode` for some leaves, as from `only`.
+      tree: tree with all leaves.
 
     Returns:
-      The visible leaves, and the tree's where there is none.
+      The leaves of `visible`, and those of `tree` where `visible` has none.
     """
     hidden = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
     return jax.tree.map(
@@ -319,11 +327,11 @@ def merged(visible: Any, tree: Any) -> Any:
 
 
 class KernelAxes(NamedTuple):
-    """The roles of a kernel's axes; what is in neither is spatial.
+    """The roles of a kernel's axes; axes with neither role are spatial.
 
     Attributes:
-      input: the axes that a product sums over (the contraction), ascending.
-      output: the axes that remain, one index per output feature, ascending.
+      input: axes that the product contracts (sums over), ascending.
+      output: axes of output features, ascending.
     """
 
     input: tuple[int, ...]
@@ -331,10 +339,11 @@ class KernelAxes(NamedTuple):
 
 
 KernelLayout = Callable[[str, Any], KernelAxes]
+"""`(path, leaf) -> KernelAxes`, such as `kernel_axes`."""
 
 
 def kernel_axes(path: str, leaf: Any) -> KernelAxes:
-    """Returns the roles of a kernel's axes by its framework's convention.
+    """Returns the roles of a kernel's axes, by the conventions of frameworks.
 
     JAX, Flax and Haiku store `(*spatial, in, out)`; Equinox and PyTorch, whose
     kernels are called `weight`, store `(out, in, *spatial)`. Flax's attention
@@ -342,11 +351,11 @@ def kernel_axes(path: str, leaf: Any) -> KernelAxes:
     `value` and `(heads, dim, out)` under `out`.
 
     Args:
-      path: the leaf's `/`-joined path.
-      leaf: an array of two axes or more.
+      path: `/`-joined path of the leaf.
+      leaf: array of two axes or more.
 
     Returns:
-      The axes by role.
+      The axes of each role.
 
     Raises:
       PruningError: if the leaf has fewer than two axes.
@@ -361,7 +370,8 @@ def kernel_axes(path: str, leaf: Any) -> KernelAxes:
     ndim = np.ndim(leaf)
     if ndim < 2:
         raise base.PruningError(
-            f"{path!r} has shape {np.shape(leaf)}: axes have roles from two axes on."
+            f"{path!r} has shape {np.shape(leaf)}; input and output axes need two axes "
+            "or more."
         )
     *parents, name = path.split("/")
     layer = parents[-1] if parents else ""

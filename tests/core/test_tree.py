@@ -234,7 +234,7 @@ def test_the_first_rule_that_matches_decides():
     ],
 )
 def test_a_rule_that_decides_nothing_is_refused(rules, pattern):
-    message = rf"The rule {pattern} decides for no leaf.*Leaves: a/kernel, b/bias"
+    message = rf"The rule {pattern} applies to no leaf.*Leaves: a/kernel, b/bias"
     with pytest.raises(jp.PruningError, match=message):
         tree.match_rules(rules, ["a/kernel", "b/bias"])
 

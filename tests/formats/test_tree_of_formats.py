@@ -84,7 +84,7 @@ def test_mistakes_name_the_leaf():
     params, masks = {"a": {"w": np.ones(3)}}, {"a": {"w": np.ones(3, bool)}}
     with pytest.raises(jp.PruningError, match="'a/w': JAX would cast float64"):
         formats.pack_tree(params, masks)
-    with pytest.raises(jp.PruningError, match=r"'\.\*/kernel' decides for no leaf"):
+    with pytest.raises(jp.PruningError, match=r"'\.\*/kernel' applies to no leaf"):
         formats.pack_tree(params, masks, [(".*/kernel", formats.pack_bits)])
     with pytest.raises(jp.PruningError, match=r"Without a mask: \['a/w'\]"):
         formats.pack_tree(params, {"b": np.ones(3, bool)})

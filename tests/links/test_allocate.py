@@ -278,7 +278,7 @@ def test_pins_that_cannot_be_met_are_refused_where_they_are_known():
             allocation(params, params, 0.75)
         found = allocation(params, params, jnp.float32(0.75))
         assert jax.tree.map(int, found) == {"a": 100, "b": 0}
-        with pytest.raises(jp.PruningError, match=r"rule 'c.\*' decides for no leaf"):
+        with pytest.raises(jp.PruningError, match=r"rule 'c.\*' applies to no leaf"):
             make(pins=[("a", 0.0), ("c.*", 0.5)])(params, params, 0.5)
         with pytest.raises(jp.PruningError, match=r"got 1\.5"):
             make(pins=[("a", 1.5)])

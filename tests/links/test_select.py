@@ -172,5 +172,5 @@ def test_states_without_or_with_too_many_masks():
     with pytest.raises(jp.PruningError, match="selects nothing"):
         SPARSE.init({"bias": jnp.ones(2)})
     pinned = jp.recipes.random_erk(0.5, jax.random.key(0), pins=[("no/such", 0.0)])
-    with pytest.raises(jp.PruningError, match="rule 'no/such' decides"):
+    with pytest.raises(jp.PruningError, match="rule 'no/such' applies"):
         jp.sparsify(optax.sgd(0.1), pinned).init(FLOATS)
