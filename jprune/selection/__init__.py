@@ -1,18 +1,30 @@
-"""Exact selection: keep the best k of all scores.
+"""Exact selection: masks that keep the best k of all scores.
 
-    top_k                  of all leaves together; ties go to the lower index
-    top_k_per_leaf         k of each leaf
-    top_k_with_floors      of all leaves, with a minimum for each
-    top_within_budget      the best scores whose costs fit a budget
-    soft_top_k             a differentiable relaxation, whose gates sum to k
-    kept_count             how many entries a sparsity keeps
+Masks:
+
+    top_k                  the k largest scores of the whole tree (the exact top-k)
+    top_k_per_leaf         the k largest of each leaf, with a k for each
+    top_k_with_floors      the k largest of the tree, with a minimum for each leaf
+    top_within_budget      the scores of best value for their costs, within a budget
+    count_top_k            how many entries of each leaf `top_k` keeps
+
+Gates:
+
+    soft_top_k             a differentiable relaxation of `top_k`, whose gates sum to k
+
+For links of your own:
+
+    kept_count             the k that a sparsity stands for
+    check_sparsity         raises unless a sparsity is in [0, 1]
+    check_no_nan           raises if a score is NaN
 
 Scores are compared as order-preserving integers, and the threshold is found by
-counting, not by sorting: exact for every dtype, for a traced k, under `jit` and
-`vmap`, and on sharded leaves without gathering them. A NaN raises.
+counting, not by sorting: exact for every dtype, for a traced k, under `jit` and `vmap`,
+and on sharded leaves without gathering them. Ties go to the lower index, a NaN raises.
 
-Read `_top_k` first. It asks `_cutoffs` for the threshold of each leaf; `_boundary`
-finds thresholds by counting, and `_batching` stacks leaves of equal shape.
+To read the code, start with `_top_k`. It gets the threshold of each leaf from
+`_cutoffs`; `_boundary` finds thresholds by counting, and `_batching` stacks leaves of
+equal shape.
 """
 
 from jprune._core.deprecation import renamed

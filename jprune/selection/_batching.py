@@ -1,8 +1,8 @@
-"""Leaves in batches: many small leaves of one shape cost as much as one.
+"""Batches of leaves: many small leaves of one shape cost as much as one.
 
-A tree of thousands of biases and norms would otherwise compile, and start, a
-reduction for each. A batch is one leaf, or many stacked along a new first axis;
-the kernels of a search are written for one leaf and mapped over the batch.
+Without batches, a tree of thousands of biases and norms would compile, and launch, a
+reduction for each of them. A batch is one leaf, or several leaves stacked along a new
+first axis. The kernels of a search are written for one leaf and mapped over the batch.
 """
 
 import functools
@@ -17,19 +17,19 @@ from jax import lax
 from jprune._core import counting
 from jprune._core.ordering import greatest_number, ordered_bits, ordered_products
 
-_SMALL = 2**14  # entries: above, a leaf is worth a reduction of its own
-_MANY = 4  # leaves of one shape: below, stacking them gains nothing
+_SMALL = 2**14  # entries: larger leaves get reductions of their own
+_MANY = 4  # leaves of one shape: fewer are not worth stacking
 
 
 class Batch(NamedTuple):
     """Leaves that are searched together.
 
     Attributes:
-      values: the leaf, or the leaves along a first axis; leaves of different
-        shapes are flat, and filled up with the least score.
-      leaves: (B,) int32, which leaves of the tree they are.
-      stacked: whether there is that first axis.
-      spec: inside `jax.shard_map`, the leaf's `PartitionSpec`.
+      values: the leaf, or the leaves stacked along a first axis; leaves of different
+        shapes are flattened, and padded with the smallest score.
+      leaves: (B,) int32, indices of the leaves in the tree.
+      stacked: whether `values` has the additional first axis.
+      spec: inside `jax.shard_map`, the `PartitionSpec` of the leaf.
     """
 
     values: Any
@@ -41,17 +41,17 @@ class Batch(NamedTuple):
 def batch(
     leaves: Sequence[Any], specs: Sequence[Any], dtype: jnp.dtype, on_host: bool
 ) -> list[Batch]:
-    """Returns all leaves in batches.
+    """Groups leaves into batches.
 
     Args:
       leaves: arrays.
-      specs: for each leaf its `PartitionSpec` inside `jax.shard_map`, or None.
-      dtype: the type in which scores are compared.
-      on_host: whether the values are at hand, so that the host can stack leaves of
-        different shapes; leaves on several devices are then left alone.
+      specs: `PartitionSpec` of each leaf inside `jax.shard_map`, or None.
+      dtype: dtype in which scores are compared.
+      on_host: whether values are known, so that the host can stack leaves of different
+        shapes; leaves on several devices are then not stacked.
 
     Returns:
-      Batches; every leaf is in one of them.
+      Batches that together hold every leaf once.
     """
     classes: dict[Any, list[int]] = {}
     for i, (x, spec) in enumerate(zip(leaves, specs, strict=True)):
@@ -73,11 +73,11 @@ def batch(
 def unbatch(
     batches: Sequence[Batch], masks: Sequence[Any], like: Sequence[Any]
 ) -> list[Any]:
-    """Returns one mask for each leaf, in the order of the tree.
+    """Splits the masks of batches into one mask per leaf, in the order of the tree.
 
     Args:
-      batches: what `batch` made.
-      masks: for each batch the masks of its values.
+      batches: batches from `batch`.
+      masks: masks of the values of each batch.
       like: the leaves.
 
     Returns:
@@ -103,13 +103,13 @@ def unbatch(
 
 
 def key_range(b: Batch, dtype: jnp.dtype, rates: Any) -> jax.Array:
-    """Returns the least and the greatest key of each leaf of a batch.
+    """Returns the smallest and the largest key of each leaf of a batch.
 
     Args:
-      b: a batch of B leaves.
-      dtype: the type in which scores are compared.
-      rates: (L,) of that type, what the scores of each leaf of the tree are
-        multiplied by; or None.
+      b: batch of B leaves.
+      dtype: dtype in which scores are compared.
+      rates: (L,) array of that dtype, factors for the scores of each leaf of the tree;
+        or None.
 
     Returns:
       (B, 2) unsigned keys, without the first axis for a leaf that is not stacked.
@@ -118,13 +118,13 @@ def key_range(b: Batch, dtype: jnp.dtype, rates: Any) -> jax.Array:
 
 
 def key_counts(b: Batch, dtype: jnp.dtype, rates: Any, pivots: Any) -> jax.Array:
-    """Returns how many keys of each leaf of a batch reach each pivot.
+    """Returns how many keys of each leaf of a batch are at least each pivot.
 
     Args:
-      b: a batch of B leaves.
-      dtype: as in `key_range`.
+      b: batch of B leaves.
+      dtype: dtype in which scores are compared.
       rates: as in `key_range`.
-      pivots: (L, R) unsigned keys for each leaf of the tree, or (1, R) for all.
+      pivots: (L, R) unsigned keys for each leaf of the tree, or (1, R) for all leaves.
 
     Returns:
       (B, R) uint32, without the first axis for a leaf that is not stacked.
@@ -135,13 +135,13 @@ def key_counts(b: Batch, dtype: jnp.dtype, rates: Any, pivots: Any) -> jax.Array
 def tie_counts(
     b: Batch, dtype: jnp.dtype, rates: Any, keys: Any, pivots: Any
 ) -> jax.Array:
-    """Returns how many entries with a given key reach each rank.
+    """Returns how many entries with a given key have at least each rank.
 
     The rank of an entry is 2^32 - 1 minus its row-major index.
 
     Args:
-      b: a batch of B leaves.
-      dtype: as in `key_range`.
+      b: batch of B leaves.
+      dtype: dtype in which scores are compared.
       rates: as in `key_range`.
       keys: (L,) unsigned keys, one for each leaf of the tree.
       pivots: (L, R) uint32 ranks.
@@ -153,50 +153,50 @@ def tie_counts(
 
 
 def kept(b: Batch, dtype: jnp.dtype, rates: Any, keys: Any, ranks: Any) -> jax.Array:
-    """Returns the masks: True above the key, or with it and above the rank.
+    """Returns masks: True above the key, and at the key above the rank.
 
     Args:
-      b: a batch of B leaves.
-      dtype: as in `key_range`.
+      b: batch of B leaves.
+      dtype: dtype in which scores are compared.
       rates: as in `key_range`.
       keys: (L,) unsigned keys, one for each leaf of the tree.
       ranks: (L,) uint32 ranks.
 
     Returns:
-      Booleans in the shape of the batch's values.
+      A boolean array of the shape of the batch's values.
     """
     return _mapped(_kept, b, dtype)(b.values, b.leaves, rates, keys, ranks)
 
 
 def has_nan(greatest: Any, dtype: jnp.dtype) -> Any:
-    """Returns whether the greatest key of a leaf is that of a NaN.
+    """Returns whether the largest key of a leaf is that of a NaN.
 
     Args:
-      greatest: unsigned keys.
-      dtype: the type in which scores are compared.
+      greatest: array of unsigned keys.
+      dtype: dtype in which scores are compared.
 
     Returns:
-      Booleans of that shape.
+      A boolean array of the same shape.
     """
     unsigned = greatest_number(dtype) - np.iinfo(f"int{dtype.itemsize * 8}").min
     return greatest > np.array(unsigned, greatest.dtype)
 
 
 def least_rank(sizes: jax.Array) -> jax.Array:
-    """Returns the rank of the last entry of leaves.
+    """Returns the rank of the last entry of each leaf.
 
     Args:
-      sizes: uint32 entries, at least 1.
+      sizes: uint32 array, numbers of entries, at least 1.
 
     Returns:
-      A uint32 array of that shape.
+      A uint32 array of the same shape.
     """
     return ~(sizes - jnp.ones_like(sizes))
 
 
-# One leaf each. The values pass a barrier with what changes from pass to pass:
-# otherwise XLA would compute the keys and ranks of all entries once, ahead of the
-# loop, and keep them in memory.
+# Kernels for one leaf. The values go through a barrier together with operands that
+# change from pass to pass: otherwise XLA would compute the keys and ranks of all
+# entries ahead of the loop, and hold them in memory.
 
 
 def _key_range(x: jax.Array, rate: Any, *, dtype: jnp.dtype, spec: Any) -> jax.Array:
@@ -230,7 +230,7 @@ def _tie_counts(
 ) -> jax.Array:
     x, pivots, top = lax.optimization_barrier((jnp.asarray(x), pivots, _TOP_RANK))
     keys, ranks = _keys(x, rate, dtype), counting.ranks(x, top, spec)
-    # The least integer is the rank of no entry.
+    # The smallest integer is not the rank of any entry.
     least = jnp.full_like(ranks, jnp.iinfo(ranks.dtype).min)
     ranks = jnp.where(keys == _signed(key, keys.dtype), ranks, least)
     counts = counting.count([ranks >= p for p in _signed(pivots, ranks.dtype)])
@@ -252,27 +252,27 @@ def _kept(
     return (keys > key) | ((keys == key) & (ranks > rank))
 
 
-# The rank of an entry, highest for the first one, is this minus its index; as an
-# unsigned integer it is 2^32 - 1 minus the index.
+# The rank of an entry is this minus its index, so the first entry has the highest; as
+# an unsigned integer it is 2^32 - 1 minus the index.
 _TOP_RANK = np.int32(2**31 - 1)
 
 
 def _keys(x: jax.Array, rate: Any, dtype: jnp.dtype) -> jax.Array:
     """The scores as signed integers in their order."""
     x = x.astype(dtype)
-    # Not a quotient: XLA has `x / cost` rounded once or twice, as the shape is.
+    # A product: XLA rounds quotients `x / cost` once or twice, depending on the shape.
     return ordered_bits(x) if rate is None else ordered_products(x, rate)
 
 
 def _unsigned(keys: jax.Array) -> jax.Array:
-    """Signed integers as unsigned ones in the same order, from 0."""
+    """Converts signed integers to unsigned ones in the same order, starting at 0."""
     wide = jnp.dtype("int64" if keys.dtype.itemsize == 8 else "int32")
     shifted = keys.astype(wide) - np.array(jnp.iinfo(keys.dtype).min, wide)
     return lax.bitcast_convert_type(shifted, jnp.dtype(f"u{wide.name}"))
 
 
 def _signed(keys: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """The inverse of `_unsigned`, to integers of a dtype."""
+    """The inverse of `_unsigned`, for integers of a dtype."""
     wide = jnp.dtype("int64" if keys.dtype.itemsize == 8 else "int32")
     shifted = lax.bitcast_convert_type(keys, wide)
     return (shifted + np.array(jnp.iinfo(dtype).min, wide)).astype(dtype)
@@ -284,9 +284,9 @@ def _mapped(kernel: Callable, b: Batch, dtype: jnp.dtype) -> Callable:
 
 @functools.cache
 def _jitted(kernel: Callable, dtype: jnp.dtype, stacked: bool, spec: Any) -> Callable:
-    """A kernel mapped over a batch, from tables that have a row for each leaf.
+    """A kernel mapped over a batch, whose operands are tables with a row per leaf.
 
-    One jitted function for all trees, so that shapes are compiled once.
+    All trees share the jitted function, so that each shape is compiled once.
     """
     one = functools.partial(kernel, dtype=dtype, spec=spec)
 
@@ -300,14 +300,14 @@ def _jitted(kernel: Callable, dtype: jnp.dtype, stacked: bool, spec: Any) -> Cal
 
 
 def _rows(table: jax.Array, leaves: jax.Array) -> jax.Array:
-    """The rows of some leaves; a table of one row is that of all."""
+    """The rows of some leaves; a table of one row holds for all leaves."""
     if table.shape[0] == 1:
         return jnp.broadcast_to(table, (leaves.shape[0], *table.shape[1:]))
     return jnp.asarray(table)[leaves]
 
 
 def _class(i: int, x: Any, spec: Any, on_host: bool) -> Any:
-    """What leaves must share to be stacked; the leaf's number if it must not be."""
+    """Leaves of equal class are stacked; a leaf that is not is its own class."""
     size = np.size(x)
     if size > _SMALL or spec is not None:
         return i
@@ -322,29 +322,29 @@ def _class(i: int, x: Any, spec: Any, on_host: bool) -> Any:
 
 
 def _row(x: jax.Array, i: int) -> jax.Array:
-    """`x[i]`, with an index that XLA cannot see.
+    """Returns `x[i]`, with an index that is hidden from XLA.
 
-    It compiles equal kernels once. With the index inside, the kernels of no two rows
-    are equal, and compiling them was nearly all of the time that a tree of a thousand
-    leaves took. XLA moves a constant of one number into the kernel, and finds it
-    behind a barrier; two numbers behind one it does not.
+    XLA compiles equal kernels once. With a constant index the kernels of all rows
+    differ, and compiling them took nearly all of the time for a tree of a thousand
+    leaves. XLA moves a constant scalar into the kernel, even from behind a barrier; it
+    does not move a constant of two entries.
     """
     halves = lax.optimization_barrier(jnp.asarray(np.array([i, 0], np.int32)))
     return lax.dynamic_index_in_dim(x, jnp.sum(halves), keepdims=False)
 
 
 def _row_length(size: int) -> int:
-    """A power of two, so that few kernels serve leaves of all sizes."""
+    """A power of two, so that few kernels serve all sizes."""
     return 1 << max(0, size - 1).bit_length()
 
 
 def _stack_on_host(leaves: list[Any], dtype: jnp.dtype) -> jax.Array:
-    """Flat leaves as the rows of one array, filled up with the least score.
+    """Flat leaves as the rows of one array, padded with the smallest score.
 
-    No search counts what fills them up: its pivots are above the least key, and
-    the ranks that it asks for are those of entries that a leaf has. The least of
-    the type in which scores are compared, that is: the leaves' own type may have
-    no infinity, and its least integer may be above scores of other leaves.
+    Searches never count the padding: pivots are above the smallest key, and ranks are
+    those of entries. The smallest score is that of the dtype in which scores are
+    compared: a leaf's own dtype may have no infinity, and its smallest integer may be
+    larger than scores of other leaves.
     """
     host = [np.asarray(x) for x in jax.device_get(leaves)]
     least = -np.inf if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).min
@@ -356,6 +356,6 @@ def _stack_on_host(leaves: list[Any], dtype: jnp.dtype) -> jax.Array:
 
 
 def _put(arrays: list[np.ndarray], like: Any) -> list[jax.Array]:
-    """NumPy arrays on the device of a leaf, committed to it if the leaf is."""
+    """Puts NumPy arrays on the device of a leaf, committed if the leaf is."""
     committed = isinstance(like, jax.Array) and like.committed
     return jax.device_put(arrays, like.sharding if committed else None)

@@ -1,11 +1,11 @@
-"""Where a budget ends among ordered keys: a search that only counts.
+"""Search for the boundary of a budget among ordered keys, by counting.
 
-Entries have keys; those with the highest are kept, as far as the weight of what
-is kept stays within a budget. The search holds a bracket of keys around the
-boundary and narrows it: each pass counts how many entries reach each of seven
-pivots. Where to put them is guessed from the counts at both ends, because keys
-are spread smoothly over a narrow bracket; and when a guess was bad, the next
-pass divides the bracket evenly, so that no distribution takes many passes.
+Entries have keys; those with the highest keys are kept, as long as their total weight
+is within a budget. The search holds a bracket of keys around the boundary and narrows
+it: each pass counts how many entries reach each of seven pivots. Pivots are placed by
+interpolation between the counts at both ends, because keys are spread smoothly over a
+narrow bracket. After a poor guess, the next pass divides the bracket evenly, which
+bounds the number of passes for every distribution.
 """
 
 from collections.abc import Callable
@@ -17,22 +17,20 @@ from jax import lax
 
 from jprune._core import counting
 
-PIVOTS = 7  # about what a CPU counts in the time that it takes to read
+PIVOTS = 7  # about as many as a CPU counts while it reads the entries
 
 
 class Task(NamedTuple):
-    """What a search has to find, for each group of leaves.
+    """The problem of a search, for G groups of L leaves.
 
-    All arrays have a length: G groups (1 where all leaves compete, else one for
-    each leaf), or L leaves.
+    A group is all leaves (G = 1), or one leaf each (G = L).
 
     Attributes:
-      budget: (G,) `Total`, the most weight that may be kept.
-      sizes: (L,) uint32 entries.
-      floors: (L,) uint32, kept in any case; or None.
-      costs: (L,) uint32, the weight of an entry, in [1, 2^16]; or None for 1.
-      rates: (L,), what scores are multiplied by before they are compared, the
-        inverse of the costs; or None for 1.
+      budget: (G,) `Total`, the largest weight that may be kept.
+      sizes: (L,) uint32, numbers of entries.
+      floors: (L,) uint32, numbers of entries that are kept anyway; or None.
+      costs: (L,) uint32 in [1, 2^16], weight of an entry; or None for 1.
+      rates: (L,), factors of the scores, the inverses of the costs; or None for 1.
     """
 
     budget: counting.Total
@@ -43,13 +41,13 @@ class Task(NamedTuple):
 
 
 class Bracket(NamedTuple):
-    """Unsigned keys between which the boundary lies, and what was counted there.
+    """Unsigned keys around the boundary, with the counts at both ends.
 
     Attributes:
-      low: (G,) keys; all entries from here on are too much (or it is `last`).
-      last: (G,) keys; all entries above this are within the budget.
-      at_low: (L,) uint32 entries at or above `low`.
-      above: (L,) uint32 entries above `last`.
+      low: (G,) keys; entries at or above `low` exceed the budget (or `low == last`).
+      last: (G,) keys; entries above `last` are within the budget.
+      at_low: (L,) uint32, numbers of entries at or above `low`.
+      above: (L,) uint32, numbers of entries above `last`.
       evenly: (G,) bool, whether the next pass divides the bracket evenly.
     """
 
@@ -61,12 +59,12 @@ class Bracket(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """A bracket, and the question that would narrow it.
+    """A bracket, and the pivots of the next pass.
 
     Attributes:
       bracket: the bracket.
-      pivots: (G, 7) unsigned keys: how many entries of each leaf reach them?
-      open: (G,) bool, whether the answer is still needed.
+      pivots: (G, 7) unsigned keys, at which entries are counted.
+      open: (G,) bool, whether the search goes on.
     """
 
     bracket: Bracket
@@ -77,20 +75,20 @@ class Turn(NamedTuple):
 def boundary(
     first: Turn, task: Task, count: Callable[[jax.Array, Any], Any], on_host: bool
 ) -> Bracket:
-    """Searches until every group's boundary is found.
+    """Searches until the boundary of every group is found.
 
     Args:
-      first: the first question, from `begin`.
-      task: what to find.
-      count: `(pivots, open) -> (L, 7)` uint32, how many entries of each leaf have
-        a key at or above each pivot. May answer anything for closed groups.
-      on_host: whether a Python loop drives the search. It compiles small pieces
-        only, whose number does not depend on how many leaves there are, and waits
-        for the device after each pass; otherwise all is one `lax.while_loop`.
+      first: first turn, from `begin`.
+      task: the problem.
+      count: `(pivots, open) -> (L, 7)` uint32, the number of entries of each leaf with
+        a key at or above each pivot; may be anything for closed groups.
+      on_host: run a Python loop, which compiles a few small functions, independent of
+        the number of leaves, and waits for the device after each pass. Otherwise the
+        search is one `lax.while_loop`.
 
     Returns:
-      A bracket of which each group has either exactly its budget above `last`, or
-      `low == last`, the key of the entries of which some are still to be kept.
+      A bracket. In each group, the entries above `last` have exactly the weight of the
+      budget, or `low == last` is the key of entries of which only some are kept.
     """
     if not on_host:
         return lax.while_loop(
@@ -111,14 +109,15 @@ def begin(around: Bracket, task: Task) -> Turn:
     """Returns the first turn of a search within a bracket.
 
     Args:
-      around: `low` at most the least key, `last` at least the greatest one.
-      task: what to find.
+      around: bracket with `low` at most the smallest key, and `last` at least the
+        largest key.
+      task: the problem.
 
     Returns:
       A turn.
     """
     everything = counting.gap(weight(around.at_low, task), task.budget) <= 0
-    # Nothing is above key 0, and all that ties with it fits: all is kept.
+    # If all entries fit: at key 0 all of them tie, and all are kept.
     zero = jnp.zeros_like(around.low)
     empty = everything | (around.low > around.last)
     low = jnp.where(empty, zero, around.low)
@@ -128,12 +127,12 @@ def begin(around: Bracket, task: Task) -> Turn:
 
 @jax.jit
 def narrow(turn: Turn, task: Task, counts: jax.Array) -> Turn:
-    """Returns the next turn, given the answer to this one's question.
+    """Returns the next turn, given the counts at the pivots of this one.
 
     Args:
-      turn: a turn.
-      task: what to find.
-      counts: (L, 7) uint32.
+      turn: current turn.
+      task: the problem.
+      counts: (L, 7) uint32, numbers of entries at or above each pivot.
 
     Returns:
       A turn with a narrower bracket in each open group.
@@ -149,7 +148,7 @@ def narrow(turn: Turn, task: Task, counts: jax.Array) -> Turn:
     least = jnp.min(beyond, axis=1)
     last = jnp.where(falls, least - one, old.last)
     low = jnp.where(rises, jnp.max(within, axis=1), old.low)
-    # Not the argmin: `greatest` may be a pivot, and then stands for two things.
+    # Not the argmin: `greatest` may be a pivot, as well as mark those that do not fit.
     first = jnp.argmax(fits & (pivots == least[:, None]), axis=1)
     poor = (last - low) > ((old.last - old.low) >> 3)
     new = Bracket(
@@ -163,11 +162,11 @@ def narrow(turn: Turn, task: Task, counts: jax.Array) -> Turn:
 
 
 def weight(counts: jax.Array, task: Task) -> counting.Total:
-    """Returns the weight of the leaves' best entries, with the floors, per group.
+    """Returns the weight of the best entries of the leaves, floors included, per group.
 
     Args:
-      counts: (L, ...) uint32, how many of each leaf.
-      task: for its floors, costs and number of groups.
+      counts: (L, ...) uint32, numbers of entries of each leaf.
+      task: the problem, of which floors, costs and the number of groups are used.
 
     Returns:
       (G, ...) `Total`.
@@ -186,7 +185,7 @@ def weight(counts: jax.Array, task: Task) -> counting.Total:
 
 
 def _ask(around: Bracket, task: Task) -> Turn:
-    """The turn of a bracket: pivots in (low, last], and which groups need them."""
+    """The turn of a bracket: pivots in (low, last], and which groups are open."""
     at_low, above = weight(around.at_low, task), weight(around.above, task)
     exact = counting.gap(above, task.budget) == 0
     many = counting.gap(at_low, above)
@@ -203,17 +202,17 @@ def _ask(around: Bracket, task: Task) -> Turn:
 
 
 def _even(width: jax.Array) -> jax.Array:
-    """Seven offsets that cut a width into eight; all offsets of a small width."""
+    """Seven offsets that divide a width into eight; all offsets of a small width."""
     steps = jnp.arange(1, PIVOTS + 1).astype(width.dtype)
     eighth, rest = width >> 3, width & 7
     return jnp.where(width <= PIVOTS, steps, eighth * steps + (rest * steps >> 3))
 
 
 def _guess(width: jax.Array, part: jax.Array, many: jax.Array) -> jax.Array:
-    """Seven offsets around where a part of the weight lies, if it is spread evenly.
+    """Seven offsets around the boundary that evenly spread keys would have.
 
-    Two lie two standard deviations of a sample of that size away, two a good deal
-    further, and two in the middle of what is left on either side.
+    One at the boundary, two at two standard deviations of a sample of that size, two
+    much further away, and two in the middle of the rest on either side.
     """
     total = width.astype(jnp.float32)
     centre = part * total
@@ -230,7 +229,7 @@ def _guess(width: jax.Array, part: jax.Array, many: jax.Array) -> jax.Array:
             (centre + far + total) / 2,
         ]
     )
-    # A float of 2^24 and more may round up: stay below before the conversion.
+    # Floats of 2^24 and more may be rounded up: clip before the conversion.
     most = total * (1 - 2.0**-22)
     return jnp.clip(jnp.round(offsets), 0, most).astype(width.dtype)
 
@@ -242,20 +241,20 @@ def _column(x: counting.Total) -> counting.Total:
 def _pick(
     counts: jax.Array, column: jax.Array, change: jax.Array, old: jax.Array
 ) -> jax.Array:
-    """For each leaf the count in its group's column, where the group changes."""
+    """The count of each leaf in the column of its group, where the group changes."""
     each = jnp.broadcast_to(column[:, None], (counts.shape[0], 1))
     new = jnp.take_along_axis(counts, each, axis=1)[:, 0]
     return jnp.where(change, new, old)
 
 
 def bracket(low: jax.Array, last: jax.Array, sizes: jax.Array, evenly: bool) -> Bracket:
-    """Returns the bracket from the least to the greatest key.
+    """Returns the bracket from the smallest to the largest key.
 
     Args:
       low: (G,) unsigned keys.
       last: (G,) unsigned keys.
-      sizes: (L,) uint32 entries at or above `low`.
-      evenly: whether the first pass divides it evenly.
+      sizes: (L,) uint32, numbers of entries at or above `low`.
+      evenly: whether the first pass divides the bracket evenly.
 
     Returns:
       A bracket.

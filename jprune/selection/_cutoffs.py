@@ -1,8 +1,7 @@
-"""Where each leaf is cut off: its key, and among the entries with that key its rank.
+"""Cutoffs of a selection: for each leaf a key, and among entries with that key a rank.
 
-However leaves compete, what is kept of one leaf are its best entries. So a
-selection is known by one key and one rank for each leaf, and nothing but those
-crosses from leaf to leaf or from device to device.
+Every selection keeps the best entries of each leaf, so one key and one rank per leaf
+describe it. Only those are exchanged between leaves, and between devices.
 """
 
 from collections.abc import Sequence
@@ -22,10 +21,10 @@ class Cutoffs(NamedTuple):
     """What is kept of each of L leaves.
 
     Attributes:
-      counts: (L,) uint32 entries kept.
+      counts: (L,) uint32, numbers of entries kept.
       keys: (L,) unsigned; entries with a higher key are kept.
-      ranks: (L,) uint32; of those with that key the ones of a higher rank.
-      greatest: (L,) unsigned, each leaf's greatest key.
+      ranks: (L,) uint32; entries with that key and a higher rank are kept as well.
+      greatest: (L,) unsigned, the largest key of each leaf.
     """
 
     counts: jax.Array
@@ -37,16 +36,16 @@ class Cutoffs(NamedTuple):
 def cutoffs(
     batches: Sequence[Batch], dtype: jnp.dtype, task: Task, on_host: bool
 ) -> Cutoffs:
-    """Returns where each leaf is cut off.
+    """Finds the cutoffs of all leaves.
 
     Args:
-      batches: all leaves.
-      dtype: the type in which scores are compared.
+      batches: batches of all leaves.
+      dtype: dtype in which scores are compared.
       task: the budget, floors and costs.
-      on_host: as in `_boundary.boundary`.
+      on_host: run the search from the host; see `_boundary.boundary`.
 
     Returns:
-      Cutoffs.
+      The cutoffs.
     """
     order = np.argsort(np.concatenate([b.leaves for b in batches]))
     ranges = _in_order(
@@ -91,16 +90,17 @@ def cutoffs(
 
 
 def _any_open(b: Batch, is_open: Any, on_host: bool) -> bool:
-    """Whether a batch has to be counted; in a trace nobody knows."""
+    """Whether a batch has to be counted; always True in a trace."""
     if not on_host:
         return True
     return bool(is_open[b.leaves if len(is_open) > 1 else 0].any())
 
 
 def _in_order(rows: list[Any], order: np.ndarray, on_host: bool) -> Any:
-    """The batches' rows in the order of the leaves.
+    """The rows of all batches, in the order of the leaves.
 
-    On the host they meet there, because leaves may be on different devices.
+    Outside of a trace they are joined on the host, because leaves may be on different
+    devices.
     """
     if on_host:
         return np.concatenate([np.atleast_2d(r) for r in jax.device_get(rows)])[order]
@@ -109,7 +109,7 @@ def _in_order(rows: list[Any], order: np.ndarray, on_host: bool) -> Any:
 
 @jax.jit
 def _first(ranges: jax.Array, task: Task) -> _boundary.Turn:
-    """The first turn among keys."""
+    """The first turn of the search among keys."""
     low, last = ranges[:, 0], ranges[:, 1]
     if task.budget.modular.shape[0] == 1:
         low, last = jnp.min(low, keepdims=True), jnp.max(last, keepdims=True)
@@ -118,9 +118,9 @@ def _first(ranges: jax.Array, task: Task) -> _boundary.Turn:
 
 @jax.jit
 def _where_floors_bind(ranges: jax.Array, found: Bracket, floors: jax.Array):
-    """The ranges of keys, empty for leaves that have more than their floor anyway.
+    """The ranges of keys, empty for leaves that keep more than their floor anyway.
 
-    Floors are there for the rare case; where none binds, no pass is spent on them.
+    Floors seldom bind; where none does, they cost no pass.
     """
     tied = jnp.broadcast_to(found.low == found.last, found.above.shape)
     binds = floors > jnp.where(tied, found.at_low, found.above)
@@ -130,7 +130,7 @@ def _where_floors_bind(ranges: jax.Array, found: Bracket, floors: jax.Array):
 
 @jax.jit
 def _first_rank(ties: jax.Array, task: Task) -> _boundary.Turn:
-    """The first turn among the ranks of the entries that tie."""
+    """The first turn of the search among the ranks of tied entries."""
     low = _batching.least_rank(task.sizes)
     last = jnp.full_like(low, 2**32 - 1)
     return _boundary.begin(_boundary.bracket(low, last, ties, evenly=False), task)
@@ -143,11 +143,11 @@ def _ranks(found: Bracket, take: jax.Array) -> jax.Array:
 
 @jax.jit
 def _divide(found: Bracket, least: Bracket | None, task: Task) -> tuple[jax.Array, ...]:
-    """Divides what is left of the budget among ties, in tree order.
+    """Divides the rest of the budget among tied entries, in tree order.
 
     Returns:
-      (L,) each: entries kept, the key of the cut, how many of those with that
-      key are kept, and how many there are.
+      (L,) arrays: the number of entries kept, the key of the cutoff, the number of
+      entries with that key that are kept, and the number of entries with that key.
     """
     above = found.above
     zero, one = jnp.zeros_like(above), jnp.ones_like(above)
@@ -162,7 +162,7 @@ def _divide(found: Bracket, least: Bracket | None, task: Task) -> tuple[jax.Arra
     price = counting.Total(
         more * costs, more.astype(jnp.float32) * costs.astype(jnp.float32)
     )
-    if task.budget.modular.shape[0] == 1:  # leaves are served one after the other
+    if task.budget.modular.shape[0] == 1:  # leaves are served in tree order
         before = counting.Total(
             jnp.cumsum(price.modular, dtype=jnp.uint32) - price.modular,
             jnp.cumsum(price.rough) - price.rough,

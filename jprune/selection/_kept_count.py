@@ -36,7 +36,7 @@ def kept_count(size: int, sparsity: jax.typing.ArrayLike) -> Any:
       100
     """
     if size >= 2**40:
-        raise base.PruningError(f"{size} entries; fewer than 2^40 can be counted.")
+        raise base.PruningError(f"size is below 2^40 entries; got {size}.")
     if not isinstance(sparsity, jax.Array):
         return size - round(size * float(check_sparsity(sparsity)))
     s = jnp.clip(jnp.asarray(sparsity, jnp.float32), 0.0, 1.0)
@@ -80,6 +80,6 @@ def check_sparsity(sparsity: jax.typing.ArrayLike) -> Any:
         values = np.asarray(sparsity, np.float64)
         if not np.all((values >= 0) & (values <= 1)):
             raise base.PruningError(
-                f"A sparsity is the fraction removed, in [0, 1]; got {sparsity}."
+                f"sparsity is the fraction removed, in [0, 1]; got {sparsity}."
             )
     return sparsity

@@ -1,4 +1,4 @@
-"""Soft selection: the top-k problem with a temperature."""
+"""Soft selection: a differentiable relaxation of the top-k mask."""
 
 import math
 from collections.abc import Callable
@@ -11,30 +11,31 @@ from jax import lax
 
 from jprune._core import base, roots
 
-_HALVINGS = 24  # of the range of the scores; float32 cannot tell more
+_HALVINGS = 24  # of the range of the scores, to the resolution of float32
 
 
 def soft_top_k(scores: base.Scores, k: base.Scalar, temperature: base.Scalar) -> Any:
-    """Returns gates that add up to k over the whole tree.
+    """Returns gates in [0, 1] that sum to k over the whole tree.
 
-    p_i = sigma((s_i - tau) / T) with tau such that sum_i p_i = k. Towards T = 0 it
-    is the mask of the k largest scores. The derivative is the exact one, with
-    w = p (1 - p) / T and through tau,
+        p_i = sigma((s_i - tau) / T), with tau such that sum_i p_i = k.
+
+    As T goes to 0, the gates become the mask of the k largest scores. The derivative is
+    exact: with w = p (1 - p) / T, and through tau,
 
         dp_i = w_i (ds_i - dtau),   dtau = (sum_j w_j ds_j - dk) / sum_j w_j,
 
-    so that gates rise at the cost of others. By evaluating the sum 40 times: no
-    sorting, and sharded leaves are not gathered.
+    so gates grow at the expense of others. The sum is evaluated about 40 times; nothing
+    is sorted, and sharded leaves are not gathered.
 
     Args:
-      scores: a tree of floating arrays of any shapes; an array is a tree.
-      k: a real number in [0, n] for n scores in all; may be traced, and is
-        differentiated too. At 0 and n it is met up to the rounding of float32.
-      temperature: positive, in the scores' unit, may be traced. Below about
-        1e-9 times the size of the scores the sum is no longer met.
+      scores: tree of floating-point arrays of any shapes, or one array.
+      k: sum of the gates, a real number in [0, n] for n scores in total; may be traced,
+        and is differentiable. At 0 and n the sum is off by the rounding of float32.
+      temperature: T, positive, in the unit of the scores; may be traced. Below about
+        1e-9 times the magnitude of the scores the sum deviates from k.
 
     Returns:
-      The scores' tree, shapes and dtypes.
+      The scores' tree of gates, with the shapes and dtypes of the scores.
 
     Example:
       >>> import jax.numpy as jnp
@@ -60,7 +61,7 @@ def soft_top_k(scores: base.Scores, k: base.Scalar, temperature: base.Scalar) ->
     def lacking(x: Any, share: jax.Array, tau: jax.Array, t: Any) -> jax.Array:
         return share - _total(x, lambda x: jax.nn.sigmoid((x - tau) / t)) / float(size)
 
-    # Were all scores the largest one, or the least, tau would be one of these.
+    # tau lies between what it would be if all scores were the largest or the smallest.
     fixed, u, v = lax.stop_gradient((s, share, t))
     logit = v * (jnp.log(u) - jnp.log1p(-u))
     low = _extreme(jnp.min, fixed) - logit
@@ -68,7 +69,7 @@ def soft_top_k(scores: base.Scores, k: base.Scalar, temperature: base.Scalar) ->
     low, high = roots.bisect(
         lambda tau: lacking(fixed, u, tau, v), low, high, _HALVINGS
     )
-    # What float32 cannot tell of tau is solved for in units of T around `low`.
+    # The digits of tau below the resolution of float32, in units of T around `low`.
     slack = 1 + 4 * jnp.finfo(jnp.float32).eps * jnp.abs(low) / v
     x = jax.tree.map(lambda s: (s - low) / t, s)
     tau = roots.root(

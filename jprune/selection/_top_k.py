@@ -1,11 +1,10 @@
 """Exact top-k masks over a tree, by counting.
 
-"Keep the best k" is one kernel: find the k-th largest score, keep what is above
-it, and of what equals it the lowest indices. The k-th largest comes from
-counting how many scores reach each of a few pivots, three bits of the answer a
-pass, on an unsigned integer view of the scores that preserves their order. So
-nothing is sorted, concatenated or gathered: a mesh exchanges a few scalars a
-pass, k may be traced, and no two backends disagree.
+A selection finds the k-th largest score, keeps the scores above it, and of those equal
+to it the ones of lowest index. To find it, each pass counts how many scores reach each
+of seven pivots, which gives three bits of the answer. Scores are compared as integers
+in the same order. So nothing is sorted, concatenated or gathered: a mesh exchanges a
+few scalars per pass, k may be traced, and all backends agree.
 """
 
 import functools
@@ -23,7 +22,7 @@ from jprune._core import base, counting, words
 from jprune.selection import _batching, _boundary, _cutoffs, _dtypes
 
 Count = jax.typing.ArrayLike | counting.Total
-"""A number of entries; a `Total` where it may be 2^31 and more."""
+"""A number of entries: an integer, or a `kept_count` of 2^31 entries or more."""
 
 _MANY_LEAVES = 200
 _MANY_ENTRIES = 2**47 - 1  # the largest `Total`
@@ -32,35 +31,34 @@ _MANY_ENTRIES = 2**47 - 1  # the largest `Total`
 def top_k(scores: base.Scores, k: Count, *, specs: Any = None) -> base.Masks:
     """Returns masks of the k largest scores of the whole tree.
 
-    Exactly k entries are kept. Ties go to the lower index in tree order (the
-    leaves in the order of `jax.tree.leaves`, each in row-major order); -0.0
-    ties with 0.0. Leaves keep their sharding and none is gathered.
+    Keeps exactly k entries. Ties go to the lower index in tree order (leaves in the
+    order of `jax.tree.leaves`, each in row-major order); -0.0 ties with 0.0. Sharded
+    leaves keep their shardings and are not gathered.
 
-    Called with arrays at hand, a loop on the host drives small jitted functions,
-    of which a shape needs one each: a tree of thousands of leaves is selected
-    from within seconds. Inside `jax.jit` all is part of the caller's program,
-    whose compile time grows with the number of different shapes of small leaves
-    and with the number of large leaves.
+    Outside of a trace, a loop on the host calls small jitted functions, which compile
+    once per shape, so a tree of thousands of leaves takes seconds. Inside `jax.jit` the
+    selection is part of the caller's program, whose compile time grows with the number
+    of distinct shapes of small leaves and with the number of large leaves.
 
     Args:
-      scores: a tree of real arrays of any shapes, all floating or all integer,
-        fewer than 2^32 in a leaf.
-      k: how many to keep, an integer in [0, n] for n scores in all; may be
-        traced. Values outside are clipped. Beyond 2^31, where JAX has no integer,
-        a Python integer or what `kept_count` returns.
-      specs: inside `jax.shard_map`, where the leaves are local shards: the tree
-        of their `PartitionSpec`s, as in `in_specs`. The masks are the shards of
-        those that the whole arrays have.
+      scores: tree of real arrays of any shapes, all floating point or all integer, with
+        fewer than 2^32 entries per leaf.
+      k: number of entries to keep, an integer in [0, n] for n scores in total; may be
+        traced. Values outside are clipped. Where k may be 2^31 or more, a Python
+        integer or the result of `kept_count`.
+      specs: inside `jax.shard_map`, where leaves are local shards: tree of their
+        `PartitionSpec`s, as in `in_specs`. The masks are the local shards of the masks
+        of the whole arrays.
 
     Returns:
-      The scores' tree of boolean arrays, True for the k largest.
+      The scores' tree of boolean arrays, True for the k largest scores.
 
     Raises:
-      NonFiniteScoreError: if a score is NaN, naming the leaf. Under `jit` the
-        same is a `checkify` debug check, and a NaN ranks above infinity: it is
-        kept, where it shows, and not hidden behind a mask.
-      PruningError: if k is not an integer, or leaves are complex, mix floats
-        and integers, or hold 2^32 scores or more.
+      NonFiniteScoreError: if a score is NaN; names the leaf. Under `jit` this is a
+        `checkify` debug check, and a NaN ranks above infinity: it is kept, so that it
+        shows in the params instead of being masked.
+      PruningError: if k is not an integer, or leaves are complex, mix floats and
+        integers, or hold 2^32 scores or more.
 
     Example:
       >>> import jax.numpy as jnp
@@ -73,14 +71,14 @@ def top_k(scores: base.Scores, k: Count, *, specs: Any = None) -> base.Masks:
 def top_k_per_leaf(
     scores: base.Scores, counts: base.Counts, *, specs: Any = None
 ) -> base.Masks:
-    """Returns masks of the largest scores of each leaf.
+    """Returns masks of the k largest scores of each leaf, with a k for each.
 
-    As `top_k` on each leaf, in one search for all of them.
+    Equal to `top_k` on each leaf, in one search for all leaves.
 
     Args:
-      scores: as in `top_k`.
-      counts: the scores' tree of integers, how many each leaf keeps; may be
-        traced. Values outside [0, leaf size] are clipped.
+      scores: tree of real arrays, as in `top_k`.
+      counts: the scores' tree of integers, the number of entries that each leaf keeps;
+        may be traced. Values outside [0, leaf size] are clipped.
       specs: as in `top_k`.
 
     Returns:
@@ -103,16 +101,17 @@ def top_k_per_leaf(
 def top_k_with_floors(
     scores: base.Scores, k: Count, floors: base.Counts, *, specs: Any = None
 ) -> base.Masks:
-    """Returns masks of the k largest scores, with a least number kept per leaf.
+    """Returns masks of the k largest scores, with a minimum number kept per leaf.
 
-    Each leaf first keeps its own `floor` largest; the rest of the k goes to the
-    largest of what remains in the whole tree. If the floors add up to more than
-    k, they win.
+    Each leaf first keeps as many of its largest scores as its floor says. The rest of
+    the k entries are the largest of the remaining scores of the whole tree. If the
+    floors sum to more than k, they take precedence.
 
     Args:
-      scores: as in `top_k`.
-      k: as in `top_k`.
-      floors: the scores' tree of integers in [0, leaf size]; may be traced.
+      scores: tree of real arrays, as in `top_k`.
+      k: number of entries to keep, as in `top_k`.
+      floors: the scores' tree of integers in [0, leaf size], the minimum number of
+        entries that each leaf keeps; may be traced.
       specs: as in `top_k`.
 
     Returns:
@@ -139,26 +138,28 @@ def top_within_budget(
     floors: base.Counts | None = None,
     specs: Any = None,
 ) -> base.Masks:
-    """Returns masks of the scores that are the best value for their cost.
+    """Returns masks of the scores of best value for their costs, within a budget.
 
-    An entry of leaf l costs c_l: its bytes, its FLOPs, its picojoules. Entries are
-    taken in the order of score / c_l, ties in tree order, as long as
+    An entry of leaf l costs c_l: its bytes, FLOPs or picojoules, for example. Entries
+    are kept in the order of score / c_l, ties in tree order, as long as
 
         sum over leaves of c_l * kept_l <= budget.
 
-    The first that does not fit ends it, so that what is kept at a smaller budget
-    is kept at a larger one. This is the greedy solution of the knapsack problem:
-    no other choice of the same cost keeps a larger sum of scores, and the optimum
-    for the budget is better by less than one entry. With all costs 1 it is
+    The first entry that does not fit ends the selection, so masks of a smaller budget
+    are contained in those of a larger one. This is the greedy solution of the knapsack
+    problem: no other selection of the same cost keeps a larger sum of scores, and the
+    optimum for the budget is better by less than one entry. With equal costs it is
     `top_k`.
 
     Args:
-      scores: as in `top_k`, not negative; compared as float32, or wider, times
-        1 / c_l in that type.
-      costs: the scores' tree of positive integers, known numbers; none more than
-        65536 times their greatest common divisor.
-      budget: an integer, in the unit of the costs; may be traced.
-      floors: as in `top_k_with_floors`: kept, and paid for, in any case.
+      scores: tree of real arrays, as in `top_k`, not negative. Where costs differ,
+        scores are compared in float32, or float64, as products with 1 / c_l, rounded
+        to the mantissa of that type, without underflow.
+      costs: the scores' tree of positive integers, known (not traced), each at most
+        65536 times the greatest common divisor of all.
+      budget: integer >= 0, in the unit of the costs; may be traced.
+      floors: minimum number of entries per leaf, as in `top_k_with_floors`. They are
+        kept even beyond the budget, and paid from it.
       specs: as in `top_k`.
 
     Returns:
@@ -166,7 +167,8 @@ def top_within_budget(
 
     Raises:
       NonFiniteScoreError: as in `top_k`.
-      PruningError: as in `top_k`; or if a cost is out of range, naming the leaf.
+      PruningError: as in `top_k`; if the budget is not an integer; or if a cost is out
+        of range, naming the leaf.
 
     Example:
       >>> import jax.numpy as jnp
@@ -179,7 +181,7 @@ def top_within_budget(
       Dantzig, Discrete-Variable Extremum Problems, 1957 (the greedy bound).
     """
     each = _known_costs(scores, costs)
-    # A budget of c g holds what one of c does, where all costs are multiples of g.
+    # In units of the greatest common divisor of all costs.
     unit = math.gcd(*each)
     each = [cost // unit for cost in each]
     for path, cost in zip(tree.leaf_paths(scores), each, strict=True):
@@ -197,8 +199,8 @@ def count_top_k(scores: base.Scores, k: Count, *, specs: Any = None) -> base.Cou
     """Returns how many entries of each leaf `top_k` keeps, without making masks.
 
     Args:
-      scores: as in `top_k`.
-      k: as in `top_k`.
+      scores: tree of real arrays, as in `top_k`.
+      k: number of entries to keep, as in `top_k`.
       specs: as in `top_k`.
 
     Returns:
@@ -221,11 +223,14 @@ def check_no_nan(scores: base.Scores) -> None:
     """Raises if a score is NaN.
 
     Args:
-      scores: a tree of real arrays.
+      scores: tree of real arrays. Traced ones are checked by a `checkify` debug check,
+        which acts only under `jax.experimental.checkify`.
 
     Raises:
-      NonFiniteScoreError: naming every leaf with a NaN. Traced scores are
-        checked by `jax.experimental.checkify` where it is in force.
+      NonFiniteScoreError: if a score is NaN; names every leaf with NaNs.
+
+    Example:
+      >>> check_no_nan({"a": jnp.ones(3)})
     """
     bad = []
     for path, leaf in zip(
@@ -252,7 +257,7 @@ def _select(
     specs: Any = None,
     as_counts: bool = False,
 ) -> Any:
-    """Checks the arguments, and selects on the host or inside the trace."""
+    """Checks the arguments, and runs the selection on the host or in the trace."""
     leaves, treedef = jax.tree.flatten(scores)
     if not leaves:
         return scores
@@ -264,8 +269,8 @@ def _select(
     ]
     if (most := max(sizes)) >= 2**32:
         raise base.PruningError(
-            f"{tree.leaf_paths(scores)[sizes.index(most)]!r} has {most} scores; fewer "
-            "than 2^32 of a leaf can be counted."
+            f"{tree.leaf_paths(scores)[sizes.index(most)]!r} has {most} scores; a leaf "
+            "holds fewer than 2^32."
         )
     if costs is not None and dtype != jnp.float64:
         dtype = jnp.dtype(jnp.float32)
@@ -292,7 +297,7 @@ def _run(
     as_counts: bool,
     on_host: bool = True,
 ) -> tuple[list[Any], Any]:
-    """Masks or counts, and which leaves have a NaN."""
+    """Masks or counts, and for each leaf whether it has a NaN."""
     batches = _batching.batch(leaves, specs, dtype, on_host)
     cut = _cutoffs.cutoffs(batches, dtype, task, on_host)
     nan = _batching.has_nan(cut.greatest, dtype)
@@ -302,7 +307,7 @@ def _run(
     return _batching.unbatch(batches, found, leaves), nan
 
 
-# Jitted for those who are in a `vmap` only, where it would run piece by piece.
+# Jitted for callers inside a `vmap` only, where it would run operation by operation.
 _run_traced = jax.jit(
     functools.partial(_run, on_host=False),
     static_argnames=("dtype", "specs", "as_counts"),
@@ -310,12 +315,12 @@ _run_traced = jax.jit(
 
 
 def _integers(counts: Sequence[Any]) -> counting.Total:
-    """A `Total` for each of some integers."""
+    """Integers as a `Total`, along a first axis."""
     if len(counts) == 1 and isinstance(counts[0], counting.Total):
         return jax.tree.map(jnp.atleast_1d, counts[0])
     for c in counts:
         if not _is_integer(c):
-            raise base.PruningError(f"A count of entries is an integer; got {c}.")
+            raise base.PruningError(f"A number of entries is an integer; got {c}.")
     if any(isinstance(c, jax.core.Tracer) for c in counts):
         each = [counting.total(c) for c in counts]
         return jax.tree.map(lambda *parts: jnp.stack(parts), *each)
@@ -324,7 +329,7 @@ def _integers(counts: Sequence[Any]) -> counting.Total:
 
 
 def _divided(budget: Any, unit: int) -> Any:
-    """floor(budget / unit), of any kind of integer."""
+    """Returns floor(budget / unit), for every kind of integer."""
     if not isinstance(budget, counting.Total):
         if not _is_integer(budget):
             raise base.PruningError(f"A budget is an integer; got {budget}.")
@@ -336,7 +341,7 @@ def _divided(budget: Any, unit: int) -> Any:
 
 
 def _is_integer(n: Any) -> bool:
-    """Whether it is one integer; a Python integer may be too large for any dtype."""
+    """Whether n is an integer scalar; Python integers may exceed every dtype."""
     if isinstance(n, bool | int):
         return not isinstance(n, bool)
     return getattr(n, "shape", None) == () and jnp.issubdtype(n.dtype, jnp.integer)
@@ -347,20 +352,20 @@ def _floors(floors: Sequence[Any]) -> jax.Array:
 
 
 def _known_costs(scores: base.Scores, costs: base.Counts) -> list[int]:
-    """The cost of an entry of each leaf."""
+    """The cost of an entry of each leaf, as Python integers."""
     each = jax.tree.structure(scores).flatten_up_to(costs)
     for path, cost in zip(tree.leaf_paths(scores), each, strict=True):
         if isinstance(cost, jax.core.Tracer) or not _is_integer(cost):
             raise base.PruningError(
-                f"A cost is a known integer; that of {path!r} is {cost}."
+                f"A cost is a known integer, not a tracer; that of {path!r} is {cost}."
             )
         if cost < 1:
-            raise base.PruningError(f"The cost of {path!r} is {cost}, not positive.")
+            raise base.PruningError(f"A cost is positive; that of {path!r} is {cost}.")
     return [int(cost) for cost in each]
 
 
 def _check_nan(scores: base.Scores, leaves: list[Any], nan: jax.Array) -> None:
-    """Raises, or in a trace has `checkify` raise, where a leaf has a NaN."""
+    """Raises if a leaf has a NaN; in a trace, through `checkify`."""
     if not isinstance(nan, jax.core.Tracer):
         if bad := np.flatnonzero(jax.device_get(nan)).tolist():
             paths = tree.leaf_paths(scores)
@@ -376,7 +381,7 @@ def _check_nan(scores: base.Scores, leaves: list[Any], nan: jax.Array) -> None:
     elif len(leaves) <= _MANY_LEAVES:
         for i, path in enumerate(tree.leaf_paths(scores)):
             checkify.debug_check(~nan[i], f"NaN scores in {path!r}")
-    else:  # a check for each would be most of the time of tracing
+    else:  # one check per leaf would take most of the tracing time
         checkify.debug_check(
             ~jnp.any(nan),
             "NaN scores in leaf {n} of jprune.leaf_paths(scores)",

@@ -245,7 +245,7 @@ def test_nan_under_jit_is_reported_by_checkify_and_kept():
 
 def test_what_cannot_compete_is_refused():
     floats, ints = jnp.ones(2), jnp.ones(2, jnp.int32)
-    with pytest.raises(jp.PruningError, match=r"\('f'\).*\('i'\) cannot compete"):
+    with pytest.raises(jp.PruningError, match=r"\('f'\).*\('i'\) cannot be compared"):
         selection.top_k({"f": floats, "i": ints}, 1)
     with pytest.raises(jp.PruningError, match="'z' has scores of type complex64"):
         selection.top_k({"f": floats, "z": floats.astype(jnp.complex64)}, 1)
@@ -253,7 +253,7 @@ def test_what_cannot_compete_is_refused():
     with pytest.raises(jp.PruningError, match=r"'big' has 4294967296 scores"):
         jax.eval_shape(lambda s: selection.top_k(s, 1), {"big": big})
     for sparsity in (0.5, jnp.float32(0.5)):
-        with pytest.raises(jp.PruningError, match=f"^{2**40} entries"):
+        with pytest.raises(jp.PruningError, match=f"below 2.40 entries; got {2**40}"):
             selection.kept_count(2**40, sparsity)
 
 
@@ -264,7 +264,7 @@ def test_an_empty_tree_keeps_nothing():
 
 @pytest.mark.parametrize("k", [2.7, True, "3", None, np.array([3]), np.float32(2)])
 def test_what_is_no_count(k):
-    with pytest.raises(jp.PruningError, match=r"A count of entries is an integer; got"):
+    with pytest.raises(jp.PruningError, match=r"number of entries is an integer; got"):
         selection.top_k(jnp.arange(4.0), k)
 
 
