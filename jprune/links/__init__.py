@@ -1,19 +1,49 @@
-"""Links: the parts that pruners are chained from with `optax.chain`.
+"""Links: the parts of a pruner, which `optax.chain` composes.
 
     score_by_*  ->  (normalize_by_* | pool_over_*)*  ->  keep_*
 
-    score_by_magnitude, score_by_taylor, ...       params and gradients -> scores
-    pool_over_axes, pool_over_blocks               one score for each channel or block
-    normalize_by_lamp, normalize_by_leaf_norm      scores comparable between leaves
-    keep_top                                       scores -> masks at a sparsity
-    keep_n_of_m                                    the N:M pattern, such as 2:4
-    keep_within_budget, keep_above                 under a budget; above a threshold
-    uniform, erdos_renyi_kernel, rescaled_global   allocation: a sparsity for each leaf
-    cubic, geometric                               sparsity schedules
-    select, prune                                  choose leaves; prune once
+    >>> import jprune as jp, optax
+    >>> pruner = optax.chain(jp.score_by_magnitude(), jp.keep_n_of_m(2, 4))
 
-Write a criterion of your own with `stateless`. Read `_scores`, `_pooling` and
-`_keep`, in the order of a chain.
+Scores, from params and gradients; one for each weight, higher = keep:
+
+    score_by_magnitude     |w|
+    score_by_gradient      |g|, of the gradient
+    score_by_taylor        |w g|, first-order change of the loss (SNIP)
+    score_by_movement      -sum over steps of w g
+    score_by_random        uniform random numbers, drawn once
+    score_by_weight, score_by_gate, score_by_fisher     w^p, w g and w^2 E[g^2], to be
+                           summed into scores of groups
+
+Between scores and masks:
+
+    pool_over_axes         one score per channel (filters, input channels)
+    pool_over_blocks       one score per block
+    normalize_by_lamp, normalize_by_leaf_norm    scores comparable between leaves
+    l2_norm                a norm for pooling
+
+Masks, from scores:
+
+    keep_top               the best of each leaf, or of all leaves, at a sparsity
+    keep_n_of_m            the N:M pattern, such as 2:4
+    keep_within_budget     the best value for a budget of bytes, FLOPs or energy
+    keep_above             scores above a threshold
+
+Sparsities, for `keep_top`:
+
+    cubic, geometric       schedules: training step -> sparsity
+    uniform, erdos_renyi, erdos_renyi_kernel, rescaled_global    allocations: a number
+                           of kept entries for each leaf
+
+Use of a pruner:
+
+    select                 restricts a pruner to some leaves
+    prune                  prunes params once
+
+For links of your own: `stateless` makes a link from a function, `require` and
+`floating` check its arguments, and `spread` broadcasts masks of channels or blocks.
+
+To read the code, follow a chain: `_scores`, `_pooling`, `_keep`.
 """
 
 from jprune.links._allocate import Allocation as Allocation

@@ -1,14 +1,16 @@
-"""How many entries each leaf keeps under one budget for all.
+"""Allocations: how many entries each leaf keeps at a given sparsity of all leaves.
 
-An allocation is a function `(scores, params, sparsity) -> counts`; the counts
-add up to the budget exactly. All of them solve one problem: with shares a_l
-fill the leaves, kept_l = clip(level * a_l, low_l, high_l), to the level at
-which the total is reached.
+An allocation is a function `(scores, params, sparsity) -> counts`, whose counts sum to
+the total exactly. Given the share a_l of each leaf,
 
-    uniform         a_l = n_l                    the same sparsity everywhere
-    erdos_renyi     a_l = n_l (in + out) / (in out)
+    kept_l = clip(level * a_l, low_l, high_l)
+
+with the level at which the total is reached.
+
+    uniform              a_l = n_l: the same sparsity everywhere
+    erdos_renyi          a_l = n_l (in + out) / (in out)
     erdos_renyi_kernel   a_l = n_l (sum of axes) / (product of axes)
-    rescaled_global      what a global selection removes, scaled, with a minimum
+    rescaled_global      the counts of a global selection, rescaled above a minimum
 """
 
 import math
@@ -23,20 +25,33 @@ from jprune import selection, tree
 from jprune._core import base
 
 Allocation = Callable[[base.Scores, base.Params, jax.typing.ArrayLike], base.Counts]
+"""`(scores, params, sparsity) -> counts`, the number of entries that each leaf
+keeps."""
+
 Pins = Sequence[tuple[str, float]]
-"""Rules `(pattern, sparsity)` for leaves whose sparsity is fixed."""
+"""Rules `(pattern, sparsity)` that fix the sparsity of leaves, by their paths."""
 
 
 def uniform(*, pins: Pins = ()) -> Allocation:
-    """The same sparsity in every leaf.
+    """Allocates the same sparsity to every leaf.
 
     Args:
-      pins: rules `(pattern, sparsity)`; a leaf whose path matches keeps exactly
-        that, and the others make up for it. Uniform+ of the literature is a
-        dense first layer and a last layer of at most 0.8.
+      pins: rules `(pattern, sparsity)` for leaves of fixed sparsity; the other leaves
+        make up for them. Uniform+ in the literature has a dense first layer and a last
+        layer of sparsity 0.8 at most.
 
     Returns:
       An allocation.
+
+    Raises:
+      PruningError: if a pinned sparsity is outside [0, 1], or (when used) a rule
+        applies to no leaf, or the pins contradict a known sparsity.
+
+    Example:
+      >>> scores = {"a": jnp.ones(8), "b": jnp.ones(4)}
+      >>> counts = uniform(pins=[("b", 0.0)])(scores, scores, 0.5)
+      >>> int(counts["a"]), int(counts["b"])
+      (2, 4)
     """
     return _by_shares(lambda path, w, size: float(size), pins)
 
@@ -44,14 +59,17 @@ def uniform(*, pins: Pins = ()) -> Allocation:
 def erdos_renyi(
     *, pins: Pins = (), layout: tree.KernelLayout = tree.kernel_axes
 ) -> Allocation:
-    """Erdos-Renyi: density in proportion to (in + out) / (in * out).
+    """Allocates Erdos-Renyi densities, proportional to (in + out) / (in * out).
 
     Args:
-      pins: as in `uniform`.
-      layout: which axes of a leaf are its input and output.
+      pins: rules `(pattern, sparsity)` for leaves of fixed sparsity.
+      layout: function `(path, leaf) -> KernelAxes`, the input and output axes.
 
     Returns:
       An allocation.
+
+    Raises:
+      PruningError: as `uniform`; or (when used) if a leaf has fewer than two axes.
 
     References:
       Mocanu et al., Scalable Training of Artificial Neural Networks with
@@ -68,16 +86,19 @@ def erdos_renyi(
 
 
 def erdos_renyi_kernel(*, pins: Pins = ()) -> Allocation:
-    """ERK: density in proportion to the sum of a leaf's axes over their product.
+    """Allocates Erdos-Renyi-Kernel (ERK) densities, sum of axes over product of axes.
 
-    Leaves for which the level would exceed their size are dense, and the rest
-    shares what remains.
+    Leaves whose density would exceed 1 are dense, and the others share the rest.
 
     Args:
-      pins: as in `uniform`. ERK+ of the literature is a dense last layer.
+      pins: rules `(pattern, sparsity)` for leaves of fixed sparsity. ERK+ in the
+        literature has a dense last layer.
 
     Returns:
       An allocation.
+
+    Raises:
+      PruningError: as `uniform`.
 
     References:
       Evci et al., Rigging the Lottery: Making All Tickets Winners, 2020,
@@ -94,31 +115,31 @@ def erdos_renyi_kernel(*, pins: Pins = ()) -> Allocation:
 
 
 def rescaled_global(min_fraction: float = 0.0005) -> Allocation:
-    """The counts of a global selection, scaled so that no leaf falls too low.
+    """Allocates the counts of a global selection, rescaled above a minimum per leaf.
 
-    Leaves smaller than the minimum stay dense. In the others, what the global
-    selection removes is scaled by one factor, and stops at the minimum, with
-    the factor at which the budget is met. This is the fixed point of the
-    paper's loop of rescaling and clamping, found directly.
+    Leaves smaller than the minimum stay dense. In the others, the numbers of entries
+    that the global selection removes are scaled by one factor and clipped at the
+    minimum; the factor is the one that reaches the total. This is the fixed point of
+    the paper's loop of rescaling and clamping, computed directly.
 
     Args:
-      min_fraction: the least that a leaf keeps, as a fraction of all entries
-        (the paper's MT, there in percent: 0.05).
+      min_fraction: minimum number of entries that a leaf keeps, as a fraction of all
+        entries, in [0, 1] (the paper's MT, 0.05 percent there).
 
     Returns:
       An allocation.
 
     Raises:
-      PruningError: if the fraction is outside [0, 1], or (when used) all the
-        minimums together are more than a known sparsity keeps. Under a traced
-        one the minimums win.
+      PruningError: if the fraction is outside [0, 1], or (when used) the minimums sum
+        to more than a known sparsity keeps. With a traced sparsity the minimums take
+        precedence.
 
     References:
       Gupta et al., Is Complexity Required for Neural Network Pruning? A Case
       Study on Global Magnitude Pruning, 2022, arXiv:2209.14624, section 3.
     """
     if not 0 <= min_fraction <= 1:
-        raise base.PruningError(f"A fraction is in [0, 1]; got {min_fraction}.")
+        raise base.PruningError(f"min_fraction is in [0, 1]; got {min_fraction}.")
 
     def allocate(
         scores: base.Scores, params: base.Params, sparsity: jax.typing.ArrayLike
@@ -133,14 +154,12 @@ def rescaled_global(min_fraction: float = 0.0005) -> Allocation:
         kept = jnp.stack(chosen).astype(jnp.int32)
         shares = (jnp.asarray(sizes, jnp.int32) - kept).astype(jnp.float32)
         most = np.where(sizes < least, 0, np.maximum(sizes - least, 0))
-        if not isinstance(sparsity, jax.Array):
-            known = selection.kept_count(total, sparsity)
-            if total - known > most.sum():
-                raise base.PruningError(
-                    f"A minimum of {least} entries in each leaf keeps at least "
-                    f"{total - most.sum()} of {total}, but sparsity {sparsity} keeps "
-                    f"{known}."
-                )
+        if not isinstance(sparsity, jax.Array) and total - keep > most.sum():
+            raise base.PruningError(
+                f"A minimum of {least} entries in each leaf keeps at least "
+                f"{total - most.sum()} of {total}, but sparsity {sparsity} keeps "
+                f"{keep}: lower min_fraction or the sparsity."
+            )
         removed = _fill(jnp, shares, np.zeros_like(sizes), most, total - keep)
         return treedef.unflatten(list(jnp.asarray(sizes, jnp.int32) - removed))
 
@@ -148,7 +167,7 @@ def rescaled_global(min_fraction: float = 0.0005) -> Allocation:
 
 
 def _by_shares(share: Callable[[str, Any, int], float], pins: Pins) -> Allocation:
-    """An allocation from a leaf's share, known before any array is."""
+    """An allocation from the share of each leaf, which depends on shapes only."""
     for _, sparsity in pins:
         selection.check_sparsity(sparsity)
 
@@ -178,12 +197,13 @@ def _by_shares(share: Callable[[str, Any, int], float], pins: Pins) -> Allocatio
         if isinstance(sparsity, jax.Array):
             keep = selection.kept_count(sum(sizes), sparsity)
             counts = _fill(jnp, jnp.asarray(shares, jnp.float32), low, high, keep)
-        else:  # on the host in float64: shapes and sparsity are both known
+        else:  # on the host in float64, because shapes and sparsity are known
             keep = selection.kept_count(sum(sizes), sparsity)
             if not low.sum() <= keep <= high.sum():
                 raise base.PruningError(
-                    f"Pinned leaves keep between {low.sum()} and {high.sum()} of "
-                    f"{sum(sizes)} entries, but sparsity {sparsity} keeps {keep}."
+                    f"With these pins, leaves keep between {low.sum()} and "
+                    f"{high.sum()} of {sum(sizes)} entries, but sparsity {sparsity} "
+                    f"keeps {keep}: change the pins or the sparsity."
                 )
             counts = _fill(np, shares, low, high, keep)
         return treedef.unflatten(list(counts))
@@ -192,14 +212,14 @@ def _by_shares(share: Callable[[str, Any, int], float], pins: Pins) -> Allocatio
 
 
 def _fill(xp: Any, shares: Any, low: Any, high: Any, total: Any) -> Any:
-    """Integers clip(level * shares, low, high) that add up to `total` exactly.
+    """Integers near clip(level * shares, low, high) that sum to `total` exactly.
 
     Args:
-      xp: the module to compute with, `numpy` or `jax.numpy`.
-      shares: (leaves,) non-negative.
-      low: (leaves,) integers, the least of each.
-      high: (leaves,) integers, the most of each.
-      total: the budget; clipped to what the bounds allow.
+      xp: `numpy` or `jax.numpy`, the module to compute with.
+      shares: (leaves,) array, non-negative.
+      low: (leaves,) integers, lower bounds.
+      high: (leaves,) integers, upper bounds.
+      total: sum of the result; clipped to what the bounds allow.
 
     Returns:
       (leaves,) integers.
@@ -209,8 +229,8 @@ def _fill(xp: Any, shares: Any, low: Any, high: Any, total: Any) -> Any:
     total = xp.clip(total, int(low.sum()), int(high.sum()))
     budget = xp.asarray(total).astype(shares.dtype)
     lows, highs = (xp.asarray(x, shares.dtype) for x in (low, high))
-    # level -> sum is piecewise linear; its bends are where a leaf leaves its
-    # lower bound (slope + share) and where it meets its upper one (- share).
+    # level -> sum is piecewise linear. Its slope rises by a share where a leaf leaves
+    # its lower bound, and falls by it where the leaf meets its upper bound.
     safe = xp.where(shares > 0, shares, 1)
     bends = xp.concatenate([lows / safe, highs / safe])
     slopes = xp.concatenate([xp.where(shares > 0, shares, 0)] * 2)
@@ -229,17 +249,17 @@ def _fill(xp: Any, shares: Any, low: Any, high: Any, total: Any) -> Any:
 
 
 def _round_to_total(xp: Any, real: Any, low: Any, high: Any, total: Any) -> Any:
-    """Integers next to `real`, within the bounds, that add up to `total`."""
+    """Integers next to `real`, within the bounds, that sum to `total`."""
     low, high = (
         xp.asarray(x, np.int32 if xp is jnp else np.int64) for x in (low, high)
     )
     whole = xp.clip(xp.floor(real).astype(low.dtype), low, high)
-    # Largest remainders get the missing units, one each.
+    # The largest remainders get the missing units, one each.
     missing = total - whole.sum()
     excess = whole.astype(real.dtype) - real
     rank = xp.argsort(xp.argsort(excess, stable=True), stable=True)
     whole = xp.clip(whole + (rank < missing).astype(low.dtype), low, high)
-    # What rounding in float32, or a bound, still leaves goes where there is room.
+    # Units that remain because of bounds, or of float32, go where there is room.
     missing = total - whole.sum()
     room = xp.where(missing > 0, high - whole, whole - low)
     before = xp.cumsum(room) - room

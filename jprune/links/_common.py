@@ -1,4 +1,4 @@
-"""What scores have in common: their type, their checks, links without state."""
+"""Common parts of `score_by_*` links: checks, and links without state."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,14 +13,23 @@ from jprune._core import base
 def stateless(
     score: Callable[[Any, base.Params], base.Scores], needs_grads: bool
 ) -> base.Pruner:
-    """Returns a link without state.
+    """Makes a `score_by_*` link from a function of gradients and params.
 
     Args:
-      score: `(grads, params) -> scores`.
-      needs_grads: whether there have to be gradients.
+      score: `(grads, params) -> scores`, trees of the params' structure.
+      needs_grads: whether `score` uses the gradients; if so, `update` raises without.
 
     Returns:
-      A link; its `init` refuses leaves that are not floating point.
+      A link without state: gradients and params -> scores. Its `init` raises for
+      leaves that are not floating point.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> score = lambda grads, params: jax.tree.map(jnp.square, params)
+      >>> link = stateless(score, needs_grads=False)
+      >>> params = {"w": jnp.array([-2.0, 1.0])}
+      >>> link.update(None, link.init(params), params)[0]
+      {'w': Array([4., 1.], dtype=float32)}
     """
 
     def init(params: base.Params) -> optax.EmptyState:
@@ -36,42 +45,45 @@ def stateless(
 
 
 def require(grads: Any, params: Any, needs_grads: bool) -> None:
-    """Checks that a criterion was given what it scores by.
+    """Raises if the arguments of a link's `update` lack what its scores need.
 
     Args:
-      grads: the gradients, or None.
-      params: the params, or None.
-      needs_grads: whether there have to be gradients.
+      grads: gradients, or None.
+      params: params, or None.
+      needs_grads: whether the scores need gradients.
 
     Raises:
-      PruningError: if something is missing.
+      PruningError: if the params, or gradients that are needed, are None.
     """
     if params is None:
-        raise base.PruningError("A criterion needs the params: update(..., params).")
+        raise base.PruningError(
+            "A criterion needs the params: call update(grads, state, params)."
+        )
     if needs_grads and grads is None:
         raise base.PruningError(
-            "This criterion scores by gradients and got none: pass grads."
+            "This criterion scores by gradients and got none: call "
+            "update(grads, state, params), or prune(params, pruner, grads)."
         )
 
 
 def floating(params: base.Params) -> base.Params:
-    """Returns a tree of which all leaves are floating point.
+    """Returns the params; raises unless all leaves are floating point.
 
     Args:
       params: any pytree of arrays.
 
     Returns:
-      The same tree.
+      The params.
 
     Raises:
-      PruningError: if a leaf is of another type; names it.
+      PruningError: if a leaf is not floating point; names the leaf.
     """
 
     def leaf(path: str, w: Any) -> None:
         if not tree.is_float(path, w):
             raise base.PruningError(
                 f"{path!r} has type {jnp.result_type(w)}: only floating-point leaves "
-                "can be pruned. Choose them with jprune.select."
+                "can be pruned. Restrict the pruner to them with jprune.select."
             )
 
     tree.map_with_path(leaf, params)

@@ -3,11 +3,11 @@
     keep_top(s)                      the best 1 - s of each leaf
     keep_top(s, scope="global")      the best 1 - s of all leaves together
     keep_within_budget(10**6)        the best value for a million bytes
-    keep_n_of_m(2, 4)                the best 2 of each 4 along the input axis
-    keep_above(t)                    what scores more than t
+    keep_n_of_m(2, 4)                the best 2 of every 4 along the input axis
+    keep_above(t)                    scores above t
 
-A score tree whose leaves are coarser than the params (after `pool_over_*`) gives
-masks that broadcast: a channel or a block is kept or pruned as a whole.
+Pooled scores (from `pool_over_*`) give masks of whole channels or blocks, which
+broadcast to the params.
 """
 
 import functools
@@ -31,8 +31,8 @@ class KeepState(NamedTuple):
     """State of a `keep_*` link.
 
     Attributes:
-      count: int32 scalar, updates so far: the clock of a schedule where the
-        caller passes no `step`.
+      count: int32 scalar, number of updates so far: the step of a schedule, unless the
+        caller passes `step`.
     """
 
     count: base.Scalar
@@ -45,29 +45,29 @@ def keep_top(
     allocation: Allocation | None = None,
     min_kept: int = 0,
 ) -> base.Pruner:
-    """Keeps the highest scores and prunes a fraction `sparsity` of all.
+    """Keeps the highest scores, so that a fraction `sparsity` is pruned.
 
-    Exact: of n entries n - round(n * sparsity) are kept, ties going to the lower
-    index in tree order.
+    Exact: of n entries, n - round(n * sparsity) are kept. Ties go to the lower index in
+    tree order.
 
     Args:
-      sparsity: a fraction removed in [0, 1], a traced scalar, or a schedule
+      sparsity: fraction removed, in [0, 1]; a number, a traced scalar, or a schedule
         from the training step to it.
-      scope: what competes, the entries of each leaf or those of all leaves.
-      allocation: for `scope="leaf"`, how the budget is divided; `uniform()` if
-        None. See `jprune.links`.
-      min_kept: the least number of entries that a leaf keeps (all of a leaf
-        that is smaller). Within scope "global" it comes out of the budget;
-        within scope "leaf" it goes on top of it.
+      scope: "leaf" ranks the entries of each leaf separately, "global" ranks those of
+        all leaves together.
+      allocation: for scope "leaf", divides the kept entries among leaves; `uniform()`
+        if None. See `jprune.links`.
+      min_kept: minimum number of entries that each leaf keeps (smaller leaves keep
+        all). With scope "global" the total does not change; with scope "leaf" it may
+        grow.
 
     Returns:
-      A link: scores -> masks. The keyword `step` of `update` is the clock of a
-      schedule; without it the link counts its own updates.
+      A link: scores -> masks, True where kept. A schedule gets the keyword `step` of
+      `update`, or without it the number of updates so far.
 
     Raises:
-      PruningError: if the sparsity is a number outside [0, 1], the scope is not
-        one of the two, an allocation is given to scope "global", or `min_kept`
-        is negative.
+      PruningError: if the sparsity is a number outside [0, 1], the scope is another
+        word, an allocation is given with scope "global", or `min_kept` is negative.
       NonFiniteScoreError: if a score is NaN; see `jprune.selection.top_k`.
 
     Example:
@@ -80,14 +80,14 @@ def keep_top(
     if not callable(sparsity):
         selection.check_sparsity(sparsity)
     if scope not in ("leaf", "global"):
-        raise base.PruningError(f"A scope is 'leaf' or 'global'; got {scope!r}.")
+        raise base.PruningError(f"scope is 'leaf' or 'global'; got {scope!r}.")
     if scope == "global" and allocation is not None:
         raise base.PruningError(
-            "An allocation divides a budget among leaves: it has "
-            "no meaning with scope='global'."
+            "An allocation divides the kept entries among leaves, which has no meaning "
+            "with scope='global'; leave it out, or use scope='leaf'."
         )
     if min_kept < 0:
-        raise base.PruningError(f"min_kept counts entries; got {min_kept}.")
+        raise base.PruningError(f"min_kept is a number >= 0; got {min_kept}.")
 
     def select(
         scores: base.Scores, params: base.Params, step: base.Scalar
@@ -109,14 +109,18 @@ def keep_top(
 
 
 def bytes_of(path: str, w: Any) -> int:
-    """Returns the bytes of a weight: the usual `cost` of `keep_within_budget`.
+    """Returns the bytes per weight of a leaf, the default `cost` of a budget.
 
     Args:
-      path: of the leaf; not looked at.
-      w: the leaf.
+      path: path of the leaf; not used.
+      w: leaf.
 
     Returns:
-      Bytes of one of its entries, at least 1.
+      Bytes of one entry, at least 1.
+
+    Example:
+      >>> bytes_of("dense/kernel", jnp.ones((2, 2), jnp.bfloat16))
+      2
     """
     del path
     return max(1, jnp.result_type(w).itemsize)
@@ -128,30 +132,33 @@ def keep_within_budget(
     *,
     min_kept: int = 0,
 ) -> base.Pruner:
-    """Keeps the scores that are the best value for their cost, within a budget.
+    """Keeps the scores of best value for their cost, within a budget.
 
-    With c_l the cost of a weight of leaf l, weights are taken in the order of
-    score / c_l while the sum of their costs is within the budget: a weight of a
-    convolution that is multiplied a thousand times has to be worth it. See
-    `jprune.selection.top_within_budget`.
+    With c_l the cost of a weight of leaf l, weights are kept in the order of score /
+    c_l, as long as the sum of their costs is within the budget. So a weight of a
+    convolution, which takes part in a thousand multiplications, needs a higher score.
+    See `jprune.selection.top_within_budget`.
 
     Args:
-      budget: how much all kept weights may cost together, an integer in the unit
-        of the costs, traced or not; or a schedule from the training step to it,
-        rounded to an integer.
-      cost: `(path, leaf) -> c_l`, a positive integer: its bytes, FLOPs, picojoules.
-        A score that stands for several weights (after `pool_over_*`) costs what
-        they cost together.
-      min_kept: as in `keep_top`: it comes out of the budget.
+      budget: largest total cost of the kept weights, >= 0, in the unit of the costs; a
+        number, a traced scalar, or a schedule from the training step to it. Rounded to
+        the nearest integer, and then exact, also beyond 2^31. (A float32, such as
+        Optax's schedules return, holds integers above 2^24 in steps: of 512 at 5e9.)
+      cost: `(path, leaf) -> c_l`, a positive integer: bytes, FLOPs or picojoules per
+        weight. A pooled score (after `pool_over_*`) costs as much as its weights
+        together.
+      min_kept: minimum number of entries that each leaf keeps (smaller leaves keep
+        all), paid from the budget.
 
     Returns:
-      A link: scores -> masks.
+      A link: scores -> masks, True where kept. A schedule gets the keyword `step` of
+      `update`, or without it the number of updates so far.
 
     Raises:
-      PruningError: if the budget is a negative number, `min_kept` is negative, or
-        (when used) a cost is not a positive integer, or the largest is more than
-        65536 times the greatest common divisor of all; names the leaf.
-      NonFiniteScoreError: if a score is NaN.
+      PruningError: if the budget is a negative or infinite number or NaN, `min_kept` is
+        negative, or (when used) a cost is not a positive integer, or more than 65536
+        times the greatest common divisor of all; names the leaf.
+      NonFiniteScoreError: if a score is NaN; see `jprune.selection.top_k`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -164,7 +171,7 @@ def keep_within_budget(
     if not callable(budget):
         _whole(budget)
     if min_kept < 0:
-        raise base.PruningError(f"min_kept counts entries; got {min_kept}.")
+        raise base.PruningError(f"min_kept is a number >= 0; got {min_kept}.")
 
     def select(
         scores: base.Scores, params: base.Params, step: base.Scalar
@@ -186,14 +193,26 @@ def keep_within_budget(
 def keep_above(threshold: base.Sparsity) -> base.Pruner:
     """Keeps every score above a threshold.
 
+    The comparison is exact for integers and for subnormal numbers, which devices flush
+    to zero otherwise.
+
     Args:
-      threshold: a number, a traced scalar, or a schedule from step to it.
+      threshold: in the unit of the scores; a number, a traced scalar, or a schedule
+        from the training step to it.
 
     Returns:
-      A link: scores -> masks, True where score > threshold.
+      A link: scores -> masks, True where score > threshold. A schedule gets the keyword
+      `step` of `update`, or without it the number of updates so far.
 
     Raises:
-      NonFiniteScoreError: if a score is NaN.
+      NonFiniteScoreError: if a score is NaN; see `jprune.selection.top_k`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> link = keep_above(0.25)
+      >>> params = {"w": jnp.array([0.3, 0.1, 0.2, 0.4])}
+      >>> link.update(params, link.init(params), params)[0]
+      {'w': Array([ True, False, False,  True], dtype=bool)}
     """
 
     def select(
@@ -214,25 +233,27 @@ def keep_n_of_m(
     axis: Literal["input", "output"] = "input",
     layout: tree.KernelLayout = tree.kernel_axes,
 ) -> base.Pruner:
-    """Keeps the n highest scores of every m consecutive entries along an axis.
+    """Keeps the n highest scores of every m consecutive entries along an axis (N:M).
 
-    Sparse matrix units contract along the input axis, so that is the default;
-    which axis that is depends on the framework, see `jprune.kernel_axes`.
+    Sparse matrix units group weights along the axis that is contracted, so the input
+    axis is the default. Its position depends on the framework; see
+    `jprune.kernel_axes`.
 
     Args:
-      n: how many of a group are kept, in [1, m].
-      m: the size of a group; has to divide the axis.
-      axis: the role of the axis. Of several axes in that role the last is meant.
-      layout: which axes of a leaf play which role.
+      n: number of entries kept per group, in [1, m].
+      m: size of a group; has to divide the axis.
+      axis: role of the axis, "input" or "output". Of several axes with that role, the
+        last one is grouped.
+      layout: function `(path, leaf) -> KernelAxes`, the roles of the axes.
 
     Returns:
-      A link: scores -> masks with exactly n of each m True; of equal scores the
-      lower index is kept.
+      A link: scores -> masks with exactly n of every m entries True; ties go to the
+      lower index.
 
     Raises:
-      PruningError: if not 1 <= n <= m, the axis is neither role, or m does not
-        divide the axis of a leaf.
-      NonFiniteScoreError: if a score is NaN.
+      PruningError: if not 1 <= n <= m, `axis` is another word, or (when used) m does
+        not divide the axis of a leaf; names the leaf.
+      NonFiniteScoreError: if a score is NaN; see `jprune.selection.top_k`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -247,9 +268,9 @@ def keep_n_of_m(
       Neural Networks From Scratch, 2021, arXiv:2102.04010.
     """
     if not 1 <= n <= m:
-        raise base.PruningError(f"n:m keeps n of m with 1 <= n <= m; got {n}:{m}.")
+        raise base.PruningError(f"An n:m pattern needs 1 <= n <= m; got {n}:{m}.")
     if axis not in ("input", "output"):
-        raise base.PruningError(f"An axis is 'input' or 'output'; got {axis!r}.")
+        raise base.PruningError(f"axis is 'input' or 'output'; got {axis!r}.")
 
     def leaf(path: str, w: Any, x: jax.Array) -> jax.Array:
         roles = layout(path, w)
@@ -257,7 +278,7 @@ def keep_n_of_m(
         if x.shape[along] % m:
             raise base.PruningError(
                 f"{m} does not divide axis {along} ({axis}) of {path!r}, shape "
-                f"{x.shape}: choose other leaves with where=, or another m."
+                f"{x.shape}: exclude the leaf with where=, or choose another m."
             )
         pattern = functools.partial(_n_of_m, n=n, m=m, axis=along)
         return compat.auto_partition(pattern, x, like=x)
@@ -274,10 +295,10 @@ def keep_n_of_m(
 
 @functools.partial(jax.jit, static_argnames=("n", "m", "axis"))
 def _n_of_m(x: jax.Array, n: int, m: int, axis: int) -> jax.Array:
-    """The n largest of each m along an axis, by counting who beats whom.
+    """Masks of the n largest of every m entries, by rank.
 
-    m^2 comparisons of whole slices, which XLA fuses into one pass; nothing is
-    sorted.
+    The rank of an entry is the number of entries of its group that are larger. m^2
+    comparisons of whole slices, which XLA fuses into one pass, instead of a sort.
     """
     x = x if x.dtype.itemsize > 1 else x.astype(jnp.float32)
     bits = ordering.ordered_bits(x)
@@ -295,7 +316,7 @@ def _n_of_m(x: jax.Array, n: int, m: int, axis: int) -> jax.Array:
 
 
 def _whole(budget: Any) -> Any:
-    """The nearest integer: exact for Python numbers, and for what a float32 holds."""
+    """The nearest integer, exact for Python numbers and for the value of a float32."""
     if isinstance(budget, jax.Array):
         floating = jnp.issubdtype(budget.dtype, jnp.floating)
         return counting.nearest(budget) if floating else budget
@@ -305,17 +326,17 @@ def _whole(budget: Any) -> Any:
 
 
 def _above(x: jax.Array, t: Any) -> jax.Array:
-    """Whether x > t, in the order of the integer view: nothing is flushed to zero."""
+    """Whether x > t, compared as integers, so that nothing is flushed to zero."""
     if jnp.issubdtype(x.dtype, jnp.integer):
         return _integers_above(x, t)
     x = precision.wide(x)
-    # A known number is rounded on the host, where subnormal numbers survive.
+    # A known number is converted on the host, which keeps subnormal numbers.
     t = t.astype(x.dtype) if isinstance(t, jax.Array) else jnp.asarray(t, x.dtype)
     return ordering.ordered_bits(x) > ordering.ordered_bits(t)
 
 
 def _integers_above(x: jax.Array, t: Any) -> jax.Array:
-    """Whether integers are above a threshold that their type may not hold."""
+    """Whether integers are above a threshold that may be outside of their type."""
     least, most = int(jnp.iinfo(x.dtype).min), int(jnp.iinfo(x.dtype).max)
     if not isinstance(t, jax.Array):
         whole = math.floor(min(max(t, least - 1), most))
@@ -338,7 +359,7 @@ def _value(value: base.Sparsity, step: base.Scalar) -> jax.typing.ArrayLike:
 
 
 def _link(select: Any) -> base.Pruner:
-    """A link from `select(scores, params, step) -> masks` of the scores' shapes."""
+    """A link from `select(scores, params, step) -> masks` with the scores' shapes."""
 
     def init(params: base.Params) -> KeepState:
         del params
@@ -355,8 +376,8 @@ def _link(select: Any) -> base.Pruner:
         del extra
         if params is None or updates is None:
             raise base.PruningError(
-                "A pruner needs scores and params: begin it with a score_by_* link, "
-                "and call update(grads, state, params)."
+                "A keep_* link needs scores and params: begin the pruner with a "
+                "score_by_* link, and call update(grads, state, params)."
             )
         masks = select(updates, params, state.count if step is None else step)
         masks = jax.tree.map(lambda w, m: _pooling.spread(m, w), params, masks)

@@ -14,20 +14,20 @@ from jprune._core import base
 def cubic(
     sparsity: jax.typing.ArrayLike, *, begin: int, steps: int, initial: float = 0.0
 ) -> optax.Schedule:
-    """Zhu and Gupta's cubic: fast at first, slow at the end.
+    """Zhu and Gupta's cubic schedule, which prunes fast at first and slowly at the end.
 
     s(t) = s_f + (s_i - s_f) (1 - (t - begin) / steps)^3 from `begin` to
-    `begin + steps`; s_i before, s_f after. Optax's polynomial of power 3, with
-    the arguments checked, since Optax accepts an empty range and stays at s_i.
+    `begin + steps`; s_i before, s_f after. Optax's polynomial schedule of power 3, with
+    checked arguments (Optax accepts an empty range, and stays at s_i).
 
     Args:
-      sparsity: the final sparsity s_f in [0, 1]; may be traced.
-      begin: the first step of the climb, not negative.
-      steps: its length in steps, positive.
-      initial: the sparsity s_i in [0, 1] before.
+      sparsity: final sparsity s_f, in [0, 1]; may be traced.
+      begin: first step of the rise, >= 0.
+      steps: length of the rise in steps, positive.
+      initial: sparsity s_i before the rise, in [0, 1].
 
     Returns:
-      A schedule from an int step to a sparsity.
+      A schedule from an integer step to a sparsity.
 
     Raises:
       PruningError: if an argument is out of its range.
@@ -44,7 +44,9 @@ def cubic(
     selection.check_sparsity(sparsity)
     selection.check_sparsity(initial)
     if begin < 0 or steps < 1:
-        raise base.PruningError(f"begin >= 0 and steps >= 1; got {begin} and {steps}.")
+        raise base.PruningError(
+            f"A schedule needs begin >= 0 and steps >= 1; got {begin} and {steps}."
+        )
     return optax.polynomial_schedule(
         initial, sparsity, power=3, transition_steps=steps, transition_begin=begin
     )
@@ -53,22 +55,22 @@ def cubic(
 def geometric(
     sparsity: float, *, begin: int = 0, steps: int, rounds: int | None = None
 ) -> optax.Schedule:
-    """Removes the same fraction of what is left at every step or round.
+    """Geometric schedule, which removes the same fraction of the rest in every round.
 
-    s(t) = 1 - (1 - sparsity)^p with p = clip((t - begin) / steps, 0, 1); with
-    rounds, p climbs in that many equal stairs, the first at `begin` and each
-    `steps / rounds` after the last, rounded up to whole steps: the
-    schedule of iterative magnitude pruning, which removes for example 20 % of
-    the survivors a round.
+    s(t) = 1 - (1 - sparsity)^p with p = clip((t - begin) / steps, 0, 1). With rounds, p
+    rises in that many equal stairs, the first at `begin`, and each `steps / rounds`
+    after the one before, rounded up to whole steps. This is the schedule of iterative
+    magnitude pruning, which for example removes 20 % of the remaining weights per
+    round.
 
     Args:
-      sparsity: the final sparsity in [0, 1).
-      begin: the first step at which weights go.
-      steps: how many steps it takes, positive.
-      rounds: the number of stairs; None for a smooth curve.
+      sparsity: final sparsity, in [0, 1).
+      begin: first step at which weights are pruned, >= 0.
+      steps: length of the rise in steps, positive.
+      rounds: number of stairs, in [1, steps]; None for a smooth curve.
 
     Returns:
-      A schedule from an int step to a float32 sparsity; exactly `sparsity` from
+      A schedule from an integer step to a float32 sparsity; exactly `sparsity` from
       step `begin + steps` on (with rounds, from the last stair on).
 
     Raises:
@@ -86,21 +88,25 @@ def geometric(
     """
     selection.check_sparsity(sparsity)
     if sparsity >= 1:
-        raise base.PruningError("A geometric schedule never reaches sparsity 1.")
+        raise base.PruningError(
+            "A geometric schedule never reaches sparsity 1; sparsity is in [0, 1)."
+        )
     stairs = 1 if rounds is None else rounds
     if steps < 1 or begin < 0 or not 1 <= stairs <= steps:
         raise base.PruningError(
-            "begin >= 0, steps >= 1 and 1 <= rounds <= steps; got "
+            "A schedule needs begin >= 0, steps >= 1 and 1 <= rounds <= steps; got "
             f"{begin}, {steps}, {rounds}."
         )
     if steps * stairs >= 2**31:
-        raise base.PruningError(f"steps * rounds < 2^31; got {steps} * {rounds}.")
+        raise base.PruningError(
+            f"steps * rounds has to be below 2^31; got {steps} * {rounds}."
+        )
 
     def schedule(step: jax.typing.ArrayLike) -> jax.Array:
         elapsed = jnp.clip(jnp.asarray(step, jnp.int32) - begin, -1, steps)
         share = jnp.maximum(elapsed, 0).astype(jnp.float32) / steps
         if rounds is not None:
-            # In integers: a stair begins at its very step.
+            # In integers, so that stairs begin at exactly their steps.
             stair = jnp.minimum(elapsed * rounds // steps + 1, rounds)
             share = jnp.where(elapsed < 0, 0, stair).astype(jnp.float32) / rounds
         left = jnp.power(jnp.float32(1 - sparsity), share)

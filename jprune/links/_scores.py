@@ -6,17 +6,18 @@ With w a weight, g the gradient of the loss with respect to it:
     score_by_gradient      |g|                 (growth in RigL)
     score_by_taylor        |w g|               (SNIP where no weight is pruned yet)
     score_by_movement      -sum over steps of w g
-    score_by_random        a uniform number
+    score_by_random        a uniform random number
 
-Terms that the scores of groups are sums of; with a sign, those of an entry cancel
-where what they do cancels:
+Per-weight terms that are summed into group scores (by `pool_over_axes` or
+`jprune.graph`). They have signs, so effects that cancel within a group cancel in the
+sum:
 
     score_by_weight        w^p
-    score_by_gate          w g: d loss / d gate for a gate on w, at 1
-    score_by_fisher        w^2 E[g^2], the diagonal of that gate's Fisher information
+    score_by_gate          w g: d loss / d gate, for a gate on w at 1
+    score_by_fisher        w^2 E[g^2]: diagonal of the Fisher information of that gate
 
-Scores are real, one for each weight, higher = keep. Links act on the leaves
-they are given: `jprune.select` gives them kernels only.
+Scores are real numbers, one for each weight, higher = keep. A link scores all leaves
+that it is given; `jprune.select` gives it kernels only.
 """
 
 from typing import Any, NamedTuple
@@ -34,7 +35,8 @@ def score_by_magnitude() -> base.Pruner:
     """Scores a weight by its absolute value, |w|.
 
     Returns:
-      A link: params -> scores, in the params' dtype. Gradients are not used.
+      A link: params -> scores, with the shapes and dtypes of the params. Gradients are
+      not used.
 
     Example:
       >>> import jax.numpy as jnp
@@ -56,10 +58,17 @@ def score_by_magnitude() -> base.Pruner:
 
 
 def score_by_gradient() -> base.Pruner:
-    """Scores a weight by the size of its gradient, |g|.
+    """Scores a weight by the absolute value of its gradient, |g|.
 
     Returns:
-      A link: gradients -> scores, in the gradients' dtype.
+      A link: gradients -> scores, with the shapes and dtypes of the gradients.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> link = score_by_gradient()
+      >>> params, grads = {"w": jnp.array([-2.0, 1.0])}, {"w": jnp.array([1.0, -3.0])}
+      >>> link.update(grads, link.init(params), params)[0]
+      {'w': Array([1., 3.], dtype=float32)}
 
     References:
       Evci et al., Rigging the Lottery: Making All Tickets Winners, 2020,
@@ -73,14 +82,14 @@ def score_by_gradient() -> base.Pruner:
 
 
 def score_by_taylor() -> base.Pruner:
-    """Scores a weight by the first-order change of the loss if it goes, |w g|.
+    """Scores a weight by |w g|, the first-order change of the loss if it is removed.
 
-    At weights of which none is pruned this is SNIP's connection sensitivity:
-    the gradient with respect to the mask at mask one.
+    While no weight is pruned, this is SNIP's connection sensitivity: the gradient with
+    respect to the mask, where the mask is all ones.
 
     Returns:
-      A link: params and gradients -> scores in float32 (products of bfloat16
-      numbers, rounded to bfloat16, would tie in large numbers).
+      A link: params and gradients -> scores in float32 or wider (many products of
+      bfloat16 numbers, rounded to bfloat16, would tie).
 
     Example:
       >>> import jax.numpy as jnp
@@ -104,20 +113,25 @@ def score_by_taylor() -> base.Pruner:
 
 
 class MovementState(NamedTuple):
-    """State of `score_by_movement`: the sum so far, float32, shaped as params."""
+    """State of `score_by_movement`.
+
+    Attributes:
+      total: the params' tree, -sum of w g over the steps so far, float32 or wider.
+    """
 
     total: base.Scores
 
 
 def score_by_movement() -> base.Pruner:
-    """Scores a weight by how far it moved away from zero, -sum of w g over steps.
+    """Scores a weight by its movement away from zero, -sum over steps of w g.
 
-    The score is signed: a weight that shrinks has a negative one. The sum has
-    to see each step's gradient, so this link belongs into `sparsify`'s `track`,
-    or into a pruner that refreshes every step.
+    Scores are signed: weights that shrink have negative ones. The sum needs the
+    gradient of every step, so use this link as the `track` of `sparsify`, or in a
+    pruner that is refreshed at every step.
 
     Returns:
-      A link: params and gradients -> accumulated scores in float32.
+      A link: params and gradients -> scores summed over all updates, in float32 or
+      wider.
 
     Example:
       >>> import jax.numpy as jnp
@@ -210,13 +224,14 @@ def score_by_random(key: jax.Array, *, redraw: bool = False) -> base.Pruner:
 
 
 def score_by_weight(power: int = 1) -> base.Pruner:
-    """Scores a weight by a power of itself, w^p.
+    """Scores a weight by its p-th power, w^p, to be summed over a group.
 
     Args:
-      power: p, a positive integer; static.
+      power: p, a positive integer.
 
     Returns:
-      A link: params -> scores in float32 or wider. Gradients are not used.
+      A link: params -> scores in float32 or wider, signed for odd p. Gradients are not
+      used.
 
     Raises:
       PruningError: if the power is not positive.
@@ -229,7 +244,7 @@ def score_by_weight(power: int = 1) -> base.Pruner:
       {'w': Array([4., 1.], dtype=float32)}
     """
     if power < 1:
-        raise base.PruningError(f"A power is a positive integer; got {power}.")
+        raise base.PruningError(f"power is a positive integer; got {power}.")
 
     def score(grads: Any, params: base.Params) -> base.Scores:
         del grads
@@ -239,13 +254,14 @@ def score_by_weight(power: int = 1) -> base.Pruner:
 
 
 def score_by_gate() -> base.Pruner:
-    """Scores a weight by w g: the derivative of the loss for a gate on it.
+    """Scores a weight by w g, the derivative of the loss with respect to a gate on it.
 
-    Its sum over an entry is the derivative for one gate on all of the entry's
-    weights; minus that is, to first order, what removing the entry changes.
+    The sum over a group is the derivative with respect to one gate on all of its
+    weights. Its negative is the change of the loss if the group is removed, to first
+    order.
 
     Returns:
-      A link: params and gradients -> scores in float32 or wider, with their sign.
+      A link: params and gradients -> signed scores in float32 or wider.
 
     Example:
       >>> import jax.numpy as jnp
@@ -269,8 +285,8 @@ class FisherState(NamedTuple):
     """State of `score_by_fisher`.
 
     Attributes:
-      count: int32 scalar, updates so far.
-      squares: the params' tree, decayed means of g^2, float32 or wider.
+      count: int32 scalar, number of updates so far.
+      squares: the params' tree, running means of g^2, float32 or wider.
     """
 
     count: base.Scalar
@@ -282,14 +298,15 @@ def score_by_fisher(decay: float = 0.99) -> base.Pruner:
 
         v <- decay v + (1 - decay) g^2,    score = w^2 v / (1 - decay^t)
 
-    The mean has to see each step's gradient, so this link belongs into `sparsify`'s
-    `track`, or into a pruner that refreshes every step.
+    The mean needs the gradient of every step, so use this link as the `track` of
+    `sparsify`, or in a pruner that is refreshed at every step.
 
     Args:
-      decay: in [0, 1); 0 is the last gradient alone.
+      decay: decay of the running mean per update, in [0, 1); with 0 only the last
+        gradient counts.
 
     Returns:
-      A link: params and gradients -> scores in float32 or wider.
+      A link: params and gradients -> scores in float32 or wider, not negative.
 
     Raises:
       PruningError: if the decay is outside [0, 1).
@@ -307,7 +324,7 @@ def score_by_fisher(decay: float = 0.99) -> base.Pruner:
       2018, arXiv:1801.05787, for one weight.
     """
     if not 0 <= decay < 1:
-        raise base.PruningError(f"A decay is in [0, 1); got {decay}.")
+        raise base.PruningError(f"decay is in [0, 1); got {decay}.")
 
     def init(params: base.Params) -> FisherState:
         like = _common.floating(params)

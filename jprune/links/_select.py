@@ -1,4 +1,4 @@
-"""Use a pruner: on some leaves only (`select`), or once, now (`prune`)."""
+"""Uses of a pruner: on some leaves only (`select`), and once on params (`prune`)."""
 
 from typing import Any
 
@@ -12,22 +12,22 @@ from jprune._core import base
 
 
 def select(pruner: base.Pruner, where: base.Predicate) -> base.Pruner:
-    """Restricts a pruner to the leaves that a predicate means.
+    """Restricts a pruner to some leaves.
 
-    The other leaves are hidden from the pruner (as `optax.masked` hides them)
-    and get a scalar True for a mask.
+    The other leaves are hidden from the pruner, as `optax.masked` hides them, and get a
+    scalar True as their mask.
 
     Args:
       pruner: links from gradients to masks.
-      where: which leaves; `jprune.is_kernel`, `jprune.matching("block.*")`, or
-        any `(path, leaf) -> bool`.
+      where: predicate `(path, leaf) -> bool` that selects the leaves, such as
+        `jprune.is_kernel` or `jprune.matching("block.*")`.
 
     Returns:
       A pruner whose masks have exactly the params' tree.
 
     Raises:
-      PruningError: at `init`, if the predicate selects nothing or one of its
-        patterns matches no leaf.
+      PruningError: at `init`, if the predicate selects no leaf, or one of its patterns
+        matches no leaf.
 
     Example:
       >>> import jax.numpy as jnp, jprune as jp
@@ -43,7 +43,9 @@ def select(pruner: base.Pruner, where: base.Predicate) -> base.Pruner:
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any):
         if params is None:
-            raise base.PruningError("A pruner needs the params: update(..., params).")
+            raise base.PruningError(
+                "A pruner needs the params: call update(grads, state, params)."
+            )
         chosen = tree.flags(where, params)
         found, state = pruner.update(
             tree.only(chosen, updates), state, tree.only(chosen, params), **extra
@@ -64,14 +66,16 @@ def prune(
     where: base.Predicate = tree.is_kernel,
     **extra: Any,
 ) -> tuple[base.Params, base.Masks]:
-    """Prunes once, now: runs a pruner and applies its masks.
+    """Prunes params once: runs a pruner and applies its masks.
 
     Args:
       params: any pytree of arrays.
-      pruner: links from gradients to masks.
-      grads: the gradients of the loss at `params`, for criteria that need them.
-      where: which leaves can be pruned.
-      **extra: what else a link asks for.
+      pruner: links from gradients to masks, such as a recipe.
+      grads: gradients of the loss at `params`, for pruners that need them. The first
+        link gets them, so scores of your own may be passed to a pruner that begins
+        with `keep_*`.
+      where: predicate that selects the leaves to prune.
+      **extra: keyword arguments for the links.
 
     Returns:
       The params with zeros where they are pruned, and the masks.

@@ -23,7 +23,9 @@ def random_erk(
         is a dense last layer, `[("head/kernel", 0.0)]`.
 
     Returns:
-      A pruner; each refresh draws anew, so use `sparsify(..., end=begin)`.
+      A pruner. The draw is the same at each refresh: at a constant sparsity the masks
+      stay, and under a rising schedule they are nested (to one weight per layer, by
+      which the rounding of counts may differ).
 
     Raises:
       PruningError: if a sparsity is outside [0, 1], or a rule matches no leaf.

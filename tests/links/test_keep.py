@@ -232,7 +232,7 @@ def test_an_own_layout():
             lambda: jp.keep_top(0.5, scope="global", allocation=links.uniform()),
             "no meaning with scope='global'",
         ),
-        (lambda: jp.keep_top(0.5, min_kept=-1), "min_kept counts entries; got -1"),
+        (lambda: jp.keep_top(0.5, min_kept=-1), "min_kept is a number >= 0; got -1"),
         (lambda: jp.keep_n_of_m(3, 2), "1 <= n <= m; got 3:2"),
         (lambda: jp.keep_n_of_m(0, 4), "1 <= n <= m; got 0:4"),
         (lambda: jp.keep_n_of_m(2, 4, axis="in"), "'input' or 'output'; got 'in'"),
@@ -252,9 +252,9 @@ def test_misuse_is_refused_at_use():
         _run(jp.keep_n_of_m(2, 4), {"b": jnp.ones(4)})
     for link in (jp.keep_top(0.5), jp.keep_above(0.0), jp.keep_n_of_m(2, 4)):
         state = link.init(tree)
-        with pytest.raises(jp.PruningError, match="needs scores and params"):
+        with pytest.raises(jp.PruningError, match="link needs scores and params"):
             link.update(tree, state)
-        with pytest.raises(jp.PruningError, match="needs scores and params"):
+        with pytest.raises(jp.PruningError, match="link needs scores and params"):
             link.update(None, state, tree)
     late = jp.keep_top(lambda step: 1.5)
     with pytest.raises(jp.PruningError, match=r"got 1\.5"):
@@ -359,11 +359,11 @@ def test_keep_within_budget_refuses():
     for budget in (-1, -0.5, float("nan"), float("inf")):
         with pytest.raises(jp.PruningError, match=rf"number >= 0; got {budget}"):
             jp.keep_within_budget(budget)
-    with pytest.raises(jp.PruningError, match="min_kept counts entries; got -1"):
+    with pytest.raises(jp.PruningError, match="min_kept is a number >= 0; got -1"):
         jp.keep_within_budget(1, min_kept=-1)
     for cost, message in (
-        (lambda path, w: 0, "cost of 'a' is 0, not positive"),
-        (lambda path, w: 0.5, "known integer; that of 'a' is 0.5"),
+        (lambda path, w: 0, "positive; that of 'a' is 0"),
+        (lambda path, w: 0.5, "known integer, not a tracer; that of 'a' is 0.5"),
         (lambda path, w: 1 if path == "a" else 70_000, "'b' is 70000 times"),
     ):
         with pytest.raises(jp.PruningError, match=message):
