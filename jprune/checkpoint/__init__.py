@@ -1,11 +1,23 @@
-"""Checkpoints through Orbax: masks as bits, and every file checksummed.
+"""Orbax checkpoints of params, masks and optimizer states, verified by checksums.
 
-    save(directory, step, state)         if the process dies, the last good step stays
-    restore(directory, like, step=None)  in the types, shapes and shardings of `like`
-    all_steps, latest_step               what is there
+    save(directory, step, state)     saves a step through Orbax, whole or not at all
+    restore(directory, like)         restores it, with the types and shardings of `like`
+    all_steps, latest_step           the steps in a directory
+    CheckpointError                  raised for damaged, foreign or unfit checkpoints
 
-A damaged, truncated or foreign checkpoint raises `CheckpointError` by name. Packed
-files without Orbax are `jprune.formats.save_packed`. Read `_checkpoint`, then `_orbax`.
+    >>> import tempfile
+    >>> import jax.numpy as jnp, optax, jprune as jp
+    >>> tx = jp.sparsify(optax.adam(1e-3), jp.recipes.magnitude(0.9))
+    >>> params = {"kernel": jnp.ones((4, 8))}
+    >>> state = (params, tx.init(params))
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     _ = jp.checkpoint.save(directory, 100, state)
+    ...     params, opt_state = jp.checkpoint.restore(directory, like=state)
+
+Masks are stored as bits. A process that dies while it saves leaves the earlier steps as
+they were. For one packed file without Orbax, see `jprune.formats.save_packed`.
+
+To read the code, start with `_checkpoint`; `_orbax` writes and reads the arrays.
 """
 
 from jprune.checkpoint._checkpoint import CheckpointError as CheckpointError

@@ -1,29 +1,29 @@
-"""Checkpoints that are whole, verified, or refused by name.
+"""Checkpoints that are complete and verified, or raise.
 
-The arrays go through Orbax. This module adds what Orbax was seen to lack: it
-loads most files with a flipped bit, casts to another dtype and merges the leaves
-of `{"a": {"b": x}, "a.b": y}` without a word, and refuses empty arrays and uint4.
+Orbax writes and reads the arrays. This module guards against what Orbax was observed to
+do: it loads most files with a flipped bit, casts to another dtype and merges the leaves
+of `{"a": {"b": x}, "a.b": y}` without an error, and rejects empty arrays and uint4.
 
-    directory/step_00000100/manifest.json   what was saved, with checksums (`manifest`)
+    directory/step_00000100/manifest.json   leaves and files, with their checksums
     directory/step_00000100/arrays/         one flat Orbax checkpoint: path -> array
 
-A step is written under a temporary name, flushed to the disk, and renamed: a
-directory called `step_...` is complete, whenever the process or the machine
-dies. The manifest holds a checksum of itself, of every file and of every leaf.
-Files are verified before Orbax reads a byte of them, since a flipped bit in a
-shape can make a reader allocate the whole memory; leaves are verified after it,
-since a reader can be wrong about intact files. Checksums are SHA-256 rather than
-CRC-32: either costs little beside compressing and writing, and equal digests show
-that two runs hold the same leaf. They guard against accidents, not against forgery.
+A step is written under a temporary name, flushed to the disk, and renamed. So a
+directory called `step_...` is complete, whenever the process or the machine dies. The
+manifest holds a checksum of itself, of every file and of every leaf. Files are verified
+before Orbax reads them, since a flipped bit in a shape can make a reader allocate all
+memory. Leaves are verified afterwards, since a reader may fail on intact files.
+Checksums are SHA-256, not CRC-32: both cost little next to compression and writing, and
+equal digests show that two runs hold the same leaf. They protect from accidents, not
+from forgery.
 
-Masks are stored as bits (`encoding` has the types), empty arrays in the manifest
-alone. Nothing is pickled.
+Masks are stored as bits (see `_core.encoding` for the types), and empty arrays in the
+manifest only. Nothing is pickled.
 
-Many processes save and restore together: every one of them calls the same function
-with its part of the same state. Each writes its shards, and the first one the
-manifest, after all have finished; each reads and verifies all of it. What fails on
-one fails on all, though Orbax may let the others wait for some minutes first. The
-directory is a local one, or one that all see, and one run at a time writes to it.
+With several processes, all of them save and restore together: each calls the same
+function with its part of the same state. Each process writes its shards; then the first
+one writes the manifest. Each reads and verifies the whole checkpoint. An error on one
+process is raised on all, though Orbax may make the others wait for some minutes. The
+directory is local, or shared by all processes, and one run at a time writes to it.
 """
 
 import contextlib
@@ -45,37 +45,37 @@ from jprune.checkpoint import _orbax
 
 _ARRAYS = "arrays"
 _STEP = re.compile(r"step_([0-9]{8,})")
-_TEMPORARY = re.compile(r"\.step_[0-9]{8,}\.tmp-[0-9a-f]{32}")  # what may be swept
+_TEMPORARY = re.compile(r"\.step_[0-9]{8,}\.tmp-[0-9a-f]{32}")  # may be removed
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written, or read and trusted; names path and leaf."""
+    """A checkpoint that cannot be written, read or trusted; names path and leaf."""
 
 
 def save(
     directory: str | os.PathLike[str], step: int, state: Any, *, keep: int | None = 3
 ) -> Path:
-    """Saves a state as `directory/step_########`, whole or not at all.
+    """Saves a state as `directory/step_########` through Orbax, whole or not at all.
 
     Args:
-      directory: a local directory, or one that all processes see; made where it
-        does not exist. What dead saves left in it is removed once this one is
+      directory: local directory, or one that all processes share; created if it does
+        not exist. Remains of interrupted saves are removed from it when this save is
         complete.
-      step: the number of the step, >= 0; a step that exists is not overwritten.
+      step: number of the step, >= 0. An existing step is not overwritten.
       state: any pytree of arrays and Python numbers, such as a tuple of params and
-        optimizer state. Its structure is not stored: `restore` takes it from
-        `like`, so no code is ever loaded from a file.
-      keep: how many steps to keep, >= 1: this one and the latest others; None
-        keeps all.
+        optimizer state. Its structure is not stored: `restore` takes it from `like`,
+        so that no code is loaded from files.
+      keep: number of steps to keep, >= 1: this one and the latest others. None keeps
+        all.
 
     Returns:
       The path of the checkpoint.
 
     Raises:
       ValueError: if `step` or `keep` is out of range.
-      CheckpointError: if the step exists, a leaf is not an array that can be
-        stored, two paths are the same or differ only in `.` for `/`, writing fails,
-        or any of this on another process. Earlier steps are untouched then.
+      CheckpointError: if the step exists, a leaf cannot be stored, two paths are equal
+        or differ only in `.` for `/`, writing fails, or any of this happens on another
+        process. Earlier steps are not changed.
       ImportError: if Orbax is not installed.
 
     Example:
@@ -87,15 +87,15 @@ def save(
     """
     step = operator.index(step)
     if step < 0 or (keep is not None and keep < 1):
-        raise ValueError(f"Want step >= 0 and keep >= 1 or None, got {step=}, {keep=}.")
+        raise ValueError(
+            f"step is >= 0, and keep is >= 1 or None; got {step=}, {keep=}."
+        )
     _orbax.need_orbax()
     final = Path(os.path.abspath(directory)) / _step_name(step)
     with _naming(f"cannot save {final}"):
         with processes.agreement():
             if os.path.lexists(final):
-                raise CheckpointError(
-                    "it exists, and a checkpoint is never overwritten"
-                )
+                raise CheckpointError("it exists, and checkpoints are not overwritten")
             named = _named_leaves(state)
             _check_leaves(named)
         _check_same("the step", str(step))
@@ -108,7 +108,7 @@ def save(
                 if processes.is_first():
                     manifest.write(temporary, {"step": step, "leaves": entries})
                     os.rename(temporary, final)
-    what = f"saved {final}, but cannot remove what it replaces"
+    what = f"saved {final}, but cannot remove older steps"
     with _naming(what), processes.agreement():
         if processes.is_first():
             manifest.flush(final.parent)
@@ -119,25 +119,25 @@ def save(
 def restore(
     directory: str | os.PathLike[str], like: Any, *, step: int | None = None
 ) -> Any:
-    """Returns the state of a step, verified to the last bit.
+    """Restores the state of a step, verified bit for bit.
 
     Args:
-      directory: where `save` wrote.
-      like: a pytree of the state's structure, shapes and dtypes: a state, or what
-        `jax.eval_shape` says of it. Where its leaves are arrays committed to
-        devices, or `jax.ShapeDtypeStruct`s with a sharding, so is the result;
-        NumPy arrays and Python numbers come back as such.
-      step: which step; the latest if None.
+      directory: directory that `save` was given.
+      like: pytree with the structure, shapes and dtypes of the state: a state, or the
+        result of `jax.eval_shape`. Where its leaves are arrays committed to devices, or
+        `jax.ShapeDtypeStruct`s with shardings, so are the restored ones; NumPy arrays
+        and Python numbers are restored as such.
+      step: number of the step; None for the latest.
 
     Returns:
-      The saved state in the structure of `like`. Dtypes are never cast, and weak
-      types are as they were saved.
+      The saved state, with the structure of `like`. Dtypes are never cast, and weak
+      types are restored as they were saved.
 
     Raises:
-      CheckpointError: if there is no such checkpoint, it is damaged in any file,
-        a foreign file lies among its arrays, it was not written by `save`, or its
-        paths, shapes or dtypes are not those of `like`, on this process or another.
-        No file is touched, and no other step is taken instead.
+      CheckpointError: if there is no such checkpoint, a file is damaged, a file that
+        was not saved is among its arrays, `save` did not write it, or its paths,
+        shapes or dtypes differ from those of `like`, on this process or another. No
+        file is changed, and no other step is restored instead.
       ImportError: if Orbax is not installed.
 
     Example:
@@ -157,9 +157,10 @@ def restore(
         _check_same("the step", str(step))
         with processes.agreement():
             if step not in steps:
+                wanted = "any step" if step is None else f"{step=}"
                 raise CheckpointError(
-                    f"no checkpoint of {'any step' if step is None else f'{step=}'} is "
-                    f"there, but these steps: {_listing(steps)}"
+                    f"it has no checkpoint of {wanted}; the steps in it: "
+                    f"{_listing(steps)}"
                 )
     path = directory / _step_name(step)
     with _naming(f"cannot restore {path}"), processes.agreement():
@@ -177,17 +178,17 @@ def restore(
 def all_steps(directory: str | os.PathLike[str]) -> list[int]:
     """Returns the steps that were saved in a directory, ascending.
 
-    Saves that died are not among them. Steps damaged later are: `restore` names
-    what is wrong with them, where leaving them out would go back in time unseen.
+    Interrupted saves are left out. Damaged steps are not: `restore` raises and names
+    the damage, where leaving them out would silently go back to an older step.
 
     Args:
-      directory: where `save` wrote; it need not exist.
+      directory: directory that `save` was given; it need not exist.
 
     Returns:
-      The numbers of the steps.
+      A list of step numbers.
 
     Raises:
-      CheckpointError: if it is not a directory, or not to be read.
+      CheckpointError: if it is not a directory, or cannot be read.
 
     Example:
       >>> all_steps("/nowhere")
@@ -207,13 +208,13 @@ def latest_step(directory: str | os.PathLike[str]) -> int | None:
     """Returns the latest step that was saved in a directory.
 
     Args:
-      directory: where `save` wrote; it need not exist.
+      directory: directory that `save` was given; it need not exist.
 
     Returns:
       The number of the step, or None if there is none.
 
     Raises:
-      CheckpointError: if it is not a directory, or not to be read.
+      CheckpointError: if it is not a directory, or cannot be read.
 
     Example:
       >>> latest_step("/nowhere") is None
@@ -230,25 +231,25 @@ def _named_leaves(state: Any) -> dict[str, Any]:
     origins: dict[str, str] = {}
     for keys, leaf in jax.tree.leaves_with_path(state):
         path, origin = tree.leaf_path(keys), "".join(map(str, keys))
-        # `.` joins names in Orbax, in PyTorch and in most tables of parameters:
-        # two leaves that differ by it alone are one leaf to somebody.
+        # Orbax, PyTorch and most tables of parameters join names with `.`: two leaves
+        # that differ only in it are one leaf to them.
         alias = path.replace(".", "/")
         if alias in origins:
             raise CheckpointError(
                 f"the paths of the leaves {origins[alias]} and {origin} collide: "
-                f"both are {alias!r} where `.` joins names"
+                f"both are {alias!r} where names are joined with `.`"
             )
         origins[alias], named[path] = origin, leaf
     return named
 
 
 def _check_leaves(named: dict[str, Any]) -> None:
-    """Raises what can be foreseen, while no process waits for this one."""
+    """Raises errors that can be foreseen, while no process waits for this one."""
     for path, leaf in named.items():
         with _naming(f"leaf {path!r}"):
             encoding.describe(leaf)
             if isinstance(leaf, jax.core.Tracer):
-                raise ValueError("it is a Tracer: saving happens outside of jit")
+                raise ValueError("it is a Tracer: save outside of jit")
             if isinstance(leaf, jax.Array) and leaf.is_deleted():
                 raise ValueError("it is an array that has been deleted")
 
@@ -262,7 +263,7 @@ def _encode_all(
         with _naming(f"leaf {path!r}"):
             value, entry = encoding.encode(leaf)
         entries.append({"path": path, **entry})
-        if value.size:  # Orbax refuses empty arrays; the manifest says it all
+        if value.size:  # Orbax rejects empty arrays; the manifest describes them fully
             arrays[path] = value
     every = [json.loads(text) for text in processes.exchange(json.dumps(entries))]
     return [_join(leaf) for leaf in zip(*every, strict=True)], arrays
@@ -288,21 +289,23 @@ def _check_same(what: str, text: str) -> None:
     every = processes.exchange(text)
     if len(set(every)) > 1:
         said = "; ".join(f"on process {i} {text[:200]}" for i, text in enumerate(every))
-        raise CheckpointError(f"{what} must be the same on all processes: {said}")
+        raise CheckpointError(f"{what} must be the same on all processes; got {said}")
 
 
 def _check_like(entries: dict[str, Any], wanted: dict[str, Any]) -> None:
     if entries.keys() != wanted.keys():
         raise CheckpointError(
             f"leaves of `like` that it lacks: {_listing(wanted.keys() - entries)}; "
-            f"leaves that `like` lacks: {_listing(entries.keys() - wanted)}"
+            f"leaves of it that `like` lacks: {_listing(entries.keys() - wanted)}"
         )
     for path, leaf in wanted.items():
         with _naming(f"leaf {path!r}"):
             expected = encoding.describe(leaf)
         found = {key: entries[path][key] for key in expected}
         if found != expected:
-            raise CheckpointError(f"leaf {path!r} is {found}, in `like` {expected}")
+            raise CheckpointError(
+                f"leaf {path!r} is {found}, but in `like` it is {expected}"
+            )
 
 
 # ---- files ----
@@ -311,7 +314,7 @@ def _check_like(entries: dict[str, Any], wanted: dict[str, Any]) -> None:
 def _remove_old(directory: Path, step: int, keep: int | None) -> None:
     others = [s for s in all_steps(directory) if s != step]
     for old in others[: 0 if keep is None else max(0, len(others) - keep + 1)]:
-        # Renamed first: a kill halfway through must not leave half a step.
+        # Renamed first, so that an interrupted removal leaves no incomplete step.
         path = directory / _step_name(old)
         os.rename(path, _temporary_path(path))
     manifest.flush(directory)
@@ -331,9 +334,9 @@ def _temporary(final: Path) -> Iterator[Path]:
                 path.mkdir()
         with processes.agreement():
             if not path.is_dir():
-                raise CheckpointError(f"{path.parent} is not one that all see")
+                raise CheckpointError(f"not all processes see {path.parent}")
         yield path
-    except BaseException:  # an interrupt leaves nothing behind either
+    except BaseException:  # interrupts included
         if processes.is_first():
             shutil.rmtree(path, ignore_errors=True)
         raise
@@ -356,7 +359,7 @@ def _step_name(step: int) -> str:
 
 @contextlib.contextmanager
 def _naming(what: str) -> Iterator[None]:
-    """Turns whatever is raised into a `CheckpointError` that says what it was about."""
+    """Converts errors to `CheckpointError`s that begin with `what`."""
     try:
         yield
     except Exception as error:

@@ -1,7 +1,7 @@
-"""Named arrays on the disk, through Orbax: what goes in, comes out, no more.
+"""Named arrays on the disk, through Orbax.
 
-What Orbax was seen to do wrong is for `checkpoint` to catch: nothing is verified
-here. Where many processes run, they write together, and each reads for itself.
+Nothing is verified here; `_checkpoint` does. Several processes write together, and each
+reads by itself.
 """
 
 import math
@@ -12,16 +12,16 @@ from typing import Any
 import jax
 import numpy as np
 
-Type = tuple[str, list[int]]  # the name of a dtype, and a shape
-_AT_ONCE = 2**28  # bytes read at once to the host; a larger array is read alone
+Type = tuple[str, list[int]]  # name of a dtype, and shape
+_AT_ONCE = 2**28  # bytes read to the host at once; larger arrays are read one by one
 
 
 def write(path: Path, arrays: dict[str, Any]) -> None:
-    """Writes arrays to a new directory, each process its shards.
+    """Writes arrays to a new directory; each process writes its shards.
 
     Args:
-      path: the directory; not made if there are no arrays.
-      arrays: NumPy arrays, which are the same on all processes, and JAX arrays.
+      path: directory; not created if there are no arrays.
+      arrays: maps names to NumPy arrays, equal on all processes, or JAX arrays.
     """
     if arrays:
         ocp = need_orbax()
@@ -30,23 +30,24 @@ def write(path: Path, arrays: dict[str, Any]) -> None:
 
 
 def read(path: Path, types: dict[str, Type]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the arrays that were written, on this process's host, whole.
+    """Reads arrays one after the other, whole, on the host of this process.
 
-    No more of them are held at a time than make some hundred megabytes, or one.
+    Holds a few hundred megabytes at a time, or one larger array.
 
     Args:
-      path: the directory.
-      types: of what is wanted; empty arrays are made, and not read.
+      path: directory.
+      types: maps the names of wanted arrays to their dtypes and shapes; empty arrays
+        are created, not read.
 
     Yields:
-      Each name, with its array; of which type, it is for the caller to check.
+      Names and arrays, whose types are not verified.
     """
     full = {name: kind for name, kind in types.items() if 0 not in kind[1]}
     for name in types.keys() - full.keys():
         dtype, shape = types[name]
         yield name, np.empty(shape, dtype)
     ocp = need_orbax()
-    # Each process for itself, so that none waits for one that fails.
+    # Each process by itself, so that none waits for one that fails.
     with _checkpointer(ocp, [jax.process_index()]) as checkpointer:
         for names in _batches(full):
             kind = ocp.RestoreArgs(restore_type=np.ndarray)
@@ -61,16 +62,16 @@ def read(path: Path, types: dict[str, Type]) -> Iterator[tuple[str, np.ndarray]]
 
 
 def need_orbax() -> Any:
-    """Returns the module `orbax.checkpoint`.
+    """Imports `orbax.checkpoint`.
 
     Returns:
       The module.
 
     Raises:
-      ImportError: if it is not installed, saying how to.
+      ImportError: if it is not installed; says how to install it.
     """
     try:
-        # Imported here because it takes a second, and no other module needs it.
+        # Imported here because the import takes a second.
         import orbax.checkpoint as ocp
     except ImportError as error:
         message = "Checkpoints need Orbax: pip install 'jprune[checkpoint]'"
@@ -94,7 +95,7 @@ def _batches(types: dict[str, Type]) -> Iterator[list[str]]:
 def _checkpointer(ocp: Any, active: Sequence[int]) -> Any:
     return ocp.Checkpointer(
         ocp.PyTreeCheckpointHandler(),
-        # Processes that are named meet at barriers with a time limit.
+        # Named processes wait for each other at barriers with a time limit.
         multiprocessing_options=ocp.options.MultiprocessingOptions(
             primary_host=min(active), active_processes=set(active)
         ),
