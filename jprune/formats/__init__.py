@@ -1,13 +1,35 @@
-"""Sparse formats: in memory, in products and in files.
+"""Sparse formats for pruned weights: in memory, in products and in files.
 
-    pack_bits, pack_n_of_m, pack_blocks, pack_dense    one leaf -> a `Packed` format
-    pack_tree, unpack_tree, packed_sizes               a tree, by rules on paths
-    to_bcoo, to_bcsr, of_bcoo, of_bcsr                 jax.experimental.sparse
-    block_matmul, n_of_m_matmul                        products with packed weights
-    save_packed, load_packed, save_dense               safetensors files
+One weight and its mask, packed exactly:
 
-Formats save memory and files; only blocks, and BCSR on CPUs, save time. Read
-`_formats` first.
+    pack_bits              kept values and a bit per weight -> BitMask
+    pack_n_of_m            N:M pattern, such as 2:4 -> NOfM
+    pack_blocks            whole blocks of a matrix -> Blocks
+    pack_dense             all values and the mask, for any leaf -> Dense
+    packed.unpack()        back to the weight and its mask
+
+A tree of weights, each in the format of a rule on its path:
+
+    pack_tree, unpack_tree, packed_sizes
+
+Files (safetensors):
+
+    save_packed, load_packed     a tree of packed weights, verified by checksums
+    save_dense                   masked weights for any other tool
+
+Products with packed weights:
+
+    block_matmul           faster than dense on CPUs from moderate sparsities on
+    n_of_m_matmul          a reference, which saves memory and no time
+    with_values            other values in the same positions, for `jax.grad`
+
+Sparse matrices of `jax.experimental.sparse`:
+
+    to_bcoo, to_bcsr, of_bcoo, of_bcsr
+
+Formats save memory and file size. Only blocks, and BCSR on CPUs, also save time.
+
+To read the code, start with `_formats`.
 """
 
 from jprune.formats._coordinates import of_bcoo as of_bcoo

@@ -1,4 +1,4 @@
-"""Values, masks and small numbers as bits: what the packed formats are made of."""
+"""Bits: exact moves of values, masks as bits, and small integers in few bits."""
 
 import math
 from collections.abc import Callable
@@ -9,19 +9,19 @@ import numpy as np
 
 
 def moved(x: jax.Array, move: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """Returns `move(x)`, to the bit.
+    """Returns `move(x)`, exact to the bit, and differentiable.
 
-    Floats are moved as the unsigned integers of their bits: a narrow one may be
-    widened and rounded back on its way, which changes the bits of a NaN. Tangents
-    are moved as what they are, so that gradients go through.
+    Floats are moved as unsigned integers with the same bits: XLA may convert narrow
+    floats to wider ones and back, which changes the bits of NaNs. Tangents are moved as
+    floats.
 
     Args:
-      x: an array.
-      move: puts the entries of an array elsewhere, and zeros where there are none;
-        linear, and for integers and floats alike.
+      x: array.
+      move: linear function that rearranges the entries of an array of integers or
+        floats, and fills with zeros.
 
     Returns:
-      An array of the type of `x`.
+      An array of the dtype of `x`.
 
     Example:
       >>> moved(jnp.array([1.0, -0.0]), lambda x: x[::-1])
@@ -36,17 +36,17 @@ def moved(x: jax.Array, move: Callable[[jax.Array], jax.Array]) -> jax.Array:
         bits = move(jax.lax.bitcast_convert_type(x, unsigned))
         return jax.lax.bitcast_convert_type(bits, x.dtype)
 
-    # The derivative of a linear map is the map; that of integers would be nothing.
+    # A linear map is its own derivative; through integers there would be none.
     exactly.defjvp(lambda x, t: (exactly(*x), move(*t)))
     return exactly(x)
 
 
 def to_mask(bits: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Returns the mask of which `np.packbits` made these.
+    """Unpacks the bits of a mask from `np.packbits`.
 
     Args:
-      bits: (ceil(size / 8),), the first entry highest, uint8.
-      shape: of the mask.
+      bits: (ceil(size / 8),) uint8, the first entry in the highest bit.
+      shape: shape of the mask.
 
     Returns:
       A boolean array of that shape.
@@ -59,17 +59,17 @@ def to_mask(bits: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def ranks(bits: jax.Array, count: int) -> jax.Array:
-    """Returns, for each entry of a mask, how many before it are True.
+    """Returns the number of True entries before each entry of a mask.
 
-    A running sum over bytes, and a count of bits within each: an eighth of the steps
-    that a running sum over entries takes.
+    A cumulative sum over bytes, and counts of bits within bytes: an eighth of the steps
+    of a cumulative sum over entries.
 
     Args:
-      bits: (ceil(count / 8),), the first entry highest, uint8.
-      count: how many entries there are.
+      bits: (ceil(count / 8),) uint8, the first entry in the highest bit.
+      count: number of entries.
 
     Returns:
-      (count,), int32.
+      (count,) int32 array.
 
     Example:
       >>> ranks(jnp.array([0b10110000], jnp.uint8), 5)
@@ -83,14 +83,14 @@ def ranks(bits: jax.Array, count: int) -> jax.Array:
 
 
 def of_numbers(x: np.ndarray, below: int) -> np.ndarray:
-    """Returns numbers in ceil(log2 below) bits each.
+    """Packs integers to ceil(log2 below) bits each.
 
     Args:
-      x: integers in [0, below).
-      below: what all are below, positive.
+      x: array of integers in [0, below).
+      below: exclusive upper bound, positive.
 
     Returns:
-      Their bits in row-major order, the highest of each first, uint8.
+      uint8 array of their bits in row-major order, the highest bit of each first.
 
     Example:
       >>> of_numbers(np.array([2, 1, 3]), 4)  # 10 01 11 and two zeros
@@ -101,15 +101,15 @@ def of_numbers(x: np.ndarray, below: int) -> np.ndarray:
 
 
 def to_numbers(bits: jax.Array, count: int, below: int) -> jax.Array:
-    """Returns the numbers of which `of_numbers` made these.
+    """Unpacks the integers that `of_numbers` packed.
 
     Args:
-      bits: what `of_numbers` returned.
-      count: how many there are.
+      bits: result of `of_numbers`.
+      count: number of integers.
       below: as in `of_numbers`.
 
     Returns:
-      (count,), int32.
+      (count,) int32 array.
 
     Example:
       >>> to_numbers(jnp.array([156], jnp.uint8), 3, 4)

@@ -1,7 +1,7 @@
-"""Pruned weights as JAX's own sparse matrices: BCOO and BCSR. Mask in, mask out.
+"""Conversions to and from the sparse matrices of JAX, BCOO and BCSR.
 
-For what `jax.experimental.sparse` can do with them. At rest they are large: four
-bytes for each coordinate of each weight.
+For the operations of `jax.experimental.sparse`. For storage they are large: four bytes
+for each coordinate of each kept weight.
 """
 
 from typing import Any
@@ -16,22 +16,22 @@ from jprune.formats import _bits, _formats
 
 
 def to_bcoo(weight: Any, mask: Any) -> sparse.BCOO:
-    """Returns the kept weights with their coordinates.
+    """Converts a pruned weight to BCOO: the kept values with their coordinates.
 
     Args:
-      weight: an array of any type but PRNG keys.
-      mask: its mask, of a shape that broadcasts along whole axes.
+      weight: array of any type but PRNG keys.
+      mask: mask of the weight; broadcasts to it along whole axes.
 
     Returns:
-      A matrix with the kept weights, zeros among them, in row-major order.
+      A BCOO array of the kept values in row-major order, kept zeros included.
 
     Raises:
-      PruningError: if the mask is not one of the weight, or JAX would cast it.
+      PruningError: if the mask does not fit the weight, or JAX would cast the weight.
 
     Example:
       >>> mask = jnp.array([[True, False], [False, True]])
       >>> matrix = to_bcoo(jnp.array([[0.0, 1.0], [2.0, 3.0]]), mask)
-      >>> matrix.data, matrix.indices.tolist()  # the zero that is kept is there
+      >>> matrix.data, matrix.indices.tolist()  # with the kept zero
       (Array([0., 3.], dtype=float32), [[0, 0], [1, 1]])
     """
     packed = _formats.pack_bits(weight, mask)
@@ -46,18 +46,18 @@ def to_bcoo(weight: Any, mask: Any) -> sparse.BCOO:
 
 
 def of_bcoo(matrix: sparse.BCOO) -> tuple[jax.Array, jax.Array]:
-    """Returns the weight and the mask of a matrix.
+    """Converts a BCOO array to a weight and its mask.
 
     Args:
-      matrix: without batch and dense axes. Entries at the same place are added,
-        unless it says that there are none: then nothing is, and every bit stays.
+      matrix: BCOO array without batch and dense axes. Entries with equal coordinates
+        are added; if `unique_indices` is True, values are moved exactly, to the bit.
 
     Returns:
-      The weight, zero where the matrix stores nothing, and where it stores, in
-      the weight's shape.
+      The weight, with zeros where no entry is stored, and the mask of the stored
+      entries, in the weight's shape.
 
     Raises:
-      PruningError: if the matrix has such axes.
+      PruningError: if the matrix has batch or dense axes.
 
     Example:
       >>> mask = jnp.array([[True, False], [False, True]])
@@ -66,11 +66,11 @@ def of_bcoo(matrix: sparse.BCOO) -> tuple[jax.Array, jax.Array]:
     """
     if matrix.n_batch or matrix.n_dense:
         raise base.PruningError(
-            f"Want no batch and no dense axes, got {matrix.n_batch} and "
-            f"{matrix.n_dense}: see bcoo_update_layout."
+            "A matrix without batch and dense axes is needed; got "
+            f"{matrix.n_batch} and {matrix.n_dense}: see bcoo_update_layout."
         )
     place = tuple(matrix.indices[:, axis] for axis in range(matrix.indices.shape[1]))
-    # Entries that only fill the arrays up have indices out of bounds.
+    # Padding has indices out of bounds.
     mask = jnp.zeros(matrix.shape, bool).at[place].set(True, mode="drop")
 
     def spread(values: jax.Array) -> jax.Array:
@@ -83,18 +83,18 @@ def of_bcoo(matrix: sparse.BCOO) -> tuple[jax.Array, jax.Array]:
 
 
 def to_bcsr(weight: Any, mask: Any) -> sparse.BCSR:
-    """Returns the kept weights row by row.
+    """Converts a pruned matrix to BCSR: the kept values row by row.
 
     Args:
-      weight: an array of two axes, of any type but PRNG keys.
-      mask: its mask, of a shape that broadcasts along whole axes.
+      weight: array of two axes, of any type but PRNG keys.
+      mask: mask of the weight; broadcasts to it along whole axes.
 
     Returns:
-      A matrix with the kept weights, zeros among them, in row-major order.
+      A BCSR array of the kept values in row-major order, kept zeros included.
 
     Raises:
-      PruningError: if the weight has not two axes, the mask is not one of the
-        weight, or JAX would cast it.
+      PruningError: if the weight does not have two axes, the mask does not fit it, or
+        JAX would cast it.
 
     Example:
       >>> mask = jnp.array([[True, False], [False, True]])
@@ -103,7 +103,9 @@ def to_bcsr(weight: Any, mask: Any) -> sparse.BCSR:
       (Array([0., 3.], dtype=float32), [0, 1], [0, 1, 2])
     """
     if np.ndim(weight) != 2:
-        raise base.PruningError(f"Rows are of two axes, got {np.shape(weight)}.")
+        raise base.PruningError(
+            f"BCSR holds weights of two axes; got shape {np.shape(weight)}."
+        )
     matrix = to_bcoo(weight, mask)
     ends = np.bincount(matrix.indices[:, 0], minlength=matrix.shape[0]).cumsum()
     return sparse.BCSR(
@@ -119,16 +121,17 @@ def to_bcsr(weight: Any, mask: Any) -> sparse.BCSR:
 
 
 def of_bcsr(matrix: sparse.BCSR) -> tuple[jax.Array, jax.Array]:
-    """Returns the weight and the mask of a matrix.
+    """Converts a BCSR array to a weight and its mask.
 
     Args:
-      matrix: without batch and dense axes; as `of_bcoo`.
+      matrix: BCSR array without batch and dense axes, as in `of_bcoo`.
 
     Returns:
-      As `of_bcoo`.
+      The weight, with zeros where no entry is stored, and the mask of the stored
+      entries, in the weight's shape.
 
     Raises:
-      PruningError: as `of_bcoo`.
+      PruningError: if the matrix has batch or dense axes.
 
     Example:
       >>> mask = jnp.array([[True, False], [False, True]])
@@ -136,7 +139,7 @@ def of_bcsr(matrix: sparse.BCSR) -> tuple[jax.Array, jax.Array]:
       [[True, False], [False, True]]
     """
     indices = matrix.to_bcoo().indices
-    # That forgets that they are unique.
+    # `to_bcoo` does not keep `unique_indices`.
     unique = matrix.unique_indices
     return of_bcoo(
         sparse.BCOO((matrix.data, indices), shape=matrix.shape, unique_indices=unique)

@@ -1,15 +1,15 @@
-"""Pruned weights at rest: bits and values, N:M, blocks. Mask in, mask out.
+"""Storage formats for pruned weights: bit masks, N:M patterns and blocks.
 
     weight, mask  ->  packed  ->  weight where the mask is True and 0 elsewhere, mask
 
-to the bit, whatever the values: a weight of zero that is kept is kept. Each format
-is a dataclass of arrays whose shape, n, m and block are static: `jit` compiles for
-them, `jax.tree.map` does not see them, and two packed weights of other shapes are
-trees of other structure. Numbers in a NamedTuple would be leaves, traced by `jit` and
-scaled by whoever scales the weights; only values are arrays here.
+Packing and unpacking is exact to the bit, whatever the values: zeros that are kept stay
+kept. Each format is a dataclass of arrays, with static shape, n, m and block: `jit`
+compiles for them, `jax.tree.map` skips them, and packed weights of different shapes
+have different tree structures. (In a NamedTuple these numbers would be leaves, which
+`jit` would trace, and functions that scale all leaves would scale.)
 
-How many weights are kept decides the sizes of arrays, so packing happens on the host,
-outside of `jit`. Unpacking is ordinary JAX: it can be jitted, mapped, and fused.
+The number of kept weights determines the sizes of arrays, so packing runs on the host,
+outside of `jit`. Unpacking can be jitted, vmapped and fused.
 """
 
 import dataclasses
@@ -27,23 +27,23 @@ from jprune._core import base
 from jprune.formats import _bits
 
 _STATIC = {"static": True}
-_LARGEST = 2**31 - 1  # what an int32 can count, and JAX indexes with by default
+_LARGEST = 2**31 - 1  # JAX indexes with int32 by default
 
 
 class FormatError(base.PruningError):
-    """A mask that a format cannot hold, such as one that is not N:M."""
+    """A mask or weight that a format cannot hold, such as a mask that is not N:M."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Dense:
-    """All weights, with zeros where they are pruned.
+    """All values, with zeros where they are pruned.
 
     Attributes:
-      values: the weights, in their shape.
-      bits: the mask, a bit for each of its entries, the first highest, uint8; of
-        size 0 if everything is kept.
-      mask_shape: the mask's own shape.
+      values: the weight, with zeros where it is pruned.
+      bits: uint8, the mask as bits in the order of `np.packbits`; empty if everything
+        is kept.
+      mask_shape: shape of the mask.
     """
 
     values: jax.Array
@@ -65,13 +65,13 @@ class Dense:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BitMask:
-    """The kept weights in row-major order, and the mask as bits.
+    """The kept values in row-major order, and the mask as bits.
 
     Attributes:
-      values: (kept,), the weights.
-      bits: the mask, a bit for each of its entries, the first highest, uint8.
-      shape: the weight's shape.
-      mask_shape: the mask's own shape: whole channels take a bit each.
+      values: (kept,) array.
+      bits: uint8, the mask as bits in the order of `np.packbits`.
+      shape: shape of the weight.
+      mask_shape: shape of the mask; a mask of whole channels takes one bit for each.
     """
 
     values: jax.Array
@@ -100,18 +100,18 @@ class BitMask:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class NOfM:
-    """n values of every m consecutive ones along an axis, and their places.
+    """n values of every m consecutive entries along an axis, and their positions.
 
     Attributes:
-      values: the weight's shape with n for every m along the axis; those of a group
-        are in the order of the axis.
-      positions: the place of each value in its group, in ceil(log2 m) bits, highest
-        first, in the row-major order of the values, uint8.
-      shape: the weight's shape.
-      mask_shape: the mask's own shape.
-      n: how many of a group are kept.
-      m: the size of a group.
-      axis: along which axis, from 0.
+      values: array of the weight's shape, but with n entries for every m along the
+        axis, in the order of the axis.
+      positions: uint8, the position of each value in its group, in ceil(log2 m) bits,
+        highest first, in the row-major order of the values.
+      shape: shape of the weight.
+      mask_shape: shape of the mask.
+      n: number of entries kept per group.
+      m: size of a group.
+      axis: axis of the groups, counted from 0.
     """
 
     values: jax.Array
@@ -131,7 +131,7 @@ class NOfM:
         position = _bits.to_numbers(self.positions, count, self.m)
         position = position.reshape(grouped)
         place = jnp.arange(self.m, dtype=jnp.int32)[None, None, :, None]
-        # For each place, whether the i-th value goes there: selects, no scatter.
+        # Whether the i-th value belongs at each position: selections, not a scatter.
         here = [position[:, :, i : i + 1] == place for i in range(self.n)]
 
         def spread(values: jax.Array) -> jax.Array:
@@ -149,17 +149,18 @@ class NOfM:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """Whole blocks of a matrix, and where they stand.
+    """The kept blocks of a matrix, and their positions.
 
-    A weight of more than two axes is the matrix (all but the last, the last).
+    A weight of more than two axes is reshaped to a matrix: all axes but the last, by
+    the last.
 
     Attributes:
-      values: (kept, height, width), the blocks in row-major order.
-      rows: (kept,), the row of blocks that each is in, int32.
-      columns: (kept,), the column of blocks that each is in, int32.
-      shape: the weight's shape.
-      mask_shape: the mask's own shape.
-      block: (height, width); given, because no block may be kept.
+      values: (kept, height, width) array, the kept blocks in row-major order.
+      rows: (kept,) int32, the row of each block in the grid of blocks.
+      columns: (kept,) int32, the column of each block in the grid of blocks.
+      shape: shape of the weight.
+      mask_shape: shape of the mask.
+      block: (height, width) of a block.
     """
 
     values: jax.Array
@@ -171,7 +172,7 @@ class Blocks:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """How many rows and columns of blocks there are."""
+        """Number of rows and columns of blocks."""
         height, width = self.block
         return math.prod(self.shape[:-1]) // height, self.shape[-1] // width
 
@@ -194,27 +195,27 @@ class Blocks:
 
 Packed = Dense | BitMask | NOfM | Blocks
 Format = Callable[[Any, Any], Packed]
-"""`(weight, mask) -> packed`; raises `FormatError` where the mask does not fit."""
+"""`(weight, mask) -> packed`; raises `FormatError` if the mask does not fit."""
 
 
 def is_packed(x: Any) -> bool:
-    """True for a packed weight: what `is_leaf` asks for in a tree of them."""
+    """Returns True for a packed weight; the `is_leaf` of a tree of packed weights."""
     return isinstance(x, Packed)
 
 
 def pack_dense(weight: Any, mask: Any) -> Dense:
-    """Returns the weight with zeros where it is pruned: the format that always fits.
+    """Packs a weight as it is, with zeros where it is pruned; fits every mask.
 
     Args:
-      weight: an array of any type but PRNG keys.
-      mask: its mask, of a shape that broadcasts along whole axes.
+      weight: array of any type but PRNG keys.
+      mask: mask of the weight; broadcasts to it along whole axes.
 
     Returns:
-      The packed weight: as large as the weight, and a bit for each entry of the
-      mask unless everything is kept.
+      The packed weight. It takes as much memory as the weight, and one bit per mask
+      entry unless everything is kept.
 
     Raises:
-      PruningError: if the mask is not one of the weight, or JAX would cast it.
+      PruningError: if the mask does not fit the weight, or JAX would cast the weight.
 
     Example:
       >>> packed = pack_dense(jnp.arange(4.0), jnp.array([True, False, True, True]))
@@ -228,20 +229,21 @@ def pack_dense(weight: Any, mask: Any) -> Dense:
 
 
 def pack_bits(weight: Any, mask: Any) -> BitMask:
-    """Returns the kept weights, and a bit for each entry of the mask.
+    """Packs a weight to its kept values and one bit per mask entry.
 
-    width * kept + 1 bits a weight: at 90 % sparsity of float32, 4.2 for 32.
+    Takes width * density + 1 bits per weight: 4.2 instead of 32 for float32 at a
+    sparsity of 90 %.
 
     Args:
-      weight: an array of any type but PRNG keys.
-      mask: its mask, of a shape that broadcasts along whole axes.
+      weight: array of any type but PRNG keys.
+      mask: mask of the weight; broadcasts to it along whole axes.
 
     Returns:
       The packed weight.
 
     Raises:
-      FormatError: if the weight has 2^31 entries or more, or is of two-bit integers.
-      PruningError: if the mask is not one of the weight, or JAX would cast it.
+      FormatError: if the weight has 2^31 entries or more, or holds two-bit integers.
+      PruningError: if the mask does not fit the weight, or JAX would cast the weight.
 
     Example:
       >>> packed = pack_bits(jnp.arange(4.0), jnp.array([True, False, False, True]))
@@ -252,25 +254,25 @@ def pack_bits(weight: Any, mask: Any) -> BitMask:
     """
     w, m = _movable(weight, mask)
     if w.size > _LARGEST:
-        raise FormatError(f"{w.shape} has more entries than an int32 can count.")
+        raise FormatError(f"A weight has fewer than 2^31 entries; got shape {w.shape}.")
     values = w[np.broadcast_to(m, w.shape)]
     return BitMask(_on_device(values), jnp.asarray(np.packbits(m)), w.shape, m.shape)
 
 
 def pack_n_of_m(n: int, m: int, axis: int = -2) -> Format:
-    """Returns a format: n of every m consecutive weights along an axis.
+    """Returns the N:M format: n of every m consecutive weights along an axis.
 
-    (width + ceil(log2 m)) * n / m bits a weight: 2:4 of bfloat16 takes 9 for 16,
-    where a bit mask takes as many; 1:4 takes 4.5 for 5.
+    Takes (width + ceil(log2 m)) * n / m bits per weight. For bfloat16, 2:4 takes 9
+    instead of 16, as a bit mask does; 1:4 takes 4.5, where a bit mask takes 5.
 
     Args:
-      n: how many of a group the mask keeps, in [1, m].
-      m: the size of a group, at most 256; has to divide the axis.
-      axis: along which axis; the default is the input axis of JAX's kernels.
+      n: number of entries that the mask keeps per group, in [1, m].
+      m: size of a group, at most 256; has to divide the axis.
+      axis: axis of the groups; by default the input axis of JAX's kernels.
 
     Returns:
-      `(weight, mask) -> packed`, which raises `FormatError` unless the mask keeps
-      exactly n of each m.
+      A function `(weight, mask) -> packed`, which raises `FormatError` unless the mask
+      keeps exactly n of every m entries.
 
     Raises:
       PruningError: if not 1 <= n <= m <= 256.
@@ -286,25 +288,25 @@ def pack_n_of_m(n: int, m: int, axis: int = -2) -> Format:
       arXiv:2104.08378.
     """
     if not 1 <= n <= m <= 256:
-        raise base.PruningError(f"n:m keeps n of m, 1 <= n <= m <= 256; got {n}:{m}.")
+        raise base.PruningError(f"n:m needs 1 <= n <= m <= 256; got {n}:{m}.")
     return functools.partial(_n_of_m, n=int(n), m=int(m), axis=int(axis))
 
 
 def pack_blocks(height: int, width: int) -> Format:
-    """Returns a format: whole blocks of a matrix.
+    """Returns the block format: the kept blocks of a matrix.
 
-    Eight bytes a kept block for its place, beside its values.
+    Takes eight bytes per kept block for its position, and its values.
 
     Args:
-      height: rows of a block, positive; has to divide the axis before the last.
-      width: columns of a block, positive; has to divide the last axis.
+      height: number of rows of a block, positive; has to divide the last axis but one.
+      width: number of columns of a block, positive; has to divide the last axis.
 
     Returns:
-      `(weight, mask) -> packed`, which raises `FormatError` unless the mask keeps
-      whole blocks.
+      A function `(weight, mask) -> packed`, which raises `FormatError` unless the mask
+      keeps or prunes whole blocks.
 
     Raises:
-      PruningError: if a side is not positive.
+      PruningError: if `height` or `width` is not positive.
 
     Example:
       >>> mask = jnp.array([[True, True, False, False]] * 2)
@@ -313,7 +315,7 @@ def pack_blocks(height: int, width: int) -> Format:
       ([[[0.0, 1.0], [4.0, 5.0]]], [0], [0])
     """
     if height < 1 or width < 1:
-        raise base.PruningError(f"A block's sides are positive; got {height, width}.")
+        raise base.PruningError(f"A block has positive sides; got {height, width}.")
     return functools.partial(_blocks, block=(int(height), int(width)))
 
 
@@ -326,8 +328,8 @@ def _n_of_m(weight: Any, mask: Any, *, n: int, m: int, axis: int) -> NOfM:
     grouped = (math.prod(shape[:axis]), groups, m, math.prod(shape[axis + 1 :]))
     kept = _full(w, mask).reshape(grouped)
     if (kept.sum(2) != n).any():
-        raise FormatError(f"The mask keeps not {n} of each {m} along axis {axis}.")
-    # The axis of a group last, so that `nonzero` goes through it first.
+        raise FormatError(f"The mask keeps not {n} of every {m} along axis {axis}.")
+    # With the axis of a group last, `nonzero` lists positions group by group.
     position = np.nonzero(kept.swapaxes(2, 3))[-1]
     position = position.reshape(*kept.shape[:2], kept.shape[3], n).swapaxes(2, 3)
     values = np.take_along_axis(w.reshape(grouped), position, axis=2)
@@ -356,16 +358,18 @@ def _blocks(weight: Any, mask: Any, *, block: tuple[int, int]) -> Blocks:
 
 def _on_host(weight: Any, mask: Any) -> tuple[np.ndarray, np.ndarray]:
     if jnp.issubdtype(jnp.result_type(weight), jax.dtypes.extended):
-        raise base.PruningError(f"A weight of {jnp.result_type(weight)} has no values.")
+        raise base.PruningError(f"Weights are numbers; got {jnp.result_type(weight)}.")
     masks_lib.check({"weight": weight}, {"weight": mask})
     return np.asarray(weight), np.asarray(mask)
 
 
 def _movable(weight: Any, mask: Any) -> tuple[np.ndarray, np.ndarray]:
     w, m = _on_host(weight, mask)
-    # JAX 0.7 writes beyond its arrays where it moves integers of two bits.
+    # JAX 0.7 writes out of bounds when it scatters two-bit integers.
     if jnp.issubdtype(w.dtype, jnp.integer) and jnp.iinfo(w.dtype).bits < 4:
-        raise FormatError(f"JAX does not move {w.dtype} reliably.")
+        raise FormatError(
+            f"JAX does not move {w.dtype} reliably; convert the weight to a wider type."
+        )
     return w, m
 
 
@@ -378,12 +382,14 @@ def _on_device(values: np.ndarray) -> jax.Array:
 
 
 def _full(w: np.ndarray, m: np.ndarray) -> np.ndarray:
-    """The mask in the weight's shape, from which `_narrowed` can make it again."""
+    """The mask in the weight's shape, from which `_narrowed` restores it."""
     if m.shape != w.shape and (m.ndim != w.ndim or not w.size):
-        raise FormatError(f"A mask of shape {m.shape} has no pattern in {w.shape}.")
+        raise FormatError(
+            f"A mask of shape {m.shape} has no pattern in a weight of shape {w.shape}."
+        )
     return np.broadcast_to(m, w.shape)
 
 
 def _narrowed(mask: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    # What the mask was broadcast from is its first entry along such an axis.
+    # Along a broadcast axis all entries are equal, so the first one is the mask's.
     return mask[tuple(slice(size) for size in shape)]

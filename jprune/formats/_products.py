@@ -1,9 +1,9 @@
-"""Products with packed weights, where they pay, and where they only save memory.
+"""Products of dense arrays and packed weights.
 
-On CPUs, whole blocks are faster than the dense product from moderate sparsities on.
-n:m is not: a processor without units for it has to put the zeros back first. The
-benchmark `sparse_products` of `experiments` has the figures. What is fast everywhere
-is a smaller dense array.
+On CPUs, products with blocks are faster than dense ones from moderate sparsities on.
+Products with n:m weights are not: without hardware for it, the zeros have to be filled
+in first. The benchmark `sparse_products` of `experiments` has the figures. On all
+devices, smaller dense arrays are faster.
 """
 
 import dataclasses
@@ -17,38 +17,39 @@ from jprune._core import base
 from jprune.formats import _formats
 
 AT_ONCE = 2**18
-"""How many partial results are held at a time: a megabyte of float32, so that they
-stay in the cache between the product that makes them and the sum that takes them."""
+"""Number of partial products held at a time: a megabyte of float32, so that they stay
+in the cache until they are summed."""
 
 
 def block_matmul(
     x: jax.Array, w: _formats.Blocks, *, at_once: int = AT_ONCE
 ) -> jax.Array:
-    """Returns x W, from the blocks of W that are kept.
+    """Returns x W, from the kept blocks of W.
 
-    y[:, j] = sum over the blocks (i, j) that are kept of x[:, i] W[i, j],
+    y[:, j] = sum over the kept blocks (i, j) of x[:, i] W[i, j],
 
-    where an index means a whole row or column of blocks: some blocks at a time, the
+    where i and j index rows and columns of blocks. For a batch of blocks at a time, the
     columns of x that they need are gathered, multiplied in one batched product, and
-    added to where they belong. Sums are in float32 for narrower types.
+    added to y. Types narrower than float32 are summed in float32.
 
-    It can be differentiated by x and by the blocks, forwards and backwards: for
-    `jax.grad`, which takes floats alone, by way of `with_values`.
+    Differentiable with respect to x and the blocks, in forward and reverse mode. For
+    `jax.grad`, which takes floats only, use `with_values`.
 
     Args:
-      x: (..., n_in).
-      w: a matrix (n_in, n_out), of a type that multiplies with that of x.
-      at_once: how many numbers the products may take before they are summed,
-        positive. 1 goes block by block; a very large one makes a single batch.
+      x: (..., n_in) array.
+      w: packed matrix of shape (n_in, n_out).
+      at_once: number of partial products to hold before they are summed, positive.
+        1 takes one block at a time; a very large number takes all in one batch.
 
     Returns:
-      (..., n_out), of the type that x and W have together.
+      (..., n_out) array, with the common dtype of x and W.
 
     Raises:
-      PruningError: if W has not two axes, x not its length, or `at_once` is not
+      PruningError: if W does not have two axes, n_in differs, or `at_once` is not
         positive.
 
     Example:
+      >>> from jprune import formats
       >>> mask = jnp.array([[True, False], [True, True]])
       >>> w = formats.pack_blocks(1, 1)(jnp.array([[1.0, 9.0], [2.0, 3.0]]), mask)
       >>> block_matmul(jnp.array([1.0, 10.0]), w)
@@ -59,10 +60,10 @@ def block_matmul(
     """
     _check_product(x, w)
     if at_once < 1:
-        raise base.PruningError(f"Want at_once >= 1, got {at_once}.")
+        raise base.PruningError(f"at_once >= 1 is needed; got {at_once}.")
     (rows, columns), (height, width) = w.grid, w.block
     dtype = jnp.result_type(x, w.values)
-    # (rows of blocks, examples, height): what one block multiplies lies together.
+    # (rows of blocks, examples, height): the factors of a block are contiguous.
     n = math.prod(x.shape[:-1])
     lines = x.reshape(n, rows, height).swapaxes(0, 1)
 
@@ -88,21 +89,22 @@ def block_matmul(
 
 
 def n_of_m_matmul(x: jax.Array, w: _formats.NOfM) -> jax.Array:
-    """Returns x W for W n:m: a reference, which saves memory at rest and no time.
+    """Returns x W for an n:m matrix W: a reference, which saves memory but no time.
 
-    W is unpacked and multiplied as it is. Sums are in float32 for narrower types.
+    Unpacks W and multiplies. Types narrower than float32 are summed in float32.
 
     Args:
-      x: (..., n_in).
-      w: a matrix (n_in, n_out), of a type that multiplies with that of x.
+      x: (..., n_in) array.
+      w: packed matrix of shape (n_in, n_out).
 
     Returns:
-      (..., n_out), of the type that x and W have together.
+      (..., n_out) array, with the common dtype of x and W.
 
     Raises:
-      PruningError: if W has not two axes, or x not its length.
+      PruningError: if W does not have two axes, or n_in differs.
 
     Example:
+      >>> from jprune import formats
       >>> mask = jnp.array([[True], [False]])
       >>> w = formats.pack_n_of_m(1, 2)(jnp.array([[2.0], [9.0]]), mask)
       >>> n_of_m_matmul(jnp.array([5.0, 7.0]), w)
@@ -117,19 +119,20 @@ def n_of_m_matmul(x: jax.Array, w: _formats.NOfM) -> jax.Array:
 def with_values(
     w: _formats.Blocks | _formats.NOfM, values: jax.Array
 ) -> _formats.Blocks | _formats.NOfM:
-    """Returns the packed weight with other values in the same places.
+    """Returns a packed weight with other values in the same positions.
 
     Args:
-      w: a packed weight.
-      values: an array of the shape of `w.values`.
+      w: packed weight.
+      values: array of the shape of `w.values`.
 
     Returns:
-      The packed weight.
+      The packed weight with these values.
 
     Raises:
       PruningError: if the shapes differ.
 
     Example:
+      >>> from jprune import formats
       >>> mask = jnp.ones((1, 2), bool)
       >>> w = formats.pack_blocks(1, 1)(jnp.array([[2.0, 3.0]]), mask)
       >>> def loss(values):
@@ -139,7 +142,7 @@ def with_values(
     """
     if jnp.shape(values) != w.values.shape:
         raise base.PruningError(
-            f"Want values of shape {w.values.shape}, got {jnp.shape(values)}."
+            f"values need the shape {w.values.shape}; got {jnp.shape(values)}."
         )
     return dataclasses.replace(w, values=values)
 
@@ -147,13 +150,13 @@ def with_values(
 def _check_product(x: jax.Array, w: _formats.Blocks | _formats.NOfM) -> None:
     if len(w.shape) != 2 or jnp.shape(x)[-1:] != w.shape[:1]:
         raise base.PruningError(
-            f"x W takes x of (..., n_in) and W of (n_in, n_out); got {jnp.shape(x)} "
-            f"and {w.shape}."
+            "x W needs shapes (..., n_in) and (n_in, n_out); got "
+            f"{jnp.shape(x)} and {w.shape}."
         )
 
 
 def _wide(dtype: jax.typing.DTypeLike) -> jax.typing.DTypeLike:
-    """The type of sums: float32 where products are of a narrower float."""
+    """The dtype of sums: float32 for products of narrower floats."""
     dtype = jnp.dtype(dtype)
     narrow = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
     return jnp.dtype(jnp.float32) if narrow else dtype

@@ -1,17 +1,17 @@
-"""Pruned weights in one safetensors file: packed and verified, or dense for anyone.
+"""Pruned weights in one safetensors file: packed and verified, or dense.
 
-    save_packed, load_packed    a tree of packed weights, and back to the bit
-    save_dense                  masked weights under their paths, as every tool reads
+    save_packed, load_packed    a tree of packed weights, exact to the bit
+    save_dense                  masked weights under their paths, for any other tool
 
-safetensors checks that the sizes in a file fit each other, and no more: a flipped bit
-among the values loads without a word. So a packed file says in its metadata what it
-holds: for each weight its path, format, shape and type, for each array a SHA-256,
-and one of that text itself. All of it is checked before anything is returned. The
-arrays are stored by `encoding`, as checkpoints store them: types of one byte that
-NumPy lacks as their bytes, so that the file never depends on what a reader casts.
+safetensors verifies only that the sizes in a file are consistent: a flipped bit among
+the values loads without an error. So the metadata of a packed file lists the path,
+format, shape and dtype of each weight, and a SHA-256 of each array and of the list
+itself. All of it is checked before anything is returned. Arrays are encoded as in
+checkpoints: one-byte types that NumPy lacks are stored as bytes, so that no reader
+casts them.
 
-A file is written under a temporary name, flushed to the disk, and put in its place
-in one step. One process writes, with arrays that it can see as a whole.
+A file is written under a temporary name, flushed to the disk, and renamed. One process
+writes, and needs to hold whole arrays.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ _KINDS: dict[str, Callable[..., _formats.Packed]] = {
     kind.__name__: kind
     for kind in (_formats.Dense, _formats.BitMask, _formats.NOfM, _formats.Blocks)
 }
-# What safetensors has had from the first, and NumPy with JAX's types.
+# Types of all versions of safetensors that NumPy, with JAX's types, has as well.
 _STORED = {
     *("bool", "uint8", "int8", "uint16", "int16", "float16", "bfloat16"),
     *("uint32", "int32", "float32", "uint64", "int64", "float64"),
@@ -57,20 +57,22 @@ def save_packed(
     """Writes a tree of packed weights to one safetensors file.
 
     Args:
-      path: the file; its directory has to exist.
-      packed: a tree whose leaves are packed weights, as `pack_tree` returns.
-      overwrite: replace a file of that name; at no time is neither there.
+      path: file; its directory has to exist.
+      packed: tree of packed weights, as from `pack_tree`.
+      overwrite: replace an existing file, in one step: at any time either the old or
+        the new file is there.
 
     Returns:
       The path of the file.
 
     Raises:
-      CheckpointError: if there is such a file and it is not to be replaced, a leaf
-        is no packed weight, two paths are the same or differ only in `.` for `/`,
-        or writing fails. What was there is untouched then.
+      CheckpointError: if the file exists and `overwrite` is False, a leaf is not a
+        packed weight, two paths are equal or differ only in `.` for `/`, or writing
+        fails. An existing file is not changed.
       ImportError: if safetensors is not installed.
 
     Example:
+      >>> from jprune import formats
       >>> import tempfile
       >>> weight, mask = jnp.arange(3.0), jnp.array([True, False, True])
       >>> with tempfile.TemporaryDirectory() as directory:
@@ -103,23 +105,25 @@ def save_packed(
 
 
 def load_packed(path: str | os.PathLike[str], like: Any = None) -> Any:
-    """Returns the packed weights of a file, verified.
+    """Loads the packed weights of a file, and verifies them.
 
     Args:
-      path: what `save_packed` wrote.
-      like: the params, or what `jax.eval_shape` says of them; None for no structure.
+      path: file that `save_packed` wrote.
+      like: params with the structure of the saved tree, or the result of
+        `jax.eval_shape` for them; None for a dict.
 
     Returns:
-      The packed weights in the structure of `like`; without it, a dict of them by
-      their paths. Uncommitted, on the default device.
+      The packed weights, with the structure of `like`, or a dict from paths to packed
+      weights. Uncommitted, on the default device.
 
     Raises:
-      CheckpointError: if there is no such file, it is truncated or damaged in any
-        bit that counts, it was not written by `save_packed`, or by a later version,
-        or its paths, shapes or types are not those of `like`.
+      CheckpointError: if there is no such file, it is truncated or damaged,
+        `save_packed` did not write it, a later version did, or its paths, shapes or
+        dtypes differ from those of `like`.
       ImportError: if safetensors is not installed.
 
     Example:
+      >>> from jprune import formats
       >>> import tempfile
       >>> params, packed = jnp.ones((2, 2)), formats.pack_dense(jnp.ones((2, 2)), True)
       >>> with tempfile.TemporaryDirectory() as directory:
@@ -171,22 +175,22 @@ def save_dense(
 ) -> Path:
     """Writes masked weights to one safetensors file that any tool can load.
 
-    A tensor for each leaf, under its path, of its shape and type; nothing else, so
-    nothing that tells whether they are as they were written.
+    The file holds one tensor per leaf, under its path, with its shape and dtype, and no
+    checksums.
 
     Args:
-      path: the file; its directory has to exist.
+      path: file; its directory has to exist.
       params: any pytree of arrays.
-      masks: its masks; None if the params are masked already.
-      overwrite: replace a file of that name; at no time is neither there.
+      masks: masks of the params; None if the params are masked already.
+      overwrite: replace an existing file, in one step.
 
     Returns:
       The path of the file.
 
     Raises:
-      CheckpointError: as `save_packed`, and if safetensors has no name for the type
-        of a leaf.
-      PruningError: if the masks are not masks of these params.
+      CheckpointError: as `save_packed`; or if safetensors has no name for the dtype of
+        a leaf.
+      PruningError: if the masks do not fit the params.
       ImportError: if safetensors is not installed.
 
     Example:
@@ -220,12 +224,12 @@ def _named(packed: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[st
     origins: dict[str, str] = {}
     for keys, leaf in jax.tree.leaves_with_path(packed, is_leaf=is_leaf):
         name, origin = tree.leaf_path(keys), "".join(map(str, keys))
-        # `.` joins names in PyTorch and in most tables of parameters.
+        # PyTorch and most tables of parameters join names with `.`.
         alias = name.replace(".", "/")
         if alias in origins:
             raise CheckpointError(
                 f"the paths of the leaves {origins[alias]} and {origin} collide: "
-                f"both are {alias!r} where `.` joins names"
+                f"both are {alias!r} where names are joined with `.`"
             )
         origins[alias], named[name] = origin, leaf
     return named
@@ -266,7 +270,7 @@ def _decode(entry: dict[str, Any], views: dict[str, Any]) -> _formats.Packed:
 
 def _exchangeable(name: str, leaf: Any) -> np.ndarray:
     if name == "__metadata__":
-        raise ValueError("safetensors keeps that name for itself")
+        raise ValueError("safetensors keeps that name for itself: rename the leaf")
     dtype = encoding.describe(leaf)["dtype"]
     if dtype not in _EXCHANGED:
         raise ValueError(f"safetensors has no name for the type {dtype}")
@@ -305,7 +309,9 @@ def _check_like(entries: dict[str, Any], wanted: dict[str, Any]) -> None:
             expected = encoding.describe(leaf)
         found = {key: entries[name][key] for key in expected}
         if found != expected:
-            raise CheckpointError(f"leaf {name!r} is {found}, in `like` {expected}")
+            raise CheckpointError(
+                f"leaf {name!r} is {found}, but in `like` it is {expected}"
+            )
 
 
 def _version(name: str) -> str:
@@ -324,19 +330,19 @@ def _sha256(data: bytes) -> str:
 
 def _check_free(final: Path, overwrite: bool) -> None:
     if os.path.lexists(final) and not overwrite:
-        raise CheckpointError("it exists, and is to be replaced only by overwrite=True")
+        raise CheckpointError("it exists; pass overwrite=True to replace it")
 
 
 @contextlib.contextmanager
 def _placing(final: Path, overwrite: bool) -> Iterator[Path]:
-    """Gives a temporary path; what is there at the end takes its place."""
+    """Yields a temporary path, and renames the file that is written there."""
     temporary = final.with_name(f".{final.name}.tmp-{uuid.uuid4().hex}")
     try:
         temporary.touch(exist_ok=False)
         kept = final if overwrite and final.is_file() else temporary
         mode = stat.S_IMODE(kept.stat().st_mode)
         yield temporary
-        # safetensors makes files that their owner alone can read.
+        # safetensors creates files that only their owner can read.
         temporary.chmod(mode)
         manifest.flush(temporary)
         if overwrite:
@@ -350,7 +356,7 @@ def _placing(final: Path, overwrite: bool) -> Iterator[Path]:
 
 def _put(temporary: Path, final: Path) -> None:
     try:
-        os.link(temporary, final)  # fails if another has written it meanwhile
+        os.link(temporary, final)  # fails if the file exists by now
     except FileExistsError as error:
         raise CheckpointError("another has written it meanwhile") from error
     except OSError:  # a file system without links
@@ -360,7 +366,7 @@ def _put(temporary: Path, final: Path) -> None:
 
 @contextlib.contextmanager
 def _naming(what: str) -> Iterator[None]:
-    """Turns whatever is raised into a `CheckpointError` that says what it was about."""
+    """Converts errors to `CheckpointError`s that begin with `what`."""
     try:
         yield
     except Exception as error:
@@ -371,7 +377,7 @@ def _naming(what: str) -> Iterator[None]:
 
 def _safetensors() -> Any:
     try:
-        # Imported here because no other module needs it.
+        # Imported here because it is optional.
         import safetensors.numpy
     except ImportError as error:
         message = "Export needs safetensors: pip install 'jprune[export]'"

@@ -1,4 +1,4 @@
-"""Packing a whole model, each leaf in the format of its rule, and what that saves."""
+"""Packing of a tree, each leaf in the format of its rule, and the bytes saved."""
 
 import math
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from jprune._core import base
 from jprune.formats import _formats
 
 Rules = Sequence[tuple[str, _formats.Format]]
+"""`(pattern, format)`: formats of leaves, by regular expressions on their paths."""
 
 
 def pack_tree(
@@ -19,26 +20,27 @@ def pack_tree(
     masks: base.Masks,
     rules: Rules = ((".*", _formats.pack_bits),),
 ) -> Any:
-    """Returns the params with a packed weight for each leaf.
+    """Packs each leaf of a tree in the format of its rule.
 
-    A leaf goes dense that no rule matches, whose mask does not fit the format of its
-    rule, or that is no smaller in it; `packed_sizes` says which. A dense leaf keeps
-    its mask as well, so that nothing is lost.
+    A leaf is packed as `Dense` if no rule matches it, its mask does not fit the format
+    of its rule, or the format is not smaller; `packed_sizes` shows the formats. `Dense`
+    holds the mask too, so nothing is lost.
 
     Args:
       params: any pytree of arrays.
-      masks: its masks.
-      rules: ordered `(pattern, format)`; the first whose regular expression matches
-        a whole path counts.
+      masks: masks of the params.
+      rules: sequence of `(pattern, format)`; the first pattern, a regular expression,
+        that matches the whole path of a leaf gives its format.
 
     Returns:
-      The params' tree; its leaves are `formats.Packed`.
+      The params' tree of packed weights.
 
     Raises:
-      PruningError: if the masks are not masks of these params, a rule decides for no
-        leaf, or JAX would cast a leaf, naming it.
+      PruningError: if the masks do not fit the params, a rule applies to no leaf, or
+        JAX would cast a leaf; names the leaf.
 
     Example:
+      >>> from jprune import formats
       >>> import jax.numpy as jnp
       >>> params = {"kernel": jnp.eye(4), "bias": jnp.ones(4)}
       >>> masks = {"kernel": jnp.eye(4, dtype=bool), "bias": jnp.array(True)}
@@ -59,13 +61,13 @@ def pack_tree(
 
 
 def unpack_tree(packed: Any) -> tuple[base.Params, base.Masks]:
-    """Returns the params and the masks that `pack_tree` packed.
+    """Unpacks the params and the masks of a tree of packed weights.
 
     Args:
-      packed: a tree of packed weights.
+      packed: tree of packed weights, as from `pack_tree`.
 
     Returns:
-      The params, zero where they are pruned, and the masks, to the bit.
+      The params, with zeros where they are pruned, and the masks, exact to the bit.
 
     Example:
       >>> import jax.numpy as jnp
@@ -79,14 +81,15 @@ def unpack_tree(packed: Any) -> tuple[base.Params, base.Masks]:
 
 
 def packed_sizes(packed: Any) -> dict[str, Any]:
-    """Returns the bytes of each packed weight beside those of the dense one.
+    """Returns the bytes of packed weights and of the dense ones, per leaf and in total.
 
     Args:
-      packed: a tree of packed weights, or of what `jax.eval_shape` says of them.
+      packed: tree of packed weights, or the result of `jax.eval_shape` for one.
 
     Returns:
-      `leaves`: path -> {format, shape, dtype, bytes_dense, bytes_packed}, where
-      `bytes_dense` are those of the weight alone; `total`: the sums of both.
+      A dict of two entries. `leaves`: path -> {format, shape, dtype, bytes_dense,
+      bytes_packed}, where `bytes_dense` counts the weight without its mask. `total`:
+      the sums of both.
 
     Example:
       >>> import jax.numpy as jnp

@@ -286,7 +286,7 @@ def test_masks_that_do_not_fit_a_format(pack, shape, match):
 def test_more_than_n_do_not_fit_and_fewer_neither():
     for kept in (1, 3):
         m = np.arange(4)[:, None] < np.full((1, 3), kept)
-        with pytest.raises(formats.FormatError, match="keeps not 2 of each 4"):
+        with pytest.raises(formats.FormatError, match="keeps not 2 of every 4"):
             formats.pack_n_of_m(2, 4)(np.ones((4, 3), np.float32), m)
 
 
