@@ -1,8 +1,16 @@
-"""Checks that every pruner and every algorithm has to pass; run them on your own.
+"""Checks of the contracts that every pruner and every algorithm has to satisfy.
 
-check_pruner           a pruner: masks, dtypes, sparsity, jit, vmap, sharding, training
-check_algorithm        an `Algorithm`: init, step, finish, jit, meshes, checkpoints
-example_params         small params of many kinds of leaves
+    check_pruner(pruner)             a pruner of your own: masks, jit, abstract init,
+                                     exact zeros in training, shardings
+    check_algorithm(algorithm, ...)  an `Algorithm`: its state, donation, checkpoints,
+                                     `scan`, `vmap`, meshes
+    example_params()                 small params with leaves of many kinds
+
+    >>> import jprune as jp
+    >>> jp.testing.check_pruner(jp.recipes.magnitude(0.5))
+
+A check raises AssertionError where the contract is broken. To read the code, see
+`_pruners` and `_algorithms`: each check is a function there.
 """
 
 from jprune.testing._algorithms import check_algorithm as check_algorithm

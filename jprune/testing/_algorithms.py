@@ -1,4 +1,4 @@
-"""The contract of a method that owns its loop, as checks that anyone can run."""
+"""The contract of a method with a training loop of its own, as a set of checks."""
 
 import functools
 import math
@@ -20,7 +20,7 @@ from jprune._core import base
 _AXIS_TYPES = (AxisType.Auto, AxisType.Explicit)
 
 StateOf = Callable[[base.Params, jax.Array], Any]
-"""`(params, key) -> state`: how the method's `init` is called."""
+"""`(params, key) -> state`, which calls the method's `init`."""
 
 
 def check_algorithm(
@@ -33,28 +33,28 @@ def check_algorithm(
     where: base.Predicate = tree.is_kernel,
     axis_types: Sequence[AxisType] = _AXIS_TYPES,
 ) -> None:
-    """Checks all that holds for every method that owns its loop.
+    """Checks the contract of a method with a training loop of its own.
 
-    `init` and `step` run on shapes alone and keep the state's form, so that steps
-    are traced once. A step donates its state and leaves the caller's params alone. A
-    state that was saved and restored goes on bit for bit. `lax.scan` over steps
-    and `vmap` over seeds give what the loop gives. What `finish` returns is zero
-    where its masks are False, and as sparse as was asked for, to one unit. On a
-    mesh of all devices params keep their shardings.
+    `init` and `step` run on shapes alone and keep the structure of the state, so that
+    steps are traced once. A step donates its state, but not the caller's params. A
+    saved and restored state continues bit for bit. `lax.scan` over steps and `vmap`
+    over seeds equal the loop. The params of `finish` are zero where its masks are
+    False, and have the given sparsity, to one unit. On a mesh of all devices params
+    keep their shardings.
 
     Args:
       algorithm: the method.
-      state_of: `(params, key) -> state`, `algorithm.init` or what calls it.
-      batches: for each step, what it takes beside the state; at least two, all of
-        the same shapes.
-      params: what to prune.
-      sparsity: the fraction that `finish` removes of the entries of all masks that
-        are not scalars: weights, or groups. None if it is an outcome.
-      where: which leaves can be pruned.
-      axis_types: those of the meshes, see `check_meshes`.
+      state_of: function `(params, key) -> state`, such as `algorithm.init`.
+      batches: arguments of each step, after the state; at least two tuples, with equal
+        shapes.
+      params: params to prune.
+      sparsity: fraction that `finish` removes of the entries of all masks that are not
+        scalars: weights, or groups. None if the method determines it.
+      where: predicate that selects the leaves to prune.
+      axis_types: axis types of the meshes; see `check_meshes`.
 
     Raises:
-      AssertionError: where the method breaks the contract.
+      AssertionError: if the method breaks the contract.
 
     Example:
       >>> import jax, jax.numpy as jnp, jprune as jp
@@ -85,17 +85,17 @@ def check_form(
     batches: Sequence[tuple[Any, ...]],
     params: base.Params,
 ) -> None:
-    """Checks, on shapes alone, that a step keeps the form of the state.
+    """Checks, on shapes alone, that a step keeps the structure of the state.
 
     Args:
       algorithm: the method.
-      state_of: as in `check_algorithm`.
-      batches: as in `check_algorithm`.
-      params: what to prune; shapes suffice.
+      state_of: function `(params, key) -> state`.
+      batches: arguments of each step, after the state.
+      params: params to prune, or their shapes.
 
     Raises:
-      AssertionError: if a leaf of the state changes or is weakly typed, or `finish`
-        changes the params' form.
+      AssertionError: if a leaf of the state changes its shape or dtype, or is weakly
+        typed, or `finish` changes the structure of the params.
     """
     state = jax.eval_shape(state_of, params, jax.random.key(0))
     after, _ = jax.eval_shape(algorithm.step, state, *batches[0])
@@ -114,22 +114,22 @@ def check_loop(
     batches: Sequence[tuple[Any, ...]],
     params: base.Params,
 ) -> Any:
-    """Checks that a restored state goes on bit for bit, and what a step donates.
+    """Checks what a step donates, and that a restored state continues bit for bit.
 
     Args:
       algorithm: the method.
-      state_of: as in `check_algorithm`.
-      batches: as in `check_algorithm`.
-      params: what to prune.
+      state_of: function `(params, key) -> state`.
+      batches: arguments of each step, after the state.
+      params: params to prune.
 
     Returns:
       The state after the last batch.
 
     Raises:
-      AssertionError: where the method breaks the contract.
+      AssertionError: if the method breaks the contract.
     """
     key = jax.random.key(0)
-    # Copies: what shares its memory with NumPy is never donated.
+    # Copies: arrays that share memory with NumPy are not donated.
     params = jax.tree.map(jnp.copy, params)
     state = state_of(params, key)
     algorithm.step(state, *batches[0])
@@ -164,18 +164,18 @@ def check_finish(
     sparsity: float | None = None,
     where: base.Predicate = tree.is_kernel,
 ) -> None:
-    """Checks what `finish` returned: masks of the params, zeros, and their number.
+    """Checks the result of `finish`: its masks, zeros and sparsity.
 
     Args:
-      params: what was pruned.
-      found: the sparse params.
-      masks: their masks.
-      sparsity: as in `check_algorithm`.
-      where: which leaves can be pruned.
+      params: params that were pruned.
+      found: sparse params that `finish` returned.
+      masks: masks that `finish` returned.
+      sparsity: fraction that `finish` removes, as in `check_algorithm`.
+      where: predicate that selects the leaves to prune.
 
     Raises:
-      AssertionError: where the method breaks the contract.
-      PruningError: if the masks are not masks of the params.
+      AssertionError: if the method breaks the contract.
+      PruningError: if the masks do not fit the params.
     """
     chex.assert_trees_all_equal_shapes_and_dtypes(params, found)
     masks_lib.check(params, masks)
@@ -206,18 +206,18 @@ def check_transforms(
     params: base.Params,
     last: Any,
 ) -> None:
-    """Checks that `scan` over steps and `vmap` over seeds give what a loop gives.
+    """Checks that `scan` over steps and `vmap` over seeds equal a loop.
 
     Args:
       algorithm: the method.
-      state_of: as in `check_algorithm`.
-      batches: as in `check_algorithm`.
-      params: what to prune.
-      last: the state after a loop over the batches from `jax.random.key(0)`; of
-        what is computed in another order, 1e-3 of a difference is allowed.
+      state_of: function `(params, key) -> state`.
+      batches: arguments of each step, after the state.
+      params: params to prune.
+      last: state after a loop over the batches from `jax.random.key(0)`. Differences
+        of 1e-3 are allowed, since operations may run in another order.
 
     Raises:
-      AssertionError: where the method breaks the contract.
+      AssertionError: if the method breaks the contract.
     """
     streams = jax.tree.map(lambda *x: jnp.stack(x), *batches)
 
@@ -247,23 +247,23 @@ def check_meshes(
     where: base.Predicate = tree.is_kernel,
     axis_types: Sequence[AxisType] = _AXIS_TYPES,
 ) -> None:
-    """Checks that on a mesh of all devices shardings stay, and counts are exact.
+    """Checks that shardings stay and counts are exact on a mesh of all devices.
 
-    Each leaf is sharded along its first axis that the mesh divides, in turn under
-    automatic and explicit axis types. With one device this checks little: run it
-    with several, as by `jax.config.update("jax_num_cpu_devices", 8)`.
+    Each leaf is sharded along the first axis that the mesh divides, with automatic and
+    with explicit axis types. One device checks little; for several on a CPU, use
+    `jax.config.update("jax_num_cpu_devices", 8)`.
 
     Args:
       algorithm: the method.
-      state_of: as in `check_algorithm`.
-      batch: what a step takes beside the state.
-      params: what to prune.
-      sparsity: as in `check_algorithm`.
-      where: which leaves can be pruned.
-      axis_types: the meshes to try.
+      state_of: function `(params, key) -> state`.
+      batch: arguments of a step, after the state.
+      params: params to prune.
+      sparsity: fraction that `finish` removes, as in `check_algorithm`.
+      where: predicate that selects the leaves to prune.
+      axis_types: axis types of the meshes.
 
     Raises:
-      AssertionError: where the method breaks the contract.
+      AssertionError: if the method breaks the contract.
     """
     for axis_type in axis_types:
         mesh = jax.make_mesh((len(jax.devices()),), ("d",), axis_types=(axis_type,))
@@ -290,11 +290,11 @@ def shard(mesh: Any, x: jax.Array) -> jax.Array:
     """Places an array, sharded along the first axis that the mesh divides.
 
     Args:
-      mesh: of one axis called "d".
-      x: the array.
+      mesh: mesh with one axis, called "d".
+      x: array.
 
     Returns:
-      The array on the mesh's devices; replicated if no axis divides.
+      The array on the devices of the mesh; replicated if the mesh divides no axis.
     """
     size = math.prod(mesh.devices.shape)
     spec: list[str | None] = [None] * x.ndim
@@ -306,7 +306,7 @@ def shard(mesh: Any, x: jax.Array) -> jax.Array:
 
 
 def _plain(state: Any) -> Any:
-    """The state with its keys as numbers, and bfloat16 as what NumPy compares."""
+    """The state with PRNG keys as integers, and narrow floats as float32."""
 
     def leaf(x: jax.Array) -> np.ndarray:
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):

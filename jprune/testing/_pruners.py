@@ -1,10 +1,10 @@
-"""The contract of a pruner, as checks that anyone can run on their own.
+"""The contract of a pruner, as a set of checks.
 
     jp.testing.check_pruner(my_pruner(0.9))
 
-runs all of them on a small example. Each check is a function of its own too,
-takes a pruner and optionally params and gradients, and raises AssertionError.
-`check_algorithm` has what holds for a method that owns its loop.
+runs all checks on a small example. Each check is a function of a pruner, params and
+gradients, and raises AssertionError. For methods with a training loop of their own see
+`check_algorithm`.
 """
 
 import functools
@@ -27,16 +27,16 @@ from jprune.training import masks_of, sparsify
 
 
 def example_params(seed: int = 0, dtype: Any = jnp.float32) -> base.Params:
-    """Returns a small tree with everything that a network's params hold.
+    """Returns small params with all kinds of leaves that networks have.
 
     Args:
-      seed: of the weights.
-      dtype: of the weights.
+      seed: seed of the weights.
+      dtype: dtype of the weights.
 
     Returns:
-      Kernels of a convolution, two dense layers and an attention projection,
-      with ties, zeros and a negative zero among them; biases, a norm's scale
-      and an embedding, which are no kernels. All axes of kernels divide by 8.
+      A tree of kernels of a convolution, two dense layers and an attention projection,
+      among them ties, zeros and a negative zero; and of biases, the scale of a norm and
+      an embedding, which are not kernels. Each kernel has an axis that 8 divides.
     """
     rng = np.random.default_rng(seed)
     shapes = {
@@ -63,16 +63,20 @@ def check_pruner(
     *,
     where: base.Predicate = tree.is_kernel,
 ) -> None:
-    """Checks all that holds for every pruner.
+    """Checks the contract of a pruner.
+
+    Masks fit their params, and are the same under `jit` and on a mesh of all devices.
+    `init` and `update` run on shapes alone. A step of training is traced once, and
+    pruned weights are exactly zero after AdamW.
 
     Args:
       pruner: links from gradients to masks.
-      params: what to prune; `example_params()` if None.
-      grads: gradients at the params; drawn at random if None.
-      where: which leaves can be pruned.
+      params: params to prune; `example_params()` if None.
+      grads: gradients at the params; random if None.
+      where: predicate that selects the leaves to prune.
 
     Raises:
-      AssertionError: where the pruner breaks the contract.
+      AssertionError: if the pruner breaks the contract.
 
     Example:
       >>> import jprune as jp
@@ -93,7 +97,7 @@ def check_pruner(
 def check_masks(
     pruner: base.Pruner, params: base.Params, grads: Any, *, where: base.Predicate
 ) -> None:
-    """The masks are masks of the params, and scalars where nothing is meant."""
+    """Masks fit the params, and are scalars for leaves that are not selected."""
     masks = _masks(pruner, params, grads, where)
     masks_lib.check(params, masks)
     chosen = tree.flags(where, params)
@@ -109,7 +113,7 @@ def check_masks(
 def check_jit(
     pruner: base.Pruner, params: base.Params, grads: Any, *, where: base.Predicate
 ) -> None:
-    """Under jit the masks are the same, bit for bit."""
+    """Masks under `jit` are the same, bit for bit."""
     eager = _masks(pruner, params, grads, where)
     jitted = jax.jit(lambda p, g: _masks(pruner, p, g, where))(params, grads)
     chex.assert_trees_all_equal(eager, jitted)
@@ -118,7 +122,7 @@ def check_jit(
 def check_abstract_init(
     pruner: base.Pruner, params: base.Params, grads: Any, *, where: base.Predicate
 ) -> None:
-    """`init` and `update` run on shapes alone, and the state keeps its form."""
+    """`init` and `update` run on shapes alone, and the state keeps its structure."""
     tx = sparsify(optax.adamw(1e-3), pruner, where=where)
     state = jax.eval_shape(tx.init, params)
     chex.assert_trees_all_equal_shapes_and_dtypes(state, tx.init(params))
@@ -138,8 +142,8 @@ def check_training(
 ) -> None:
     """A jitted step of AdamW is traced once in 100 steps, and leaves exact zeros.
 
-    Weight decay and momentum move every weight; what is pruned has to be zero
-    after the last step all the same, and no dtype may have changed.
+    Weight decay and momentum move every weight; even so, pruned weights have to be zero
+    after the last step, and no dtype may change.
     """
     tx = optax.adamw(1e-2, weight_decay=0.1)
     tx = sparsify(tx, pruner, every=10, begin=5, end=steps - 7, where=where)
@@ -170,11 +174,11 @@ def check_training(
 def check_sharding(
     pruner: base.Pruner, params: base.Params, grads: Any, *, where: base.Predicate
 ) -> None:
-    """On a mesh of all devices masks are the same, and shardings stay.
+    """Masks on a mesh of all devices are the same, and shardings stay.
 
-    Each leaf is sharded along every axis that the mesh divides, in turn under
-    automatic and explicit axis types. With one device this checks little: run
-    it with several, as by `jax.config.update("jax_num_cpu_devices", 8)`.
+    Each leaf is sharded along the first axis that the mesh divides, with automatic and
+    with explicit axis types. One device checks little; for several on a CPU, use
+    `jax.config.update("jax_num_cpu_devices", 8)`.
     """
     alone = _masks(pruner, params, grads, where)
     for axis_type in (AxisType.Auto, AxisType.Explicit):
@@ -209,20 +213,20 @@ def check_sparsities(
     where: base.Predicate = tree.is_kernel,
     exact: bool = True,
 ) -> None:
-    """The counts are exact, and one compilation serves all sparsities by vmap.
+    """Counts are exact, and one compilation serves all sparsities through `vmap`.
 
     Args:
-      make: from a sparsity, which may be traced, to a pruner.
-      params: what to prune.
+      make: function from a sparsity, which may be traced, to a pruner.
+      params: params to prune.
       grads: gradients at the params.
-      sparsities: the fractions to try.
-      where: which leaves can be pruned.
-      exact: whether n - round(n * sparsity) of all n weights are kept; False
-        for a pruner with a minimum per leaf, which may keep more.
+      sparsities: fractions to check.
+      where: predicate that selects the leaves to prune.
+      exact: whether the pruner keeps n - round(n * sparsity) of all n weights; False
+        for one with a minimum per leaf, which may keep more.
 
     Raises:
-      AssertionError: if a count is off by more than the one unit by which a
-        float32 sparsity may round differently.
+      AssertionError: if a count is wrong by more than one unit, by which rounding the
+        sparsity to float32 may change it.
     """
     chosen = jax.tree.leaves(tree.flags(where, params))
     n = sum(
@@ -245,7 +249,7 @@ def check_sparsities(
 
 
 def random_like(params: base.Params, seed: int = 1) -> Any:
-    """Returns a tree of normal random numbers in the params' shapes and types."""
+    """Returns a tree of normal random numbers, with the params' shapes and dtypes."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
         lambda w: jnp.asarray(rng.normal(size=np.shape(w)), jnp.result_type(w)), params
