@@ -106,6 +106,7 @@ __getattr__ = renamed(
         "allocate": "jprune.links",
         "budgets": "jprune.selection",
         "export": "jprune.formats",
+        "fisher": "jprune.links",
         "formats_coordinates": "jprune.formats",
         "formats_tree": "jprune.formats",
         "keep": "jprune.links",

@@ -29,7 +29,7 @@ def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         path = names[name]
         warnings.warn(
-            f"{module}.{name} is now {path}; the old name goes with the next release.",
+            f"{module}.{name} is now {path}; the next release removes the old name.",
             DeprecationWarning,
             stacklevel=2,
         )

@@ -146,7 +146,7 @@ def of_another_step(path):
         (not_a_checkpoint, "no manifest.json"),
         (foreign_orbax, "no manifest.json"),
         (not_utf8, "damaged"),
-        (other_json, "not one of jprune"),
+        (other_json, "not written by jprune"),
         (deep_json, "RecursionError"),
         (other_schema, "schema is 2; this version reads 1"),
         (edited, "own checksum"),
