@@ -41,14 +41,14 @@ def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
 
 
 def renamed_arguments(**names: str) -> Callable[[_Function], _Function]:
-    """Returns a decorator of a function whose keyword arguments were renamed.
+    """Returns a decorator for functions whose keyword arguments were renamed.
 
     Args:
-      **names: old name = new name.
+      **names: maps each old name to the new one.
 
     Returns:
-      A decorator. The decorated function warns with a DeprecationWarning where an old
-      name is used.
+      A decorator. The decorated function emits a DeprecationWarning when it is called
+      with an old name.
 
     Raises:
       TypeError: by the decorated function, if an argument is given by both names.
@@ -73,8 +73,8 @@ def renamed_arguments(**names: str) -> Callable[[_Function], _Function]:
                         f"{name} got both {old}=, the old name, and {new}=."
                     )
                 warnings.warn(
-                    f"{name}({old}=) is now {name}({new}=); the old name goes with the "
-                    "next release.",
+                    f"{name}({old}=) is now {name}({new}=); the next release removes "
+                    "the old name.",
                     DeprecationWarning,
                     stacklevel=2,
                 )

@@ -201,7 +201,8 @@ def body_lines(function):
 
 MOVED = {
     "jprune": "allocate budgets export fisher formats_coordinates formats_tree keep"
-    " lottery pooling rewinding schedules scores soft_selection sparse_products stability",
+    " lottery pooling rewinding schedules scores soft_selection sparse_products"
+    " stability",
     "jprune.attention": "keep_top",
     "jprune.attention.allot": "project",
     "jprune.graph": "Scope first masks places removed select spread without written",
