@@ -8,22 +8,24 @@
 What is inside, in the order to read it:
 
     recipes        published methods, each a composition of the parts below
-    links          scores, pooling, allocation, masks: what pruners are chained from
+    links          the parts of a pruner: scores, pooling, masks (top-k, N:M, budgets)
     training       `sparsify` for any Optax optimizer; rewinding and lottery tickets
     learned        masks learned by gradient descent; bi-level pruning (BiP)
     graph          which axes shrink together, and the same function on smaller arrays
-    attention      token and head pruning, quantised attention, KV caches
+    attention      token and head pruning, quantized attention, KV caches
     hardware       what a workload costs on an accelerator
 
-    selection      the exact top-k that everything uses
-    search         grids, random search, Pareto fronts, genetic search
+    selection      the exact top-k over a tree, under every sparsity and budget
+    search         grids, random designs, Pareto fronts, genetic search
     checkpoint     save and restore through Orbax
     formats        packed and sparse formats, in memory and in files
     testing        checks for pruners of your own
-    tree, masks, gates, report, distill    functions on trees, masks and gates
+    tree, masks, gates      functions on trees, masks and gates
+    report, distill         summaries; distillation losses
 
-What most programs need is here as `jp.*`; every other name has its home in one of
-these packages.
+What most programs need is here as `jp.*`: links, `sparsify`, `prune`, `apply`,
+`matching`, `summary`, `PruningError`. Every name has its home in one of these packages
+and modules.
 """
 
 from jprune import attention as attention
@@ -48,7 +50,7 @@ from jprune._core.base import NonFiniteScoreError as NonFiniteScoreError
 from jprune._core.base import Predicate as Predicate
 from jprune._core.base import Pruner as Pruner
 from jprune._core.base import PruningError as PruningError
-from jprune._core.deprecation import renamed
+from jprune._core.deprecation import renamed as _renamed
 from jprune.gates import straight_through as straight_through
 from jprune.learned import bilevel as bilevel
 from jprune.learned import controllers as controllers
@@ -100,7 +102,7 @@ from jprune.tree import matching as matching
 
 __version__ = "0.1.0"
 
-__getattr__ = renamed(
+__getattr__ = _renamed(
     __name__,
     {
         "allocate": "jprune.links",

@@ -11,8 +11,8 @@ static, so that shapes are. Where to start:
 Modules, in reading order:
 
     cascade     an encoder whose pruned tokens and heads leave for all later layers
-    cache       a KV cache of a fixed number of slots that evicts unimportant tokens
-    decode      one decoding step over such a cache
+    cache       a KV cache with a fixed number of slots (`Cache`, `init`, `append`)
+    decode      one decoding step over it, which evicts unimportant tokens (`step`)
     soft        differentiable gates, learned keep counts and thresholds (LTP)
     buckets     pruning by threshold, at a few compiled sizes
     merge       token merging (ToMe)

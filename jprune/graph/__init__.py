@@ -1,4 +1,4 @@
-"""Structural pruning: coupled axes of any JAX function, and really smaller arrays.
+"""Structural pruning: coupled axes of any JAX function, and smaller arrays.
 
 A *group* is a set of axes of params that must shrink together, because the function
 adds, multiplies or contracts them entry by entry. Its *entry* k, one channel or head,
@@ -15,7 +15,7 @@ Read in this order:
     group_scores, gain_scores, ...     scores of entries from scores of weights
     choose, Compete, sizes             which entries are kept, under a budget
     multiply_adds, parameters, Cost    costs, exact polynomials in the groups' sizes
-    shrink, without_entries            smaller arrays; the same numbers at full size
+    shrink, without_entries            smaller arrays; the same results at full size
     make_plan, slice_tree, dumps       a choice as plain data; cuts optimizer states
     keep_groups, param_masks, kept_by  structures that are masked while they train
     add_group_decay, add_l1, ...       sparse training, before entries are removed
@@ -24,10 +24,10 @@ Read in this order:
     summary, draw_widths               tables and pictures
     Options, Outcome                   constants that follow sizes; rules of your own
 
-The private package `_engine` holds the recorded program: `dims` (axes as terms of
-products and concatenations, merged by union-find), `program` (equations), `rules` (one
-for each JAX primitive; a primitive without a rule freezes its axes) and `running` (the
-program at other sizes).
+`_groups.find_groups` is the definition in code. The private package `_engine` holds the
+recorded program: `dims` (axes as terms of products and concatenations, merged by
+union-find), `program` (equations), `rules` (one for each JAX primitive; a primitive
+without a rule freezes its axes) and `running` (the program at other sizes).
 """
 
 from jprune._core.deprecation import renamed as _renamed

@@ -1,5 +1,7 @@
 """Analytical cost of workloads on accelerators: time, energy, DRAM bytes, area.
 
+    from jprune import hardware as hw
+
     bert, chip = hw.networks.bert_base(128), hw.machines.tpu_v5e()
     hw.cost(bert, chip).seconds       a pure function of two pytrees of arrays
 
@@ -20,7 +22,7 @@ differentiable and can be vmapped over millions of machines. In reading order:
     search                   search over designs: evaluate many, or descend by gradients
     evolve                   search over designs: Pareto fronts by NSGA-II
 
-    systolic, topk, spatten  closed forms of arrays, top-k selection, SpAtten's pipeline
+    systolic, topk, spatten  closed forms: systolic arrays, SpAtten's top-k and pipeline
 
 `jprune.search` has what such searches share: grids, random designs, Pareto fronts.
 """

@@ -16,8 +16,10 @@ And what they are made of:
 
     effective              effective weights z = R(w, ...) and the gradient at them
     controllers            projections and penalties that hold a sparsity at its target
-    bilevel                BiP: `bilevel.bip` and its hypergradients
-    implicit               hypergradients that use the Hessian, for comparison
+    bilevel                BiP: `bilevel.bip`; its hypergradient is
+                           `bilevel.implicit_gradient`
+    implicit               `implicit_gradient_with`: the same with the Hessian,
+                           for comparison
 
 Read `effective` first, then `score_ranked`, `learn_masks` and `bilevel`. A new method
 is a link with other arguments, or a `Reparameterization` of your own:

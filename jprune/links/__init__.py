@@ -24,8 +24,8 @@ Between scores and masks:
 
 Masks, from scores:
 
-    keep_top               the best of each leaf, or of all leaves, at a sparsity
-    keep_n_of_m            the N:M pattern, such as 2:4
+    keep_top               the highest scores of each leaf, or of all leaves
+    keep_n_of_m            the N:M pattern, such as 2:4 (`jprune.formats` packs it)
     keep_within_budget     the best value for a budget of bytes, FLOPs or energy
     keep_above             scores above a threshold
 

@@ -1,4 +1,4 @@
-"""Searches that know nothing of what they search: grids, random draws, evolution.
+"""Searches over any designs: grids, random draws, evolution.
 
 A design is a dict of numbers, name -> array with one entry per design.
 

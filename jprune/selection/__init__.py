@@ -27,7 +27,7 @@ To read the code, start with `_top_k`. It gets the threshold of each leaf from
 equal shape.
 """
 
-from jprune._core.deprecation import renamed
+from jprune._core.deprecation import renamed as _renamed
 from jprune.selection._kept_count import check_sparsity as check_sparsity
 from jprune.selection._kept_count import kept_count as kept_count
 from jprune.selection._soft import soft_top_k as soft_top_k
@@ -39,4 +39,4 @@ from jprune.selection._top_k import top_k_per_leaf as top_k_per_leaf
 from jprune.selection._top_k import top_k_with_floors as top_k_with_floors
 from jprune.selection._top_k import top_within_budget as top_within_budget
 
-__getattr__ = renamed(__name__, {"known_kept_count": "jprune.selection.kept_count"})
+__getattr__ = _renamed(__name__, {"known_kept_count": "jprune.selection.kept_count"})
