@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jprune import selection
+from jprune import selection, tree
 from jprune._core import base, precision
 from jprune.learned import effective
 from jprune.learned._reparameterization import (
@@ -95,18 +95,23 @@ def score_ranked(
 def swapped(method: Reparameterization, share: optax.Schedule) -> Reparameterization:
     """Limits the change of masks at each step to a share of the possible swaps.
 
-    A swap is possible where a pruned score of a leaf exceeds a kept one. Each step
+    A swap is possible where a pruned score of a leaf ranks before a kept one. Each step
     makes the clearest swaps: the highest pruned scores come in, the lowest kept ones go
     out. Every leaf keeps its count.
 
     Args:
-      method: `Reparameterization` whose aux are scores, as from `score_ranked`; its
-        masks are the initial ones.
+      method: `Reparameterization` whose aux are scores, as from `score_ranked` of
+        `keep_top`; its masks are the initial ones. A pattern such as N:M is lost by
+        swaps.
       share: `step -> fraction` of the possible swaps to make, in [0, 1], rounded up to
         whole swaps. At 0 the masks no longer change.
 
     Returns:
       The `Reparameterization` with these masks.
+
+    Raises:
+      PruningError: at `init`, if a mask has another shape than its scores, as masks of
+        channels have.
 
     References:
       Zhang et al., Lottery Jackpots Exist in Pre-trained Models, 2021,
@@ -115,10 +120,23 @@ def swapped(method: Reparameterization, share: optax.Schedule) -> Reparameteriza
 
     def masks(params: base.Params, s: base.Scores, before: Any, step: base.Scalar):
         if before is None:
-            return method.masks(params, s, before, step)
+            initial = method.masks(params, s, before, step)
+            _check_shapes(s, initial)
+            return initial
         return _swap(before, s, share(step))
 
     return method._replace(masks=masks)
+
+
+def _check_shapes(s: base.Scores, masks: base.Masks) -> None:
+    def leaf(path: str, x: jax.Array, m: jax.Array) -> None:
+        if m.shape != x.shape:
+            raise base.PruningError(
+                f"{path!r} has a mask of shape {m.shape}, scores of {x.shape}: "
+                "swaps need a mask entry for each score."
+            )
+
+    tree.map_with_path(leaf, s, masks)
 
 
 def _swap(masks: base.Masks, s: base.Scores, share: base.Scalar) -> base.Masks:

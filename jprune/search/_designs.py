@@ -63,7 +63,7 @@ def random_designs(
     found = {}
     for each, (name, (low, high)) in zip(keys, bounds.items(), strict=True):
         drawn = jax.random.uniform(each, (count,), jnp.float32)
-        log = np.log(low) + drawn * np.float32(np.log(high / low))
+        log = np.float32(np.log(low)) + drawn * np.float32(np.log(high / low))
         found[name] = jnp.clip(jnp.exp(log), low, high)
     return found
 

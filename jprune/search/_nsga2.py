@@ -165,6 +165,8 @@ def _bred(algorithm: Any, judged: Callable[..., Any], population: int) -> jax.Ar
 
     while algorithm.has_next():
         born = algorithm.ask()
+        if born is None:  # all children are duplicates: nothing is left to breed
+            break
         x = np.asarray(born.get("X"), np.float32)
         # pymoo drops duplicates: repeat the first design, so that shapes stay equal.
         full = np.concatenate([x, np.repeat(x[:1], population - len(x), axis=0)])

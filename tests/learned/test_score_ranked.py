@@ -176,6 +176,15 @@ def test_the_share_is_that_of_the_step():
     assert made == -(-possible // 2)
 
 
+def test_swaps_of_channels_are_refused():
+    """A mask of one entry for each column, and scores for each weight."""
+    columns = optax.chain(jp.pool_over_axes(jnp.sum, keep="output"), jp.keep_top(0.5))
+    ranked = learned.score_ranked(columns, init=_from_s)
+    method = learned.swapped(ranked, optax.constant_schedule(1.0))
+    with pytest.raises(jp.PruningError, match=r"'kernel' has a mask of shape \(1, 4\)"):
+        _run(method, steps=0)
+
+
 # ---- the old name ----
 
 

@@ -80,3 +80,11 @@ def test_bad_arguments_are_refused():
     for size in ({"population": 3}, {"generations": 0}):
         with pytest.raises(jp.PruningError, match="at least 4 designs and at least 1"):
             search.nsga2(judge, {"a": (1, 2)}, **size)
+
+
+def test_a_search_ends_where_all_children_are_duplicates():
+    """Bounds one rounding apart: there are two designs, so no child is a new one."""
+    high = float(np.nextafter(np.float32(1), np.float32(2)))
+    judge = lambda design: (jnp.stack([design["x"], 2 / design["x"]]), 0.0)  # noqa: E731
+    front = search.nsga2(judge, {"x": (1.0, high)}, population=4, generations=3)
+    assert 1.0 <= front.designs["x"].min() <= front.designs["x"].max() <= high
