@@ -268,7 +268,7 @@ def test_gradients_reach_the_values(name):
 @pytest.mark.parametrize(
     ("pack", "shape", "match"),
     [
-        (formats.pack_n_of_m(1, 4), (8, 4), "keeps not 1 of each 4 along axis 0"),
+        (formats.pack_n_of_m(1, 4), (8, 4), "keeps not 1 of every 4 along axis 0"),
         (formats.pack_n_of_m(2, 4, axis=3), (8, 4), "axis 3 of shape"),
         (formats.pack_n_of_m(2, 3), (8, 4), "3 does not divide axis -2"),
         (formats.pack_n_of_m(1, 1), (), "axis -2 of shape"),
