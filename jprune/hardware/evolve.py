@@ -36,8 +36,8 @@ def nsga2(
 
     Args:
       build: `design -> (workload, machine)`, of one design; it is vmapped.
-      objectives: `(Cost, design) -> (objectives,)`, positive, less is better: such as
-        `lambda c, design: jnp.stack([c.seconds, c.energy, c.area])`. The design is
+      objectives: `(Cost, design) -> (objectives,)`, not negative, less is better: such
+        as `lambda c, design: jnp.stack([c.seconds, c.energy, c.area])`. The design is
         passed for what its cost does not tell, such as a proxy of accuracy.
       bounds: name -> smallest and largest value, positive; equal ones fix a number.
       limits: `(Cost, design) -> array`, the share of each limit that a design spends,

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jprune import selection, tree
 from jprune._core import base
@@ -49,30 +50,35 @@ def gated(
       A `Reparameterization` for `learn_masks`, whose aux are the logits.
 
     Raises:
-      PruningError: at `init`, if `keep_axes` is another word.
+      PruningError: if `keep_axes` is neither None, "output" nor "input".
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, jprune as jp
       >>> x = jax.random.normal(jax.random.key(0), (16, 4))
-      >>> loss = lambda p, x: jnp.mean((x @ p["kernel"] - x[:, :1]) ** 2)
+      >>> loss = lambda p, x: jnp.mean((x @ p["kernel"] - x[:, 3:]) ** 2)
       >>> def price(params, logits, step):
       ...   open_ = jax.tree.map(jp.gates.hard_concrete_nonzero, logits)
       ...   return 0.1 * (1 - jp.gates.expected_sparsity(logits, open_))
       >>> method = jp.learned.learn_masks(
       ...     loss,
-      ...     gated(jp.gates.hard_concrete, jp.gates.hard_concrete_mean, logit=2.0,
-      ...           final=jp.keep_top(0.75), penalty=price),
+      ...     jp.learned.gated(
+      ...         jp.gates.hard_concrete, jp.gates.hard_concrete_mean, logit=2.0,
+      ...         final=jp.keep_top(0.75), penalty=price),
       ...     weights=optax.set_to_zero(), scores=optax.adam(0.1))
       >>> state = method.init({"kernel": jnp.ones((4, 1))}, jax.random.key(1))
       >>> for _ in range(40):
       ...   state, info = method.step(state, x)
       >>> method.finish(state)[1]["kernel"][:, 0].tolist()
-      [True, False, False, False]
+      [False, False, False, True]
 
     References:
       Louizos et al., Learning Sparse Neural Networks through L0 Regularization, 2018,
       arXiv:1712.01312, equation 5.
     """
+    if keep_axes not in (None, "output", "input"):
+        raise base.PruningError(
+            f"keep_axes must be None, 'output' or 'input'; got {keep_axes!r}."
+        )
 
     def init(params: base.Params, key: jax.Array) -> Any:
         del key
@@ -84,7 +90,8 @@ def gated(
 
     def noisy(params: base.Params, logits: Any, m: Any, key: jax.Array):
         del m
-        drawn = jax.tree.map(draw, logits, _keys_like(logits, key))
+        keys = optax.tree.split_key_like(key, logits)
+        drawn = jax.tree.map(draw, logits, keys)
         return jax.tree.map(effective.soft_masked, params, drawn)
 
     def finish(params: base.Params, logits: Any, m: Any, step: base.Scalar):
@@ -124,7 +131,7 @@ def constrained(
 
     References:
       Wang et al., Structured Pruning of Large Language Models, 2019,
-      arXiv:1910.04732. See `jprune.controllers.lagrangian`.
+      arXiv:1910.04732. See `jprune.learned.controllers.lagrangian`.
     """
     if not callable(target):
         selection.check_sparsity(target)
@@ -156,8 +163,6 @@ def constrained(
 
 def _equal_logits(params: base.Params, role: str | None, logit: float) -> Any:
     """The same logit for each weight, or for each index of some axes."""
-    if role not in (None, "output", "input"):
-        raise base.PruningError(f"keep_axes is 'output' or 'input'; got {role!r}.")
 
     def leaf(path: str, w: jax.Array) -> jax.Array:
         if role is None:
@@ -167,9 +172,3 @@ def _equal_logits(params: base.Params, role: str | None, logit: float) -> Any:
         return jnp.full(shape, logit, jnp.float32)
 
     return tree.map_with_path(leaf, params)
-
-
-def _keys_like(logits: Any, key: jax.Array) -> Any:
-    """A key for each leaf."""
-    treedef = jax.tree.structure(logits)
-    return treedef.unflatten(list(jax.random.split(key, treedef.num_leaves)))

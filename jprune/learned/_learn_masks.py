@@ -94,13 +94,13 @@ def learn_masks(
     Example:
       >>> import jax, jax.numpy as jnp, optax, jprune as jp
       >>> x = jax.random.normal(jax.random.key(0), (16, 4))
-      >>> loss = lambda p, x: jnp.mean((x @ p["kernel"] - 2 * x[:, :1]) ** 2)
+      >>> loss = lambda p, x: jnp.mean((x @ p["kernel"] - 2 * x[:, 3:]) ** 2)
       >>> method = jp.recipes.edge_popup(loss, 0.75, steps=20)
       >>> state = method.init({"kernel": jnp.ones((4, 1))}, jax.random.key(1))
       >>> for _ in range(20):
       ...   state, info = method.step(state, x)
       >>> method.finish(state)[1]["kernel"][:, 0].tolist()
-      [True, False, False, False]
+      [False, False, False, True]
     """
 
     def init(params: base.Params, key: jax.Array, model: Any = None) -> LearnedState:

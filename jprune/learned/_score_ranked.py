@@ -18,7 +18,7 @@ from jprune.learned._reparameterization import (
 )
 
 Masked = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-"""`(w, m, s) -> z` of one leaf, as in `jprune.effective`."""
+"""`(w, m, s) -> z` of one leaf, as in `jprune.learned.effective`."""
 
 
 def zero_scores(params: base.Params, key: jax.Array) -> base.Scores:
@@ -47,9 +47,9 @@ def score_ranked(
         It sees the scores as gradients and as params; its state is not kept between
         steps.
       init: `(params, key) -> scores`, the initial scores; zeros by default.
-      masked: `(w, m, s) -> z` for one leaf: `jprune.effective.score_masked` if the
-        pruner ranks s, `size_masked` if it ranks |s|, `sign_masked` to use the sign of
-        s as well.
+      masked: `(w, m, s) -> z` for one leaf, from `jprune.learned.effective`:
+        `score_masked` if the pruner ranks s, `size_masked` if it ranks |s|,
+        `sign_masked` to use the sign of s as well.
       final: pruner for `finish`; None to finish with the masks in force.
       penalty: `(params, scores, step) -> scalar` to add to the loss.
 
@@ -61,15 +61,15 @@ def score_ranked(
 
       >>> import jax, jax.numpy as jnp, optax, jprune as jp
       >>> x = jax.random.normal(jax.random.key(0), (16, 4))
-      >>> loss = lambda p, x: jnp.mean((x @ p["kernel"] - 2 * x[:, :1]) ** 2)
+      >>> loss = lambda p, x: jnp.mean((x @ p["kernel"] - 2 * x[:, 3:]) ** 2)
       >>> method = jp.learned.learn_masks(
-      ...     loss, score_ranked(jp.keep_top(0.75)),
+      ...     loss, jp.learned.score_ranked(jp.keep_top(0.75)),
       ...     weights=optax.set_to_zero(), scores=optax.sgd(0.1))
       >>> state = method.init({"kernel": jnp.ones((4, 1))}, jax.random.key(1))
       >>> for _ in range(5):
       ...   state, info = method.step(state, x)
       >>> method.finish(state)[1]["kernel"][:, 0].tolist()
-      [True, False, False, False]
+      [False, False, False, True]
 
     References:
       Ramanujan et al., What's Hidden in a Randomly Weighted Neural Network?, 2020,

@@ -19,9 +19,9 @@ def thresholded(
 
         z = sign(w) relu(|w| - sigmoid(s)),   dL/ds = -sigmoid'(s) sum sign(z) g
 
-    Each s follows its gradient. Then `jprune.controllers.shift_thresholds` adds one
-    constant to all of them, so that the fraction of all weights below their threshold
-    is `sparsity`: the method learns how the leaves share it.
+    Each s follows its gradient. Then `jprune.learned.controllers.shift_thresholds` adds
+    one constant to all of them, so that the fraction of all weights below their
+    threshold is `sparsity`: the method learns how the leaves share it.
 
     Args:
       sparsity: fraction of all weights to remove, in [0, 1]; may be traced, or a
@@ -38,15 +38,15 @@ def thresholded(
     Example:
       >>> import jax, jax.numpy as jnp, optax, jprune as jp
       >>> x = jax.random.normal(jax.random.key(0), (16, 4))
-      >>> loss = lambda p, x: jnp.mean((x @ p["kernel"] - 2 * x[:, :1]) ** 2)
+      >>> loss = lambda p, x: jnp.mean((x @ p["kernel"] - 2 * x[:, 3:]) ** 2)
       >>> method = jp.learned.learn_masks(
-      ...     loss, thresholded(jp.cubic(0.75, begin=0, steps=20)),
+      ...     loss, jp.learned.thresholded(jp.cubic(0.75, begin=0, steps=20)),
       ...     weights=optax.adam(0.1), scores=optax.sgd(0.1))
       >>> state = method.init({"kernel": jnp.ones((4, 1))}, jax.random.key(1))
       >>> for _ in range(20):
       ...   state, info = method.step(state, x)
       >>> method.finish(state)[1]["kernel"][:, 0].tolist()
-      [True, False, False, False]
+      [False, False, False, True]
 
     References:
       Kusupati et al., Soft Threshold Weight Reparameterization for Learnable
@@ -55,7 +55,8 @@ def thresholded(
     """
     if not callable(sparsity):
         selection.check_sparsity(sparsity)
-    best = links.keep_top(sparsity if final is None else final, scope="global")
+    last = sparsity if final is None else final
+    best = links.keep_top(last, scope="global")
 
     def init(params: base.Params, key: jax.Array) -> Any:
         del key
@@ -74,7 +75,7 @@ def thresholded(
 
     def finish(params: base.Params, s: Any, m: Any, step: base.Scalar):
         del m
-        s = _shifted(params, s, sparsity if final is None else final, step)
+        s = _shifted(params, s, last, step)
         # Thresholds, which are below 1, cannot tell larger weights apart, nor equal
         # ones: by how far a weight passes can.
         passed = jax.tree.map(_distance, params, s)

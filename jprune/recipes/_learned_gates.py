@@ -192,8 +192,7 @@ def l0(
       An `Algorithm`, as from `jprune.learned.learn_masks`.
 
     Raises:
-      PruningError: if a number is out of range, or, at `init`, `keep_axes` is another
-        word.
+      PruningError: if a number is out of range, or `keep_axes` is no such role.
 
     References:
       Louizos et al., Learning Sparse Neural Networks through L0 Regularization, 2018,
@@ -247,8 +246,7 @@ def consensus(
       An `Algorithm`, as from `jprune.learned.learn_masks`.
 
     Raises:
-      PruningError: if a number is out of range, or, at `init`, `keep_axes` is another
-        word.
+      PruningError: if a number is out of range, or `keep_axes` is no such role.
 
     References:
       Zhi et al., Learning a Consensus Sub-Network with Polarization Regularization

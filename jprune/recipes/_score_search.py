@@ -39,13 +39,14 @@ def hydra(
       An `Algorithm`, as from `jprune.learned.learn_masks`.
 
     Raises:
-      PruningError: if the sparsity is outside [0, 1].
+      PruningError: if the sparsity is outside [0, 1], or steps < 1.
 
     References:
       Sehwag et al., HYDRA: Pruning Adversarially Robust Neural Networks, 2020,
       arXiv:2002.10509, section 3. Robustness comes from the loss: pass a robust one.
     """
-    return _search(loss, sparsity, _scaled_weights, steps, learning_rate, where)
+    scores = _sgd(learning_rate, steps, 1e-4)
+    return _search(loss, sparsity, scores, where, init=_scaled_weights)
 
 
 def edge_popup(
@@ -73,14 +74,15 @@ def edge_popup(
       An `Algorithm`, as from `jprune.learned.learn_masks`.
 
     Raises:
-      PruningError: if the sparsity is outside [0, 1].
+      PruningError: if the sparsity is outside [0, 1], or steps < 1.
 
     References:
       Ramanujan et al., What's Hidden in a Randomly Weighted Neural Network?, 2020,
       arXiv:1911.13299, algorithm 1. The paper's weights are plus or minus the standard
       deviation of a Kaiming normal: pass such params.
     """
-    return _search(loss, sparsity, _uniform, steps, learning_rate, where)
+    scores = _sgd(learning_rate, steps, 1e-4)
+    return _search(loss, sparsity, scores, where, init=_uniform)
 
 
 def sign_supermask(
@@ -108,15 +110,16 @@ def sign_supermask(
       returns include the signs.
 
     Raises:
-      PruningError: if the sparsity is outside [0, 1].
+      PruningError: if the sparsity is outside [0, 1], or steps < 1.
 
     References:
       Koster et al., Signing the Supermask: Keep, Hide, Invert, 2022,
       arXiv:2201.13361. The paper cuts s at fixed thresholds; here the cut follows from
       the sparsity.
     """
+    scores = _sgd(learning_rate, steps, 1e-4)
     signed = effective.sign_masked
-    return _search(loss, sparsity, _positive, steps, learning_rate, where, signed)
+    return _search(loss, sparsity, scores, where, init=_positive, masked=signed)
 
 
 def lottery_jackpots(
@@ -142,21 +145,21 @@ def lottery_jackpots(
         count of its first mask.
       steps: total number of training steps.
       learning_rate: initial learning rate of the scores.
-      restriction: exponent of the restriction; None for none.
+      restriction: exponent of the restriction, >= 0; None for none.
       where: predicate for the leaves that can be pruned.
 
     Returns:
       An `Algorithm`, as from `jprune.learned.learn_masks`.
 
     Raises:
-      PruningError: if the sparsity is outside [0, 1].
+      PruningError: if the sparsity is outside [0, 1], steps < 1, or restriction < 0.
 
     References:
       Zhang et al., Lottery Jackpots Exist in Pre-trained Models, 2021,
       arXiv:2104.08700. The released code rounds the fraction up to 1, which disables
       the restriction; here the number of swaps is rounded up.
     """
-    share = _falling_share(restriction or 0.0, steps)
+    share = _falling_share(0.0 if restriction is None else restriction, steps)
     best = links.keep_top(sparsity, scope="global")
     return learned.learn_masks(
         loss,
@@ -170,10 +173,10 @@ def lottery_jackpots(
 def _search(
     loss: Callable[..., Any],
     sparsity: base.Sparsity,
-    init: Callable[..., base.Scores],
-    steps: int,
-    learning_rate: float,
+    scores: optax.GradientTransformation,
     where: base.Predicate,
+    *,
+    init: Callable[..., base.Scores],
     masked: Callable[..., jax.Array] = effective.size_masked,
 ) -> base.Algorithm:
     """Trains scores over frozen weights; each layer keeps the highest |s|."""
@@ -182,12 +185,14 @@ def _search(
         loss,
         learned.score_ranked(largest, init=init, masked=masked),
         weights=optax.set_to_zero(),
-        scores=_sgd(learning_rate, steps, 1e-4),
+        scores=scores,
         where=where,
     )
 
 
 def _sgd(rate: float, steps: int, weight_decay: float) -> optax.GradientTransformation:
+    if steps < 1:
+        raise base.PruningError(f"steps must be at least 1; got {steps}.")
     return optax.chain(
         optax.add_decayed_weights(weight_decay),
         optax.sgd(optax.cosine_decay_schedule(rate, steps), momentum=0.9),
@@ -208,15 +213,13 @@ def _scaled_weights(params: base.Params, key: jax.Array) -> base.Scores:
 
 def _uniform(params: base.Params, key: jax.Array) -> base.Scores:
     """Kaiming-uniform scores with a = sqrt(5): bounds of 1 / sqrt(fan-in)."""
-    leaves, treedef = jax.tree.flatten(params)
-    keys = treedef.unflatten(list(jax.random.split(key, len(leaves))))
 
     def leaf(path: str, w: jax.Array, key: jax.Array) -> jax.Array:
         bound = 1 / math.sqrt(_fan_in(path, w))
         drawn = jax.random.uniform(key, w.shape, jnp.float32, -bound, bound)
         return drawn + jnp.zeros_like(w, jnp.float32)  # on the leaf's sharding
 
-    return tree.map_with_path(leaf, params, keys)
+    return tree.map_with_path(leaf, params, optax.tree.split_key_like(key, params))
 
 
 def _positive(params: base.Params, key: jax.Array) -> base.Scores:
@@ -239,6 +242,8 @@ def _kept_first(best: base.Pruner) -> Callable[..., base.Scores]:
 
 def _falling_share(power: float, steps: int) -> optax.Schedule:
     """(1 - t / steps)^power; 1 throughout for a power of 0."""
+    if power < 0:
+        raise base.PruningError(f"restriction must be >= 0 or None; got {power}.")
 
     def share(step: base.Scalar) -> jax.Array:
         # Subtracted in integers, so that it ends at 0: 1e-30 would be rounded up to a

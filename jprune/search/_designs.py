@@ -21,17 +21,20 @@ def grid(axes: Mapping[str, Any]) -> dict[str, np.ndarray]:
       Name -> `(combinations,)` in float32; the last name varies fastest.
 
     Raises:
-      PruningError: if a name has no value.
+      PruningError: if there is no name, or a name has no sequence of values.
 
     Example:
       >>> grid({"rows": [8, 16], "sram": [32, 64, 128]})["rows"].tolist()
       [8.0, 8.0, 8.0, 16.0, 16.0, 16.0]
     """
-    empty = [name for name, values in axes.items() if not len(values)]
-    if empty or not axes:
-        raise base.PruningError(
-            f"A grid needs at least one value for each name; {empty} have none."
-        )
+    if not axes:
+        raise base.PruningError("A grid needs at least one name; got none.")
+    for name, values in axes.items():
+        if np.ndim(values) != 1 or not np.size(values):
+            raise base.PruningError(
+                f"A grid needs a sequence of values for each name; {name!r} has "
+                f"{values!r}."
+            )
     found = np.meshgrid(*axes.values(), indexing="ij")
     each = zip(axes, found, strict=True)
     return {name: values.reshape(-1).astype(np.float32) for name, values in each}

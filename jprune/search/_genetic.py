@@ -39,15 +39,15 @@ def genetic(
     """Minimises a loss over vectors by a genetic search.
 
     The first generation is `start` and normal perturbations of it. Each later one keeps
-    the best quarter; the others are children, who take each number from one of two
-    parents of that quarter, plus a normal step. The step's standard deviation decays
-    geometrically to a tenth over the search. Jits, and vmaps over keys.
+    the best quarter; the others are children, each number of which comes from one of
+    two parents in that quarter, plus a normal step. The step's standard deviation
+    decays geometrically to a tenth over the search. Jits, and vmaps over keys.
 
     Args:
       key: a `jax.random.key`.
       loss: `(numbers,) -> scalar`, traced; less is better, NaN ranks last. It is
-        evaluated for one candidate at a time, fewer than `population` times a
-        generation.
+        evaluated for one candidate at a time: `population` times for the first
+        generation, and `population - population // 4` times for each later one.
       start: `(numbers,)`, the first candidate.
       project: `(numbers,) -> (numbers,)`, maps a candidate to the nearest one allowed;
         it is vmapped. By default all vectors are allowed.
@@ -78,7 +78,7 @@ def genetic(
     elite = population // 4
     allowed = jax.vmap(project)
 
-    def judged(candidates: jax.Array) -> jax.Array:
+    def losses_of(candidates: jax.Array) -> jax.Array:
         found = lax.map(loss, candidates).astype(jnp.float32)
         return jnp.where(jnp.isnan(found), jnp.inf, found)
 
@@ -88,16 +88,16 @@ def genetic(
         parents = candidates[best]
         children = allowed(_children(key, spread, parents, population - elite))
         candidates = jnp.concatenate([parents, children])
-        losses = jnp.concatenate([losses[best], judged(children)])
+        losses = jnp.concatenate([losses[best], losses_of(children)])
         return (candidates, losses), jnp.min(losses)
 
     first, rest = jax.random.split(key)
-    noise = 2 * step * jax.random.normal(first, (population, start.size))
+    noise = 2 * step * jax.random.normal(first, (population, start.size), jnp.float32)
     candidates = allowed(start + noise.at[0].set(0))
     steps = step * jnp.geomspace(1, 0.1, generations, dtype=jnp.float32)
     given = jax.random.split(rest, generations), steps
     (candidates, losses), path = lax.scan(
-        generation, (candidates, judged(candidates)), given
+        generation, (candidates, losses_of(candidates)), given
     )
     best = jnp.argmin(losses)
     return Found(candidates[best], losses[best], path)
@@ -111,7 +111,7 @@ def _children(
     pairs = jax.random.randint(one, (2, count), 0, len(parents))
     first = jax.random.bernoulli(two, shape=(count, parents.shape[1]))
     child = jnp.where(first, parents[pairs[0]], parents[pairs[1]])
-    return child + step * jax.random.normal(three, child.shape)
+    return child + step * jax.random.normal(three, child.shape, child.dtype)
 
 
 def project_to_mean(values: jax.Array, mean: Any, least: Any, most: Any) -> jax.Array:
@@ -123,7 +123,8 @@ def project_to_mean(values: jax.Array, mean: Any, least: Any, most: Any) -> jax.
 
     Args:
       values: `(numbers,)`.
-      mean: target mean, between the means of `least` and `most`; may be traced.
+      mean: target mean, between the means of `least` and `most`, and clipped to that
+        range; may be traced.
       least: lower bounds, scalar or `(numbers,)`.
       most: upper bounds, scalar or `(numbers,)`.
 

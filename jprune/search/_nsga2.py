@@ -21,6 +21,8 @@ Judge = Callable[[dict[str, jax.Array]], tuple[jax.Array, Any]]
 
 _CHUNK = 4096  # designs judged at once, so that they stay in the processor's cache
 
+_FLOAT32 = np.finfo(np.float32)
+
 
 class Front(NamedTuple):
     """A Pareto front: designs that no other design beats.
@@ -49,9 +51,10 @@ def nsga2(
     Args:
       judge: `design -> (objectives, spent)` of one design, a dict of scalars; traced
         and vmapped, so it may round but not branch on numbers. Objectives are
-        `(objectives,)`, positive, less is better. `spent`, a scalar or `(limits,)`, is
-        the share of each limit that the design spends, at most 1 for a design on the
-        front; 0 where nothing is limited.
+        `(objectives,)`, not negative, less is better; they are compared on a
+        logarithmic scale, and a design with NaN ranks last. `spent`, a scalar or
+        `(limits,)`, is the share of each limit that the design spends, at most 1 for a
+        design on the front; 0 where nothing is limited.
       bounds: name -> smallest and largest value, positive; equal ones fix a number.
       population: designs of a generation, at least 4.
       generations: number of generations, at least 1.
@@ -62,8 +65,9 @@ def nsga2(
       A `Front`, without points if no design of the last generation meets the limits.
 
     Raises:
-      PruningError: if a bound is not positive, bounds are out of order or all fixed, or
-        the population or the number of generations is too small.
+      PruningError: if a bound is not positive, bounds are out of order or all fixed,
+        the population or the number of generations is too small, or an objective is
+        negative.
       ImportError: without pymoo.
 
     Example:
@@ -87,12 +91,12 @@ def nsga2(
         return objectives, jnp.ravel(jnp.asarray(spent, jnp.float32))
 
     batch = min(population, _CHUNK)
-    judged = jax.jit(lambda logs: lax.map(one, logs, batch_size=batch))
-    counts = jax.eval_shape(one, jax.ShapeDtypeStruct((len(free),), jnp.float32))
-    between = np.log([bounds[name] for name in free]).reshape(-1, 2).T
-    algorithm = _setup(between, counts, (population, generations, seed))
-    logs = _bred(algorithm, judged, population)
-    values, spent = judged(logs)
+    judge_all = jax.jit(lambda logs: lax.map(one, logs, batch_size=batch))
+    shapes = jax.eval_shape(one, jax.ShapeDtypeStruct((len(free),), jnp.float32))
+    log_bounds = np.log([bounds[name] for name in free]).reshape(-1, 2).T
+    algorithm = _setup(log_bounds, shapes, population, generations, seed)
+    logs = _last_generation(algorithm, judge_all, population)
+    values, spent = judge_all(logs)
     kept = np.asarray(pareto(values) & jnp.all(spent <= 1, axis=1))
     values = np.asarray(values)[kept]
     order = np.argsort(values[:, 0], kind="stable")
@@ -132,20 +136,23 @@ def _decoder(
     return design_of
 
 
-def _setup(between: np.ndarray, judged: Any, size: tuple[int, int, int]) -> Any:
+def _setup(
+    log_bounds: np.ndarray, shapes: Any, population: int, generations: int, seed: int
+) -> Any:
     """Returns pymoo's algorithm, ready to be asked for the first generation.
 
     Args:
-      between: `(2, numbers)`, smallest and largest logarithms.
-      judged: shapes of a design's objectives and of its shares spent.
-      size: population, generations and seed.
+      log_bounds: `(2, numbers)`, smallest and largest logarithms.
+      shapes: of a design's objectives and of its shares spent.
+      population: designs of a generation.
+      generations: number of generations.
+      seed: of pymoo's random numbers.
     """
     # Imported here, as pymoo is an optional extra.
     from pymoo.algorithms.moo.nsga2 import NSGA2
     from pymoo.core.problem import Problem
 
-    population, generations, seed = size
-    (low, high), (values, spent) = between, judged
+    (low, high), (values, spent) = log_bounds, shapes
     problem = Problem(
         n_var=len(low),
         n_obj=values.shape[0],
@@ -158,22 +165,45 @@ def _setup(between: np.ndarray, judged: Any, size: tuple[int, int, int]) -> Any:
     return algorithm
 
 
-def _bred(algorithm: Any, judged: Callable[..., Any], population: int) -> jax.Array:
+def _last_generation(
+    algorithm: Any, judge_all: Callable[..., Any], population: int
+) -> jax.Array:
     """Returns the last generation, `(population, numbers)`."""
     from pymoo.core.evaluator import Evaluator
     from pymoo.problems.static import StaticProblem
 
     while algorithm.has_next():
-        born = algorithm.ask()
-        if born is None:  # all children are duplicates: nothing is left to breed
+        children = algorithm.ask()
+        if children is None:  # all children are duplicates: nothing is left to breed
             break
-        x = np.asarray(born.get("X"), np.float32)
+        x = np.asarray(children.get("X"), np.float32)
         # pymoo drops duplicates: repeat the first design, so that shapes stay equal.
         full = np.concatenate([x, np.repeat(x[:1], population - len(x), axis=0)])
-        values, spent = jax.device_get(judged(jnp.asarray(full)))
-        with np.errstate(divide="ignore"):  # an objective of 0 becomes -inf: the best
-            logs = np.log(np.asarray(values, np.float64)[: len(x)])
-        found = StaticProblem(algorithm.problem, F=logs, G=spent[: len(x)] - 1.0)
-        Evaluator().eval(found, born)
-        algorithm.tell(infills=born)
+        values, spent = jax.device_get(judge_all(jnp.asarray(full)))
+        found = StaticProblem(
+            algorithm.problem,
+            F=_logs(values[: len(x)]),
+            G=_finite(spent[: len(x)]) - 1,
+        )
+        Evaluator().eval(found, children)
+        algorithm.tell(infills=children)
     return jnp.asarray(np.asarray(algorithm.pop.get("X"), np.float32))
+
+
+def _logs(objectives: np.ndarray) -> np.ndarray:
+    """The finite logarithms of objectives; raises for negative ones."""
+    if (objectives < 0).any():
+        raise base.PruningError(
+            "NSGA-II compares the logarithms of objectives, which must not be "
+            f"negative; got {objectives[objectives < 0][0]}."
+        )
+    return np.log(np.maximum(_finite(objectives), _FLOAT32.smallest_subnormal))
+
+
+def _finite(x: np.ndarray) -> np.ndarray:
+    """In float64, with the largest float32 for NaN and what exceeds it.
+
+    pymoo's crowding distances are differences: infinite numbers would make them NaN.
+    """
+    most = float(_FLOAT32.max)
+    return np.minimum(np.nan_to_num(np.asarray(x, np.float64), nan=most), most)

@@ -338,9 +338,7 @@ def test_misuse_of_one_method_only():
             jp.recipes.soft_movement(_loss, 0.5, _ADAM, steps=3, threshold=threshold)
     with pytest.raises(jp.PruningError, match=r"1\.5"):
         jp.recipes.consensus(_loss, 1.5, _ADAM)
-    for method in (
-        jp.recipes.consensus(_loss, 0.5, _ADAM, keep_axes="rows"),
-        jp.recipes.l0(_loss, 0.5, _ADAM, steps=3, keep_axes="rows"),
-    ):
-        with pytest.raises(jp.PruningError, match="rows"):
-            method.init({"kernel": _f32(W)}, KEY)
+    with pytest.raises(jp.PruningError, match="rows"):
+        jp.recipes.consensus(_loss, 0.5, _ADAM, keep_axes="rows")
+    with pytest.raises(jp.PruningError, match="rows"):
+        jp.recipes.l0(_loss, 0.5, _ADAM, steps=3, keep_axes="rows")

@@ -235,6 +235,14 @@ def test_the_short_restriction_brings_the_mask_to_rest():
     assert 0 < sum(restricted) < 0.85 * sum(free)  # measured: 75 and 97
 
 
+def test_numbers_out_of_range_are_refused_at_once():
+    for recipe in ("hydra", "edge_popup", "sign_supermask", "lottery_jackpots"):
+        with pytest.raises(jp.PruningError, match="steps must be at least 1; got 0"):
+            getattr(jp.recipes, recipe)(_loss, 0.5, steps=0)
+    with pytest.raises(jp.PruningError, match="restriction must be >= 0 or None"):
+        jp.recipes.lottery_jackpots(_loss, 0.5, steps=3, restriction=-1.0)
+
+
 @pytest.mark.optimized
 def test_the_share_of_swaps_ends_at_exactly_zero():
     """XLA makes t / steps a product, by which 1 - t / steps misses 0 at 41 and 49."""

@@ -1,5 +1,7 @@
 """Grids, draws and fronts of designs, against plain loops and their distributions."""
 
+import re
+
 import hypothesis
 import jax
 import numpy as np
@@ -51,5 +53,10 @@ def test_drawn_designs_are_log_uniform():
 def test_nonsense_is_refused():
     with pytest.raises(jp.PruningError, match="Bounds of sram have to be positive"):
         search.random_designs(jax.random.key(0), 3, {"sram": (0, 4)})
-    with pytest.raises(jp.PruningError, match=r"\['rows'\] have none"):
-        search.grid({"rows": []})
+    for values in ([], 3):
+        with pytest.raises(
+            jp.PruningError, match=f"'rows' has {re.escape(str(values))}"
+        ):
+            search.grid({"columns": [1], "rows": values})
+    with pytest.raises(jp.PruningError, match="at least one name"):
+        search.grid({})

@@ -88,3 +88,25 @@ def test_a_search_ends_where_all_children_are_duplicates():
     judge = lambda design: (jnp.stack([design["x"], 2 / design["x"]]), 0.0)  # noqa: E731
     front = search.nsga2(judge, {"x": (1.0, high)}, population=4, generations=3)
     assert 1.0 <= front.designs["x"].min() <= front.designs["x"].max() <= high
+
+
+def test_designs_with_nan_rank_last_and_zeros_first():
+    """Half of the designs have no cost; of the others, the smallest costs nothing."""
+
+    def judge(design):
+        x = jnp.maximum(design["x"] - 1, 0)
+        spent = jnp.where(design["x"] > 3, jnp.nan, 0)
+        return jnp.stack([x, jnp.where(design["x"] > 2, jnp.nan, 4 - x)]), spent
+
+    front = search.nsga2(judge, {"x": (0.5, 4)}, population=16, generations=20)
+    assert np.isfinite(front.objectives).all()
+    assert front.objectives[0, 0] == 0
+    assert len(front.objectives) >= 12
+    assert front.designs["x"].max() <= 2
+    assert front.designs["x"].max() > 1.8
+
+
+def test_negative_objectives_are_refused():
+    judge = lambda design: (jnp.stack([1 - design["x"]]), 0.0)  # noqa: E731
+    with pytest.raises(jp.PruningError, match=r"not be negative; got -0\.\d"):
+        search.nsga2(judge, {"x": (1.1, 1.9)}, population=4, generations=1)
