@@ -243,12 +243,14 @@ def imp(key, sparsity):
 def bip(key, sparsity):
     steps = 3 * STEPS // 4
     target = jp.cubic(sparsity, begin=0, steps=max(steps // 2, 1))
-    method = jp.bilevel.bip(
+    method = jp.learned.bilevel.bip(
         loss,
         jp.keep_top(target, scope="global", min_kept=1),
         lower=sgd(0.1, steps),
         upper=sgd(1.0, steps),
-        hypergradient=functools.partial(jp.bilevel.implicit_gradient, gamma=1.0),
+        hypergradient=functools.partial(
+            jp.learned.bilevel.implicit_gradient, gamma=1.0
+        ),
     )
     lower = batches(jax.random.fold_in(key, 3), steps)
     upper = batches(jax.random.fold_in(key, 4), steps)

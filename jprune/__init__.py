@@ -24,8 +24,13 @@ What is inside, in the order to read it:
     report, distill         summaries; distillation losses
 
 What most programs need is here as `jp.*`: links, `sparsify`, `prune`, `apply`,
-`matching`, `summary`, `PruningError`. Every name has its home in one of these packages
-and modules.
+`matching`, `summary`. Every such name has its home in one of these packages and
+modules, except those that all of them share:
+
+    Pruner         what links and recipes return: an Optax gradient transformation
+    Algorithm      a method with a training loop of its own
+    Predicate      `(path, leaf) -> bool`, which leaves are pruned
+    PruningError, NonFiniteScoreError      what is raised, with the leaf and its values
 """
 
 from jprune import attention as attention

@@ -5,12 +5,17 @@
     sigmoid_gate          sigma(s / T)
     gumbel_gate           a sample of sigma((s + noise) / T)
     hard_concrete         a sample that is exactly 0 or 1 with positive probability
+    hard_concrete_mean, hard_concrete_nonzero     without noise; probability of > 0
+    HardConcrete          constants of this distribution
     expected_sparsity     the fraction of weights that gates remove in expectation
     polarization          how far gates are from 0 and 1
+    weighted, is_gate     the gates of each leaf, with the number of weights per gate
+    reverse_gradient      negates a derivative, for min-max problems
 
 Gates act on arrays; map them over trees with `jax.tree.map`. To bring the expected
-sparsity to a target see `jprune.controllers`. Gates with a given sum over a whole tree
-are `jprune.selection.soft_top_k`; to train gates, see `jprune.learned.gated`.
+sparsity to a target see `jprune.learned.controllers`. Gates with a given sum over a
+whole tree are `jprune.selection.soft_top_k`; to train gates, see
+`jprune.learned.gated`.
 """
 
 import math

@@ -1,4 +1,10 @@
-"""Summaries of pruned params: sparsity and bytes, per leaf and in total."""
+"""Summaries of pruned params: sparsity and bytes, per leaf and in total.
+
+    summary          plain data: a dict for each leaf and one for all
+    print_summary    the same as a table
+
+Bytes are those of storage: of a pruned leaf, the kept values and its mask as bits.
+"""
 
 import math
 from typing import Any

@@ -1,9 +1,12 @@
 """Paths of leaves, rules and predicates on paths, and the roles of kernel axes.
 
     leaf_paths, by_path, map_with_path     leaves by their paths, such as "dense/kernel"
+    leaf_path                              the path that keys of JAX stand for
     is_kernel, is_float                    predicates: which leaves are pruned
-    matching, excluding                    predicates from regular expressions
+    matching, excluding, Matching          predicates from regular expressions
     label, match_rules                     values for leaves, by rules on paths
+    flags, only, merged                    which leaves are chosen; hide the others;
+                                           fill them in again
     kernel_axes, KernelAxes                input and output axes of a kernel
 
 A path joins the keys that lead to a leaf with `/`. It is the same for Flax Linen, Flax

@@ -1,7 +1,7 @@
 """Training a residual network, pruning its channels at full size, and training on.
 
-Pruned channels are taken out of every sum (`jprune.graph.removed`) while all arrays
-keep their sizes, so one compilation serves every choice of what to keep.
+Pruned channels are taken out of every sum (`jprune.graph.without_entries`) while all
+arrays keep their sizes, so one compilation serves every choice of what to keep.
 """
 
 import functools

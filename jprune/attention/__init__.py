@@ -27,15 +27,18 @@ Names on this page:
     token_importance, head_importance        SpAtten's scores
     top_indices, top_mask, sort_keys         exact selection with a static count
     take, put                                gather chosen tokens; write them back
-    Schedule, schedule, ramp, ltp_ramp       tokens and heads that each layer keeps
-    from_ratios, dense, multiply_adds        counts from ratios; the cost of a schedule
+    Schedule, schedule, dense                tokens and heads that each layer keeps
+    ramp, ltp_ramp, from_ratios, Counts      counts that fall from layer to layer
+    multiply_adds, LayerCost                 the cost of a schedule
     HeadWeights, project, combine            projections by heads
     take_heads, keep_heads, mask_heads       heads: removed, chosen, masked
     keep_values, count_values, weigh_values  local value pruning
-    Bits, progressive_attend                 keys in two bit planes, read on demand
-    progressive_scores, split_planes         logits from upper bits and from all bits
+    split_planes, join_planes, Planes        numbers as two bit planes, and back
+    Bits, progressive_attend, Progressive    attention that reads lower bits on demand
+    progressive_scores                       logits from upper bits and from all bits
     quantize, fake_quantize, center_keys     linear quantization
-    fetched, fetched_bits, refetch_fraction  rows and bits read from memory
+    fetched, Fetched, fetched_bits           rows and bits read from memory
+    refetch_fraction                         how many rows needed their lower bits
 """
 
 from jprune._core.deprecation import renamed as _renamed

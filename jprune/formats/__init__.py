@@ -7,10 +7,12 @@ One weight and its mask, packed exactly:
     pack_blocks            whole blocks of a matrix -> Blocks
     pack_dense             all values and the mask, for any leaf -> Dense
     packed.unpack()        back to the weight and its mask
+    is_packed              tells packed weights (type `Packed`) from other leaves
+    FormatError            raised where a format cannot hold a mask, such as not N:M
 
 A tree of weights, each in the format of a rule on its path:
 
-    pack_tree, unpack_tree, packed_sizes
+    pack_tree, unpack_tree, packed_sizes    (`Rules`: pairs of a pattern and a `Format`)
 
 Files (safetensors):
 

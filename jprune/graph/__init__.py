@@ -9,25 +9,63 @@ consists of slice k of all these axes, and is kept or removed as a whole.
     keep = choose(graph, scores, 0.5, cost=multiply_adds)   halves the multiply-adds
     small_fn, small_params = shrink(graph, params, keep=keep)
 
-Read in this order:
+The parts follow in reading order. Groups:
 
-    trace, Graph, Group, explain       which axes shrink together; what is frozen, why
-    group_scores, gain_scores, ...     scores of entries from scores of weights
-    choose, Compete, sizes             which entries are kept, under a budget
-    multiply_adds, parameters, Cost    costs, exact polynomials in the groups' sizes
-    shrink, without_entries            smaller arrays; the same results at full size
-    make_plan, slice_tree, dumps       a choice as plain data; cuts optimizer states
-    keep_groups, param_masks, kept_by  structures that are masked while they train
-    add_group_decay, add_l1, ...       sparse training, before entries are removed
-    branches, without_branches         depth: residual branches that can be removed
-    fit_widths, first_entries          widths at initialization
-    summary, draw_widths               tables and pictures
-    Options, Outcome                   constants that follow sizes; rules of your own
+    trace, Graph              records a function and finds its groups
+    Group, Member             axes that shrink together; one of them
+    explain, Note             what is frozen, and why
+    entry_indices             which entry each position of an axis belongs to
+    check_known               raises for names that are not groups
+
+Scores of entries:
+
+    group_scores              from any scores of weights, such as |w|, w^2 or |w g|
+    by_mean, by_max           put groups on one scale, so that they can compete
+    first_member              counts the first member of a group alone
+    gain_scores, gains, filter_members       filters' scores times gains (Beta-Rank)
+    geometric_median_scores   distances from the other filters (FPGM)
+    spread_to_params          back from entries to weights
+
+Which entries are kept:
+
+    choose                    the best entries, by a fraction or under a budget
+    all_groups, each_group, same_kind, isomorphic     who competes (type `Compete`)
+    is_width, is_inner        which groups may shrink
+    sizes                     the sizes of groups after a choice
+
+Costs, exact polynomials in the sizes of groups (types `Cost`, `Sizes`):
+
+    multiply_adds, parameters, parameter_bytes, activation_bytes, bytes_moved
+    penalty                   a differentiable penalty on a cost, for learned masks
+    operations, Operation, measure           what a cost of your own is made of
+
+Smaller arrays:
+
+    shrink                    the same function on smaller arrays
+    without_entries           the same results at full size
+    make_plan                 a choice as plain data (types `Keep` -> `Plan`)
+    slice_tree, expand        cuts a tree, such as an optimizer state; and back
+    compose, dumps, loads     one plan after another; plans as JSON
+    shapes, widths            what a plan makes of the shapes
+
+Before entries are removed:
+
+    keep_groups               masks whole entries while they train
+    param_masks, kept_by      masks of params from entries, and entries from masks
+    add_group_decay, add_growing_decay, add_l1        sparse training (`GrowingState`)
+
+Depth, initialization and pictures:
+
+    branches, Branch, branch_scores, without_branches   residual branches, removed whole
+    fit_widths, first_entries                widths at initialization
+    summary, print_summary, draw_widths      tables and pictures
+    Options, Outcome          constants that follow sizes; rules of your own
 
 `_groups.find_groups` is the definition in code. The private package `_engine` holds the
 recorded program: `dims` (axes as terms of products and concatenations, merged by
-union-find), `program` (equations), `rules` (one for each JAX primitive; a primitive
-without a rule freezes its axes) and `running` (the program at other sizes).
+union-find), `layout` (the values of such terms), `program` (equations), `rules` (one
+for each JAX primitive; a primitive without a rule freezes its axes), `running` (the
+program at other sizes) and `hosting` (many small arrays on the host, uncompiled).
 """
 
 from jprune._core.deprecation import renamed as _renamed

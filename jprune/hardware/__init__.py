@@ -19,6 +19,7 @@ differentiable and can be vmapped over millions of machines. In reading order:
 
     as_graph_cost            the cost of group sizes on a machine, for `jprune.graph`
     worth, saving, fit       pruning to a budget of time, energy or bytes
+    Metric                   the quantity to save, such as `lambda cost: cost.energy`
     search                   search over designs: evaluate many, or descend by gradients
     evolve                   search over designs: Pareto fronts by NSGA-II
 

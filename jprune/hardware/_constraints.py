@@ -2,7 +2,7 @@
 
 as_graph_cost(machine, metric)  a cost of groups' sizes, for `jprune.graph.choose`
 worth(graph, machine, ..)       what a weight costs, for `jprune.keep_within_budget`
-saving(found, full)             for `jprune.controllers.lagrangian`, to learn masks
+saving(found, full)             for `jprune.learned.controllers.lagrangian`
 fit(workload, ...)              keep ratios that meet a budget: a projection
 """
 
@@ -80,8 +80,8 @@ def worth(
 def saving(found: Any, full: Any) -> jax.Array:
     """Returns the fraction of a cost that is saved, 1 - found / full.
 
-    Serves as the sparsity of `jprune.controllers.lagrangian`, which drives it to its
-    target during training, with a smooth cost of soft sizes.
+    Serves as the sparsity of `jprune.learned.controllers.lagrangian`, which drives it
+    to its target during training, with a smooth cost of soft sizes.
 
     Args:
       found: cost of the pruned network, differentiable.

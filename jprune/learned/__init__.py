@@ -1,6 +1,7 @@
 """Masks that are learned by gradient descent.
 
-    learn_masks            the loop: trains weights and scores, gates or thresholds
+    learn_masks            the loop: trains weights and scores, gates or thresholds;
+                           `LearnedState`, `LearnedInfo`: its state and diagnostics
     Reparameterization     what a method plugs into the loop: z = R(w, aux), and masks
 
 Links that make a `Reparameterization`; the published methods in `jprune.recipes` choose

@@ -9,8 +9,8 @@ gradient of the upper level is therefore a closed form: with g = dL/dz
     dL/dm = w g + (dw*/dm)^T m g,   dw*/dm ~ -diag(g) / gamma,
           ~ (w - m g / gamma) g
 
-which costs one gradient, like a training step. `jprune.implicit` has the versions with
-the Hessian, for comparison.
+which costs one gradient, like a training step. `jprune.learned.implicit` has the
+versions with the Hessian, for comparison.
 """
 
 import functools

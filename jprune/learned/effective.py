@@ -7,7 +7,7 @@ another reparameterization. From g = dL/dz, computed once per batch, follow
     g                        the dense, straight-through gradient; RigL's growth score
     w g                      the gradient of the mask; |w g| at a mask of ones is SNIP,
                              its sum over steps is movement
-    (w - m g / gamma) g      BiP's hypergradient, see `jprune.bilevel`
+    (w - m g / gamma) g      BiP's hypergradient, see `jprune.learned.bilevel`
 
 and, by pulling g back through R, the gradients of scores, thresholds and gates. No
 method runs the network twice on the same batch.

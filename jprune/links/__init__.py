@@ -20,20 +20,21 @@ Between scores and masks:
     pool_over_axes         one score per channel (filters, input channels)
     pool_over_blocks       one score per block
     normalize_by_lamp, normalize_by_leaf_norm    scores comparable between leaves
-    l2_norm                a norm for pooling
+    l2_norm                a norm for pooling (type `Reduce`)
 
 Masks, from scores:
 
     keep_top               the highest scores of each leaf, or of all leaves
     keep_n_of_m            the N:M pattern, such as 2:4 (`jprune.formats` packs it)
     keep_within_budget     the best value for a budget of bytes, FLOPs or energy
+    bytes_of               bytes per weight, the cost of a budget by default
     keep_above             scores above a threshold
 
 Sparsities, for `keep_top`:
 
     cubic, geometric       schedules: training step -> sparsity
     uniform, erdos_renyi, erdos_renyi_kernel, rescaled_global    allocations: a number
-                           of kept entries for each leaf
+                           of kept entries for each leaf (types `Allocation`, `Pins`)
 
 Use of a pruner:
 
@@ -41,7 +42,8 @@ Use of a pruner:
     prune                  prunes params once
 
 For links of your own: `stateless` makes a link from a function, `require` and
-`floating` check its arguments, and `spread` broadcasts masks of channels or blocks.
+`floating` check its arguments, and `spread` broadcasts masks of channels or blocks. The
+states of the links here are `KeepState`, `MovementState`, `FisherState`, `RandomState`.
 
 To read the code, follow a chain: `_scores`, `_pooling`, `_keep`.
 """

@@ -25,10 +25,10 @@ def bip(
     """BiP: alternates gradient steps on weights and mask scores, sparse from step 0.
 
     The masks are at the target sparsity from the start. For other optimizers, batches
-    or projections, use `jprune.bilevel.bip`.
+    or projections, use `jprune.learned.bilevel.bip`.
 
     Args:
-      loss: `(params, batch) -> scalar`, as in `jprune.bilevel.bip`.
+      loss: `(params, batch) -> scalar`, as in `jprune.learned.bilevel.bip`.
       sparsity: fraction to remove, in [0, 1]; may be traced or a schedule. Of all
         weights together, or, with `units`, of the channels of each layer.
       steps: total number of training steps, over which the learning rates decay.
@@ -41,7 +41,7 @@ def bip(
       where: predicate for the leaves that can be pruned.
 
     Returns:
-      An `Algorithm`, as from `jprune.bilevel.bip`.
+      An `Algorithm`, as from `jprune.learned.bilevel.bip`.
 
     Raises:
       PruningError: if the sparsity is a number outside [0, 1], or `preset` or

@@ -14,7 +14,7 @@ Gates:
 
 For links of your own:
 
-    kept_count             the k that a sparsity stands for
+    kept_count             the k that a sparsity stands for (type `Count`)
     check_sparsity         raises unless a sparsity is in [0, 1]
     check_no_nan           raises if a score is NaN
 

@@ -7,6 +7,9 @@
     lottery_ticket         trains, prunes and rewinds, in rounds
     l2_distance, angle, interpolation_barrier      measures of stability
 
+    SparsifyState, RewindState                     states inside an optimizer's state
+    TicketState, TicketInfo                        state and diagnostics of the rounds
+
 Read `_sparsify` first: where a mask is False the update is -w, so that the weight is
 exactly zero after the step in spite of momentum and weight decay.
 """

@@ -2,8 +2,8 @@
 
 Each architecture of the zoo is traced, its groups are found, and a random half of each
 group is removed in two ways: by `jprune.graph.shrink`, which makes the arrays smaller,
-and by `jprune.graph.removed`, which leaves removed entries out of every sum at full
-size. Results and gradients are compared. FLOPs are counted by XLA.
+and by `jprune.graph.without_entries`, which leaves removed entries out of every sum at
+full size. Results and gradients are compared. FLOPs are counted by XLA.
 """
 
 import functools
