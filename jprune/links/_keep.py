@@ -169,18 +169,17 @@ def keep_within_budget(
       ([True, False], [True, False])
     """
     if not callable(budget):
-        _whole(budget)
+        _whole(_value(budget, 0))
     if min_kept < 0:
         raise base.PruningError(f"min_kept is a number >= 0; got {min_kept}.")
 
     def select(
         scores: base.Scores, params: base.Params, step: base.Scalar
     ) -> base.Masks:
-        costs = tree.map_with_path(
-            lambda path, w, x: cost(path, w) * (np.size(w) // max(1, np.size(x))),
-            params,
-            scores,
-        )
+        def price(path: str, w: Any, x: jax.Array) -> int:
+            return cost(path, w) * max(1, np.size(w) // max(1, np.size(x)))
+
+        costs = tree.map_with_path(price, params, scores)
         most = _whole(_value(budget, step))
         floors = None
         if min_kept:
@@ -205,6 +204,7 @@ def keep_above(threshold: base.Sparsity) -> base.Pruner:
       `step` of `update`, or without it the number of updates so far.
 
     Raises:
+      PruningError: if the threshold is NaN or not a number.
       NonFiniteScoreError: if a score is NaN; see `jprune.selection.top_k`.
 
     Example:
@@ -214,13 +214,15 @@ def keep_above(threshold: base.Sparsity) -> base.Pruner:
       >>> link.update(params, link.init(params), params)[0]
       {'w': Array([ True, False, False,  True], dtype=bool)}
     """
+    if not callable(threshold):
+        _threshold(threshold, 0)
 
     def select(
         scores: base.Scores, params: base.Params, step: base.Scalar
     ) -> base.Masks:
         del params
         selection.check_no_nan(scores)
-        t = _value(threshold, step)
+        t = _threshold(threshold, step)
         return jax.tree.map(lambda x: _above(jnp.asarray(x), t), scores)
 
     return _link(select)
@@ -320,9 +322,17 @@ def _whole(budget: Any) -> Any:
     if isinstance(budget, jax.Array):
         floating = jnp.issubdtype(budget.dtype, jnp.floating)
         return counting.nearest(budget) if floating else budget
-    if not 0 <= budget < float("inf"):
+    if not isinstance(budget, int | float) or not 0 <= budget < float("inf"):
         raise base.PruningError(f"A budget is a number >= 0; got {budget}.")
-    return round(budget.item() if isinstance(budget, np.generic) else budget)
+    return round(budget)
+
+
+def _threshold(threshold: base.Sparsity, step: base.Scalar) -> Any:
+    """The threshold at a step, which is not a known NaN."""
+    t = _value(threshold, step)
+    if isinstance(t, jax.Array) or (isinstance(t, int | float) and not math.isnan(t)):
+        return t
+    raise base.PruningError(f"A threshold is a number; got {t}.")
 
 
 def _above(x: jax.Array, t: Any) -> jax.Array:
@@ -355,7 +365,10 @@ def _integers_above(x: jax.Array, t: Any) -> jax.Array:
 
 
 def _value(value: base.Sparsity, step: base.Scalar) -> jax.typing.ArrayLike:
-    return value(step) if callable(value) else value
+    """The value at a step; NumPy scalars, whose range is narrow, as Python numbers."""
+    value = value(step) if callable(value) else value
+    is_numpy = isinstance(value, np.generic | np.ndarray)
+    return value.item() if is_numpy and value.ndim == 0 else value
 
 
 def _link(select: Any) -> base.Pruner:

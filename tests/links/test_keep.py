@@ -131,6 +131,11 @@ def test_pooled_masks_have_a_shape_that_broadcasts(seed):
         (300, np.array([44, 255], "u1"), [False, False]),
         (2.0**31, np.array([-(2**31), 2**31 - 1], "i4"), [False, False]),
         (2**40, np.array([0, 2**32 - 1], "u4"), [False, False]),
+        (np.float32(2**31), np.array([0, 2**31 - 1], "i4"), [False, False]),
+        (np.float16(np.inf), np.array([0, 2**31 - 1], "i4"), [False, False]),
+        (np.float16(-np.inf), np.array([-(2**31), 0], "i4"), [True, True]),
+        (np.array(2**31, "f4"), np.array([2**31, 2**31 + 256], "u4"), [False, True]),
+        (lambda step: np.float16(2), np.array([2, 3], "u4"), [False, True]),
         # A float32 has no 2^24 + 1.
         (2**24 + 1, 2**24 + np.array([0, 1, 2], "i4"), [False, False, True]),
         (2.0**24 + 1, 2**24 + np.array([0, 1, 2], "i4"), [False, False, True]),
@@ -141,6 +146,14 @@ def test_keep_above(threshold, scores, expected):
     scores = {"w": jnp.asarray(scores)}
     mask = _run(jp.keep_above(threshold), scores, step=jnp.int32(3))["w"]
     assert mask.tolist() == expected
+
+
+@pytest.mark.parametrize("threshold", [float("nan"), np.float32("nan"), "1", None])
+def test_what_is_no_threshold(threshold):
+    for link in (jp.keep_above, lambda t: jp.keep_above(lambda step: t)):
+        for scores in (jnp.arange(3), jnp.arange(3.0)):
+            with pytest.raises(jp.PruningError, match=f"number; got {threshold}"):
+                _run(link(threshold), {"w": scores})
 
 
 @pytest.mark.parametrize("dtype", ["i1", "u1", "i2", "u2", "i4", "u4"])
@@ -306,6 +319,17 @@ def test_keep_within_budget_follows_a_schedule_and_keeps_a_minimum():
     }
 
 
+def test_a_budget_of_empty_leaves():
+    params = {"a": jnp.zeros((0, 2)), "b": jnp.arange(4.0), "c": jnp.zeros(0)}
+    link = jp.keep_within_budget(8)  # bytes: two weights
+    masks = _kept_within(params, link)
+    assert masks["a"].shape == (0, 2)
+    assert masks["b"].tolist() == [False, False, True, True]
+    assert _kept_within({"c": params["c"]}, link)["c"].shape == (0,)
+    channels = {"w": jnp.ones((1, 3))}  # of no weights
+    assert _run(link, channels, {"w": jnp.ones((0, 3))})["w"].shape == (1, 3)
+
+
 def _priced(budget, cost):
     """How many of 100 weights a budget keeps at a step."""
     params = {"w": jnp.arange(100.0)}
@@ -322,6 +346,8 @@ def test_budgets_beyond_int32_are_exact_however_they_come():
         5e9,
         np.float64(5e9),
         np.int64(5_000_000_000),
+        np.array(5_000_000_000),
+        np.array(5e9),
         lambda step: 5_000_000_000,
         optax.constant_schedule(5e9),
     ):
@@ -356,7 +382,7 @@ def test_large_budgets_under_different_costs():
 
 def test_keep_within_budget_refuses():
     params = {"a": jnp.ones(2), "b": jnp.ones(2)}
-    for budget in (-1, -0.5, float("nan"), float("inf")):
+    for budget in (-1, -0.5, float("nan"), float("inf"), "3", None):
         with pytest.raises(jp.PruningError, match=rf"number >= 0; got {budget}"):
             jp.keep_within_budget(budget)
     with pytest.raises(jp.PruningError, match="min_kept is a number >= 0; got -1"):
