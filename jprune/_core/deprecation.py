@@ -34,8 +34,7 @@ def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
             stacklevel=2,
         )
         home, _, last = path.rpartition(".")
-        found = getattr(importlib.import_module(home), last, None)
-        return importlib.import_module(path) if found is None else found
+        return getattr(importlib.import_module(home), last)
 
     return find
 

@@ -21,19 +21,21 @@ def descend(
 
 def prunable(where: base.Predicate, params: base.Params) -> Callable[[Any], Any]:
     """Returns the function that hides the leaves which are never pruned in a tree."""
-    meant = tree.flags(where, params)
-    return lambda x: tree.only(meant, x)
+    prunable_leaves = tree.flags(where, params)
+    return lambda x: tree.only(prunable_leaves, x)
 
 
 def everywhere(
     where: base.Predicate, params: base.Params, masks: base.Masks
 ) -> base.Masks:
     """Returns the masks, with a scalar True for the leaves that are never pruned."""
-    meant = tree.flags(where, params)
-    return jax.tree.map(lambda c, m: m if c else jnp.ones((), bool), meant, masks)
+    prunable_leaves = tree.flags(where, params)
+    return jax.tree.map(
+        lambda c, m: m if c else jnp.ones((), bool), prunable_leaves, masks
+    )
 
 
-def owned(state: Any) -> Any:
+def copied(state: Any) -> Any:
     """Returns a copy of a state, whose arrays a step may donate."""
     # They must not be the caller's, nor one array twice: some optimizers keep the very
     # params that they are given.

@@ -17,7 +17,7 @@ from jprune import masks as masks_lib
 from jprune import tree
 from jprune._core import base
 from jprune.learned import effective
-from jprune.learned._common import descend, everywhere, owned, prunable
+from jprune.learned._common import copied, descend, everywhere, prunable
 from jprune.learned._reparameterization import Reparameterization
 
 
@@ -111,7 +111,7 @@ def learn_masks(
         masks_lib.check(params, masks)
         memories = weights.init(params), scores.init(aux)
         state = LearnedState(count, params, aux, masks, *memories, following, model)
-        return owned(state)
+        return copied(state)
 
     @functools.partial(jax.jit, donate_argnames="state")
     def step(state: LearnedState, batch: Any) -> tuple[LearnedState, LearnedInfo]:

@@ -27,7 +27,7 @@ from jprune import masks as masks_lib
 from jprune import tree
 from jprune._core import base, precision
 from jprune.learned import effective
-from jprune.learned._common import descend, owned, prunable
+from jprune.learned._common import copied, descend, prunable
 from jprune.links import select
 
 Hypergradient = Callable[[base.Params, base.Masks, base.Params], base.Scores]
@@ -238,7 +238,9 @@ def bip(
         masks_lib.check(params, masks)
         scores, stepped = (None, only(params)) if tied else (scores, scores)
         optimizers = lower_tx.init(params), upper_tx.init(stepped)
-        return owned(BipState(count, params, scores, masks, memory, *optimizers, model))
+        return copied(
+            BipState(count, params, scores, masks, memory, *optimizers, model)
+        )
 
     @functools.partial(jax.jit, donate_argnames="state")
     def step(state: BipState, lower: Any, upper: Any) -> tuple[BipState, BipInfo]:

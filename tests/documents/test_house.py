@@ -1,11 +1,10 @@
-"""The house: layers, faces, homes and sizes, read from the syntax trees."""
+"""The layout: layers, public modules, homes and sizes, read from the syntax trees."""
 
 import ast
 import importlib
 import pathlib
 import pkgutil
 import statistics
-import warnings
 from functools import partial
 
 import jax.numpy as jnp
@@ -57,7 +56,7 @@ def imports(path):
 def test_imports_run_one_way():
     level = {name: i for i, layer in enumerate(LAYERS) for name in layer}
     rooms = {p.stem for p in ROOT.iterdir() if p.suffix == ".py" or p.is_dir()}
-    assert set(level) == rooms - {"__init__", "__pycache__", "py"}
+    assert set(level) == rooms - {"__init__", "__pycache__"}
     for path in files():
         if path == ROOT / "__init__.py":
             continue
@@ -108,7 +107,7 @@ def test_no_circle_of_imports():
         visit(module)
 
 
-def faces():
+def public_modules():
     """Every module that is public by its path, but jprune's own page."""
     found = []
     for info in pkgutil.walk_packages([str(ROOT)], "jprune."):
@@ -120,12 +119,12 @@ def faces():
 def test_public_modules_are_pages_or_namespaces():
     top = {f"jprune.{n}" for n in ("tree", "masks", "gates", "report", "distill")}
     named = {f"jprune.{p}.{n}" for p, ns in NAMESPACES.items() for n in ns.split()}
-    plain = {name for name, is_package in faces() if not is_package}
+    plain = {name for name, is_package in public_modules() if not is_package}
     assert plain == top | named
     for name in plain:
         home, _, last = name.rpartition(".")
         assert getattr(importlib.import_module(home), last).__name__ == name
-    assert all(importlib.import_module(name).__doc__ for name, _ in faces())
+    assert all(importlib.import_module(name).__doc__ for name, _ in public_modules())
 
 
 def public_names(module):
@@ -142,7 +141,7 @@ def public_names(module):
 
 def test_every_public_name_has_one_home():
     homes = {}
-    for name, _ in faces():
+    for name, _ in public_modules():
         module = importlib.import_module(name)
         for each in public_names(module):
             value = getattr(module, each)
@@ -218,11 +217,9 @@ MOVED = {
 def test_old_names_work_and_say_what_they_are_now(module):
     page = importlib.import_module(module)
     for name in MOVED[module].split():
-        with pytest.warns(DeprecationWarning, match=rf"{module}\.{name} is now jprune"):
+        said = rf"{module}\.{name} is now jprune"
+        with pytest.warns(DeprecationWarning, match=said) as caught:
             found = getattr(page, name)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            getattr(page, name)
         new = str(caught[0].message).split(" is now ")[1].split(";")[0]
         home, _, last = new.rpartition(".")
         assert found is getattr(importlib.import_module(home), last)

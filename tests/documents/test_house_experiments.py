@@ -129,7 +129,7 @@ def test_the_library_does_not_know_the_experiments():
             assert name.split(".")[0] != "experiments", f"{path} imports {name}"
 
 
-def test_experiments_use_the_faces_of_the_library():
+def test_experiments_use_the_public_interface_of_the_library():
     found = {
         (name, ".".join(each.split(".")[: i + 1]))
         for name, path in modules().items()
