@@ -1,12 +1,11 @@
 """Paths of leaves, rules and predicates on paths, and the roles of kernel axes.
 
-    leaf_paths, by_path, map_with_path     leaves by their paths, such as "dense/kernel"
-    leaf_path                              the path that keys of JAX stand for
+    leaf_paths, leaf_path                  paths, such as "dense/kernel"
+    by_path, map_with_path                 leaves by their paths
     is_kernel, is_float                    predicates: which leaves are pruned
     matching, excluding, Matching          predicates from regular expressions
     label, match_rules                     values for leaves, by rules on paths
-    flags, only, merged                    which leaves are chosen; hide the others;
-                                           fill them in again
+    flags, only, merged                    mark leaves, hide the others, fill them in
     kernel_axes, KernelAxes                input and output axes of a kernel
 
 A path joins the keys that lead to a leaf with `/`. It is the same for Flax Linen, Flax
@@ -372,10 +371,8 @@ def kernel_axes(path: str, leaf: Any) -> KernelAxes:
     """
     ndim = np.ndim(leaf)
     if ndim < 2:
-        raise base.PruningError(
-            f"{path!r} has shape {np.shape(leaf)}; input and output axes need two axes "
-            "or more."
-        )
+        shape = np.shape(leaf)
+        raise base.PruningError(f"{path!r} of shape {shape} has fewer than two axes.")
     *parents, name = path.split("/")
     layer = parents[-1] if parents else ""
     if name == "weight" or name.startswith("weight_"):  # weight_ih of an LSTM

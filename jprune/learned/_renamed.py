@@ -24,7 +24,7 @@ def find(name: str) -> Any:
     warnings.warn(
         "jprune.learned.score_masked is now jprune.learned.score_ranked(pruner)"
         ".effective; the old name goes with the next release. For single leaves, use "
-        "jprune.effective.score_masked.",
+        "jprune.learned.effective.score_masked.",
         DeprecationWarning,
         stacklevel=2,
     )

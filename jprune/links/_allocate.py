@@ -13,6 +13,7 @@ with the level at which the total is reached.
     rescaled_global      the counts of a global selection, rescaled above a minimum
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,9 +21,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jprune import selection, tree
-from jprune._core import base
+from jprune._core import base, counting
 
 Allocation = Callable[[base.Scores, base.Params, jax.typing.ArrayLike], base.Counts]
 """`(scores, params, sparsity) -> counts`, the number of entries that each leaf
@@ -146,6 +148,8 @@ def rescaled_global(min_fraction: float = 0.0005) -> Allocation:
     ) -> base.Counts:
         del params
         leaves, treedef = jax.tree.flatten(scores)
+        if not leaves:
+            return scores
         sizes = np.array([np.size(x) for x in leaves], np.int64)
         total = int(sizes.sum())
         least = int(total * min_fraction)
@@ -160,7 +164,8 @@ def rescaled_global(min_fraction: float = 0.0005) -> Allocation:
                 f"{total - most.sum()} of {total}, but sparsity {sparsity} keeps "
                 f"{keep}: lower min_fraction or the sparsity."
             )
-        removed = _fill(jnp, shares, np.zeros_like(sizes), most, total - keep)
+        gone: Any = counting.minus(counting.total(total), counting.total(keep))
+        removed = _fill(jnp, shares, np.zeros_like(sizes), most, gone)
         return treedef.unflatten(list(jnp.asarray(sizes, jnp.int32) - removed))
 
     return allocate
@@ -219,15 +224,16 @@ def _fill(xp: Any, shares: Any, low: Any, high: Any, total: Any) -> Any:
       shares: (leaves,) array, non-negative.
       low: (leaves,) integers, lower bounds.
       high: (leaves,) integers, upper bounds.
-      total: sum of the result; clipped to what the bounds allow.
+      total: sum of the result, an integer or (for `jax.numpy`) a `Total`; clipped to
+        what the bounds allow.
 
     Returns:
       (leaves,) integers.
     """
     if not len(low):
         return xp.zeros((0,), np.int32)
-    total = xp.clip(total, int(low.sum()), int(high.sum()))
-    budget = xp.asarray(total).astype(shares.dtype)
+    total = _clipped(xp, total, int(low.sum()), int(high.sum()))
+    budget = total.rough if xp is jnp else total.astype(shares.dtype)
     lows, highs = (xp.asarray(x, shares.dtype) for x in (low, high))
     # level -> sum is piecewise linear. Its slope rises by a share where a leaf leaves
     # its lower bound, and falls by it where the leaf meets its upper bound.
@@ -248,6 +254,25 @@ def _fill(xp: Any, shares: Any, low: Any, high: Any, total: Any) -> Any:
     return _round_to_total(xp, real, low, high, total)
 
 
+def _clipped(xp: Any, total: Any, least: int, most: int) -> Any:
+    """The total within bounds: for `jax.numpy` a `Total`, which may exceed 2^31."""
+    if xp is np:
+        return np.clip(total, least, most)
+    total, ends = counting.total(total), (counting.total(least), counting.total(most))
+    for end, sign in zip(ends, (1, -1), strict=True):
+        outside = sign * counting.gap(total, end) < 0
+        total = jax.tree.map(functools.partial(jnp.where, outside), end, total)
+    return total
+
+
+def _missing(xp: Any, total: Any, whole: Any) -> Any:
+    """Returns total - sum(whole), for `jax.numpy` modulo 2^32: the difference is small."""
+    if xp is np:
+        return total - whole.sum()
+    rest = total.modular - whole.sum().astype(jnp.uint32)
+    return lax.bitcast_convert_type(rest, jnp.int32)
+
+
 def _round_to_total(xp: Any, real: Any, low: Any, high: Any, total: Any) -> Any:
     """Integers next to `real`, within the bounds, that sum to `total`."""
     low, high = (
@@ -255,12 +280,13 @@ def _round_to_total(xp: Any, real: Any, low: Any, high: Any, total: Any) -> Any:
     )
     whole = xp.clip(xp.floor(real).astype(low.dtype), low, high)
     # The largest remainders get the missing units, one each.
-    missing = total - whole.sum()
+    missing = _missing(xp, total, whole)
     excess = whole.astype(real.dtype) - real
     rank = xp.argsort(xp.argsort(excess, stable=True), stable=True)
     whole = xp.clip(whole + (rank < missing).astype(low.dtype), low, high)
     # Units that remain because of bounds, or of float32, go where there is room.
-    missing = total - whole.sum()
+    missing = _missing(xp, total, whole)
     room = xp.where(missing > 0, high - whole, whole - low)
+    room = xp.minimum(room, xp.abs(missing))  # so that their sums do not overflow
     before = xp.cumsum(room) - room
     return whole + xp.sign(missing) * xp.clip(xp.abs(missing) - before, 0, room)
