@@ -233,7 +233,10 @@ def _fill(xp: Any, shares: Any, low: Any, high: Any, total: Any) -> Any:
     if not len(low):
         return xp.zeros((0,), np.int32)
     total = _clipped(xp, total, int(low.sum()), int(high.sum()))
-    budget = total.rough if xp is jnp else total.astype(shares.dtype)
+    if xp is jnp:
+        budget = counting.gap(total, counting.total(0))
+    else:
+        budget = total.astype(shares.dtype)
     lows, highs = (xp.asarray(x, shares.dtype) for x in (low, high))
     # level -> sum is piecewise linear. Its slope rises by a share where a leaf leaves
     # its lower bound, and falls by it where the leaf meets its upper bound.
@@ -266,7 +269,7 @@ def _clipped(xp: Any, total: Any, least: int, most: int) -> Any:
 
 
 def _missing(xp: Any, total: Any, whole: Any) -> Any:
-    """Returns total - sum(whole), for `jax.numpy` modulo 2^32: the difference is small."""
+    """Returns total - sum(whole), which is small: for `jax.numpy` modulo 2^32."""
     if xp is np:
         return total - whole.sum()
     rest = total.modular - whole.sum().astype(jnp.uint32)

@@ -9,6 +9,7 @@ import pytest
 
 import jprune as jp
 from jprune import links, selection
+from jprune._core import counting
 from jprune.links import _allocate
 
 NET = {
@@ -338,3 +339,51 @@ def test_a_minimum_out_of_reach_is_refused():
         allocation(scores, scores, 0.9)
     counts = allocation(scores, scores, 0.4)
     assert sorted(map(int, counts.values())) == [6, 6, 6]
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.9, 0.999, 1.0])
+@pytest.mark.parametrize("pins", [(), (("head", 0.25), ("stem", 0.0))])
+def test_more_weights_than_an_int32_counts(sparsity, pins):
+    """3.8e9 weights under a traced sparsity, of which float32 holds seven digits."""
+    shapes = {f"l{i}": (2**15, 2**14 + i) for i in range(7)}
+    params = _params({**shapes, "head": (100, 10), "stem": (7, 9), "none": (0, 3)})
+    n = sum(_sizes(params).values())
+    assert n > 2**31
+    for allocation in (links.uniform(pins=pins), links.erdos_renyi_kernel(pins=pins)):
+        traced = jax.jit(lambda s, f=allocation: f(params, params, s))
+        counts = jax.tree.map(int, traced(jnp.float32(sparsity)))
+        _check_bounds(counts, _sizes(params))
+        kept = n - round(n * float(np.float32(sparsity)))
+        fixed = {"head": 750, "stem": 63} if pins else {}
+        assert counts.items() >= fixed.items()
+        if 0 < sparsity < 1:
+            assert sum(counts.values()) == kept
+            host = allocation(params, params, float(np.float32(sparsity)))
+            for path, count in counts.items():
+                assert abs(count - int(host[path])) <= 2**10, path
+        elif not pins:
+            assert sum(counts.values()) == kept
+
+
+def test_a_rescaled_selection_of_more_weights_than_an_int32_counts():
+    """The selection itself is not run; `tests/selection/test_scale.py` has one."""
+    sizes = np.array([2**29 + i for i in range(6)] + [10, 0])
+    shares = jnp.asarray(sizes, jnp.float32) / 4
+    n, low = int(sizes.sum()), np.zeros_like(sizes)
+    for gone in (0, 3, n // 3, n - 5, n):
+        for given in (gone, counting.total(gone)):
+            found = np.asarray(_allocate._fill(jnp, shares, low, sizes, given))
+            assert found.sum(dtype=np.int64) == gone
+            assert (found <= sizes).all()
+            assert (found >= 0).all()
+
+
+def test_a_rescaled_selection_of_nothing():
+    assert links.rescaled_global()({}, {}, 0.5) == {}
+
+
+def test_a_traced_rescaled_selection_of_a_large_tree_compiles():
+    params = _params({f"l{i}": (2**15, 2**14) for i in range(5)})
+    for s in (0.9, jnp.float32(0.9)):
+        found = jax.eval_shape(lambda x, s=s: links.rescaled_global()(x, x, s), params)
+        assert found.keys() == params.keys()
