@@ -372,7 +372,7 @@ def kernel_axes(path: str, leaf: Any) -> KernelAxes:
     ndim = np.ndim(leaf)
     if ndim < 2:
         shape = np.shape(leaf)
-        raise base.PruningError(f"{path!r} of shape {shape} has fewer than two axes.")
+        raise base.PruningError(f"{path!r} has shape {shape}: fewer than two axes.")
     *parents, name = path.split("/")
     layer = parents[-1] if parents else ""
     if name == "weight" or name.startswith("weight_"):  # weight_ih of an LSTM
