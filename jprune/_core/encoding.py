@@ -78,7 +78,7 @@ def encode(leaf: Any) -> tuple[np.ndarray | jax.Array, Entry]:
     if _is_key(leaf):
         entry["prng"] = jax.random.key_impl(leaf)
         if not isinstance(entry["prng"], str):
-            raise ValueError(f"the PRNG {entry['prng']} has no name to find it by")
+            raise ValueError(f"its PRNG, {entry['prng']}, is not registered by a name")
         leaf = jax.random.key_data(leaf)
     elif getattr(leaf, "weak_type", False):
         entry["weak"] = True
@@ -168,7 +168,7 @@ def join(entries: Sequence[Entry]) -> Entry:
             raise ValueError("only some of the processes hold shards of it") from error
         covered = sum(math.prod(_lengths(box)) for box in digests)
         if covered != math.prod(first["stored_shape"]):
-            raise ValueError(f"its shards are not all there: {', '.join(digests)}")
+            raise ValueError(f"shards are missing; found: {', '.join(digests)}")
         first = {**first, "sha256": digests}
         others = [{**entry, "sha256": digests} for entry in others]
     if any(entry != first for entry in others):

@@ -199,7 +199,7 @@ def all_steps(directory: str | os.PathLike[str]) -> list[int]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise CheckpointError(f"cannot look into {directory}: {error}") from error
+        raise CheckpointError(f"cannot list {directory}: {error}") from error
     found = (int(match[1]) for name in names if (match := _STEP.fullmatch(name)))
     return sorted(step for step in found if _step_name(step) in names)
 

@@ -66,8 +66,8 @@ def of_bcoo(matrix: sparse.BCOO) -> tuple[jax.Array, jax.Array]:
     """
     if matrix.n_batch or matrix.n_dense:
         raise base.PruningError(
-            "A matrix without batch and dense axes is needed; got "
-            f"{matrix.n_batch} and {matrix.n_dense}: see bcoo_update_layout."
+            f"The matrix has {matrix.n_batch} batch axes and {matrix.n_dense} dense "
+            "axes; remove them with jax.experimental.sparse.bcoo_update_layout."
         )
     place = tuple(matrix.indices[:, axis] for axis in range(matrix.indices.shape[1]))
     # Padding has indices out of bounds.

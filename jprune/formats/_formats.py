@@ -328,7 +328,7 @@ def _n_of_m(weight: Any, mask: Any, *, n: int, m: int, axis: int) -> NOfM:
     grouped = (math.prod(shape[:axis]), groups, m, math.prod(shape[axis + 1 :]))
     kept = _full(w, mask).reshape(grouped)
     if (kept.sum(2) != n).any():
-        raise FormatError(f"The mask keeps not {n} of every {m} along axis {axis}.")
+        raise FormatError(f"The mask does not keep {n} of every {m} along axis {axis}.")
     # With the axis of a group last, `nonzero` lists positions group by group.
     position = np.nonzero(kept.swapaxes(2, 3))[-1]
     position = position.reshape(*kept.shape[:2], kept.shape[3], n).swapaxes(2, 3)
@@ -341,7 +341,7 @@ def _n_of_m(weight: Any, mask: Any, *, n: int, m: int, axis: int) -> NOfM:
 def _blocks(weight: Any, mask: Any, *, block: tuple[int, int]) -> Blocks:
     w, m = _movable(weight, mask)
     if w.ndim < 2 or w.shape[-2] % block[0] or w.shape[-1] % block[1]:
-        raise FormatError(f"Blocks of {block} do not divide a weight of {w.shape}.")
+        raise FormatError(f"Blocks of shape {block} do not divide shape {w.shape}.")
     grid = (math.prod(w.shape[:-1]) // block[0], w.shape[-1] // block[1])
 
     def cut(x: np.ndarray) -> np.ndarray:
@@ -351,7 +351,7 @@ def _blocks(weight: Any, mask: Any, *, block: tuple[int, int]) -> Blocks:
     entries = cut(_full(w, m))
     kept = entries.any((2, 3))
     if (kept != entries.all((2, 3))).any():
-        raise FormatError(f"The mask keeps parts of blocks of {block}.")
+        raise FormatError(f"The mask keeps only parts of some blocks of shape {block}.")
     rows, columns = (jnp.asarray(i.astype(np.int32)) for i in np.nonzero(kept))
     return Blocks(_on_device(cut(w)[kept]), rows, columns, w.shape, m.shape, block)
 

@@ -60,7 +60,7 @@ def block_matmul(
     """
     _check_product(x, w)
     if at_once < 1:
-        raise base.PruningError(f"at_once >= 1 is needed; got {at_once}.")
+        raise base.PruningError(f"at_once is a number >= 1; got {at_once}.")
     (rows, columns), (height, width) = w.grid, w.block
     dtype = jnp.result_type(x, w.values)
     # (rows of blocks, examples, height): the factors of a block are contiguous.

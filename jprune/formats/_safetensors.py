@@ -270,7 +270,7 @@ def _decode(entry: dict[str, Any], views: dict[str, Any]) -> _formats.Packed:
 
 def _exchangeable(name: str, leaf: Any) -> np.ndarray:
     if name == "__metadata__":
-        raise ValueError("safetensors keeps that name for itself: rename the leaf")
+        raise ValueError("safetensors reserves this name; rename the leaf")
     dtype = encoding.describe(leaf)["dtype"]
     if dtype not in _EXCHANGED:
         raise ValueError(f"safetensors has no name for the type {dtype}")
@@ -284,7 +284,7 @@ def _read_manifest(data: bytes) -> dict[str, Any]:
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     metadata = header.get("__metadata__", {})
     if not {_TEXT, _DIGEST} <= metadata.keys():
-        raise CheckpointError("it has no manifest; did jprune write it packed?")
+        raise CheckpointError("it has no manifest; did save_packed write it?")
     text = metadata[_TEXT]
     try:
         found = json.loads(text)
@@ -358,7 +358,7 @@ def _put(temporary: Path, final: Path) -> None:
     try:
         os.link(temporary, final)  # fails if the file exists by now
     except FileExistsError as error:
-        raise CheckpointError("another has written it meanwhile") from error
+        raise CheckpointError("another process created it meanwhile") from error
     except OSError:  # a file system without links
         _check_free(final, overwrite=False)
         os.replace(temporary, final)

@@ -152,7 +152,7 @@ def test_a_leaf_of_many_processes_is_checked_part_by_part():
     changed[3, 2] += 1
     with pytest.raises(ValueError, match=r"does not match.*\[0:4,2:6\]"):
         encoding.decode(entry, changed, x)
-    with pytest.raises(ValueError, match="shards are not all there: 0:4,0:2"):
+    with pytest.raises(ValueError, match="shards are missing; found: 0:4,0:2"):
         encoding.join(entries[:1])
     whole = encoding.encode(x)[1]
     assert encoding.join([whole, whole]) == whole

@@ -268,13 +268,13 @@ def test_gradients_reach_the_values(name):
 @pytest.mark.parametrize(
     ("pack", "shape", "match"),
     [
-        (formats.pack_n_of_m(1, 4), (8, 4), "keeps not 1 of every 4 along axis 0"),
+        (formats.pack_n_of_m(1, 4), (8, 4), "does not keep 1 of every 4 along axis 0"),
         (formats.pack_n_of_m(2, 4, axis=3), (8, 4), "axis 3 of shape"),
         (formats.pack_n_of_m(2, 3), (8, 4), "3 does not divide axis -2"),
         (formats.pack_n_of_m(1, 1), (), "axis -2 of shape"),
         (formats.pack_blocks(3, 4), (8, 4), r"\(3, 4\) do not divide"),
-        (formats.pack_blocks(4, 4), (8, 4), r"parts of blocks of \(4, 4\)"),
-        (formats.pack_blocks(1, 1), (8,), "do not divide a weight"),
+        (formats.pack_blocks(4, 4), (8, 4), r"parts of some blocks of shape \(4, 4\)"),
+        (formats.pack_blocks(1, 1), (8,), r"do not divide shape \(8,\)"),
     ],
 )
 def test_masks_that_do_not_fit_a_format(pack, shape, match):
@@ -286,7 +286,7 @@ def test_masks_that_do_not_fit_a_format(pack, shape, match):
 def test_more_than_n_do_not_fit_and_fewer_neither():
     for kept in (1, 3):
         m = np.arange(4)[:, None] < np.full((1, 3), kept)
-        with pytest.raises(formats.FormatError, match="keeps not 2 of every 4"):
+        with pytest.raises(formats.FormatError, match="does not keep 2 of every 4"):
             formats.pack_n_of_m(2, 4)(np.ones((4, 3), np.float32), m)
 
 

@@ -173,7 +173,7 @@ def test_misuse_is_named():
     for x in (jnp.ones((2, 10)), jnp.ones(())):
         with pytest.raises(jp.PruningError, match=r"and \(12, 10\)"):
             formats.block_matmul(x, w)
-    with pytest.raises(jp.PruningError, match="at_once >= 1 is needed; got 0"):
+    with pytest.raises(jp.PruningError, match="at_once is a number >= 1; got 0"):
         formats.block_matmul(jnp.ones(12), w, at_once=0)
     kernel = formats.pack_blocks(2, 2)(
         jnp.ones((3, 3, 2, 2)), np.ones((1, 1, 2, 2)) > 0

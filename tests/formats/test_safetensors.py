@@ -180,7 +180,7 @@ def test_one_that_was_written_meanwhile_stays(tmp_path):
             temporary.write_text("ours")
             final.write_text("theirs")
 
-    with pytest.raises(ERROR, match="another has written it meanwhile"):
+    with pytest.raises(ERROR, match="another process created it"):
         write()
     assert final.read_text() == "theirs"
     assert os.listdir(tmp_path) == ["m"]
@@ -230,6 +230,6 @@ def test_names_that_collide_or_are_taken(tmp_path):
     tree = {"a": {"b": jnp.ones(1)}, "a.b": jnp.ones(1)}
     refuses(tmp_path / "m", "collide", formats.save_dense, params=tree)
     tree = {"__metadata__": jnp.ones(1)}
-    refuses(tmp_path / "m", "keeps that name", formats.save_dense, params=tree)
+    refuses(tmp_path / "m", "reserves this name", formats.save_dense, params=tree)
     with pytest.raises(jp.PruningError, match="Without a mask"):
         formats.save_dense(tmp_path / "m", {"a": jnp.ones(1)}, {})

@@ -172,7 +172,7 @@ def test_foreign_files_are_named(tmp_path):
         refuses(path, "not safetensors")
     for metadata in (None, {"format": "pt"}, {"jprune": "{}"}):
         safetensors.numpy.save_file({"w": np.ones(3)}, path, metadata)
-        refuses(path, "no manifest; did jprune write it packed")
+        refuses(path, "no manifest; did save_packed write it")
     for text in ("[1]", "{", "{}", "[" * 100_000):
         metadata = {"jprune": text, "jprune.sha256": ""}
         safetensors.numpy.save_file({"w": np.ones(3)}, path, metadata)

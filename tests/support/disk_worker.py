@@ -106,7 +106,7 @@ def forbidden(directory: Path) -> None:
         checkpoint.save(steps, 2, state)
     assert_same(checkpoint.restore(steps, state), state)
     steps.chmod(0o000)
-    with raises(f"cannot look into {steps}", "Permission denied"):
+    with raises(f"cannot list {steps}", "Permission denied"):
         checkpoint.latest_step(steps)
     with raises(f"cannot restore from {steps}", "Permission denied"):
         checkpoint.restore(steps, state)
@@ -155,7 +155,7 @@ def gone(directory: Path) -> None:
     assert failed > 0
     shutil.rmtree(steps, ignore_errors=True)
     (directory / "file").write_text("")
-    with raises(f"cannot look into {directory}/file", "Not a directory"):
+    with raises(f"cannot list {directory}/file", "Not a directory"):
         checkpoint.latest_step(directory / "file")
     with raises(f"cannot save {directory}/file/step_00000001"):
         checkpoint.save(directory / "file", 1, state)
