@@ -20,6 +20,7 @@ os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, os.environ.get("XLA_FLAGS", "")])
 
 import jax
 import pytest
+from support import host
 
 # Most of the time goes to compiling: what one test or an earlier run compiled
 # is read again. (Delete .pytest_cache to start anew.) JAX writes an entry in place,
@@ -49,6 +50,17 @@ _STATM = pathlib.Path("/proc/self/statm")  # of Linux
 def _resident():
     """Bytes of this process in memory."""
     return int(_STATM.read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """Programs that XLA cannot compile for this host's instructions are skipped."""
+    try:
+        return (yield)
+    except jax.errors.JaxRuntimeError as error:
+        if host.is_missing_float16(error):
+            pytest.skip("XLA compiles no float16 without F16C")
+        raise
 
 
 @pytest.fixture(autouse=True)
