@@ -66,8 +66,9 @@ def keep_top(
       `update`, or without it the number of updates so far.
 
     Raises:
-      PruningError: if the sparsity is a number outside [0, 1], the scope is another
-        word, an allocation is given with scope "global", or `min_kept` is negative.
+      PruningError: if the sparsity is a number outside [0, 1], `scope` is not one of
+        its values, an allocation is given with scope "global", or `min_kept` is
+        negative.
       NonFiniteScoreError: if a score is NaN; see `jprune.selection.top_k`.
 
     Example:
@@ -253,8 +254,8 @@ def keep_n_of_m(
       lower index.
 
     Raises:
-      PruningError: if not 1 <= n <= m, `axis` is another word, or (when used) m does
-        not divide the axis of a leaf; names the leaf.
+      PruningError: if not 1 <= n <= m, `axis` is not one of its values, or (when used)
+        m does not divide the axis of a leaf; names the leaf.
       NonFiniteScoreError: if a score is NaN; see `jprune.selection.top_k`.
 
     Example:

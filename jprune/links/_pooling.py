@@ -68,8 +68,8 @@ def pool_over_axes(
       A link: scores -> scores of size one along each pooled axis.
 
     Raises:
-      PruningError: if `keep` is another word, or (when used) a leaf has fewer than two
-        axes; names the leaf.
+      PruningError: if `keep` is not one of its values, or (when used) a leaf has fewer
+        than two axes; names the leaf.
 
     Example:
       >>> link = pool_over_axes()

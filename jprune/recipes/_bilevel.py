@@ -45,7 +45,7 @@ def bip(
 
     Raises:
       PruningError: if the sparsity is a number outside [0, 1], or `preset` or
-        `units` is another word.
+        `units` is not one of its values.
 
     Example:
       >>> import jax, jax.numpy as jnp, jprune as jp

@@ -192,7 +192,8 @@ def l0(
       An `Algorithm`, as from `jprune.learned.learn_masks`.
 
     Raises:
-      PruningError: if a number is out of range, or `keep_axes` is no such role.
+      PruningError: if a number is out of range, or `keep_axes` is not one of its
+        values.
 
     References:
       Louizos et al., Learning Sparse Neural Networks through L0 Regularization, 2018,
@@ -246,7 +247,8 @@ def consensus(
       An `Algorithm`, as from `jprune.learned.learn_masks`.
 
     Raises:
-      PruningError: if a number is out of range, or `keep_axes` is no such role.
+      PruningError: if a number is out of range, or `keep_axes` is not one of its
+        values.
 
     References:
       Zhi et al., Learning a Consensus Sub-Network with Polarization Regularization

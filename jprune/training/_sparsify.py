@@ -95,8 +95,8 @@ def sparsify(
       both the optimizer and the pruner.
 
     Raises:
-      PruningError: if a number is out of range or `moments` is another word; at
-        `init`, if the pruner does not fit the params.
+      PruningError: if a number is out of range, or `moments` is not one of its values;
+        at `init`, if the pruner does not fit the params.
 
     Example:
       >>> import jax.numpy as jnp, optax, jprune as jp
