@@ -23,7 +23,7 @@ def gated(
     mean: Callable[[jax.Array], jax.Array] | None = None,
     *,
     logit: float,
-    keep_axes: Literal["output", "input"] | None = None,
+    units: Literal["output", "input"] | None = None,
     final: base.Pruner | None = None,
     penalty: Callable[..., jax.Array] = no_penalty,
 ) -> Reparameterization:
@@ -40,8 +40,8 @@ def gated(
       mean: `logits -> gates` without noise, by which `finish` multiplies the kept
         weights; None for binary gates, which are 1 where kept.
       logit: initial logit of all gates.
-      keep_axes: "output" or "input" for one gate per output or input channel; None for
-        one gate per weight.
+      units: what has one gate: None for each weight, "output" or "input" for each
+        output or input channel.
       final: pruner of the logits for `finish`; None to finish with the masks in force.
       penalty: `(params, logits, step) -> scalar` to add to the loss, such as the price
         of open gates.
@@ -50,7 +50,7 @@ def gated(
       A `Reparameterization` for `learn_masks`, whose aux are the logits.
 
     Raises:
-      PruningError: if `keep_axes` is neither None, "output" nor "input".
+      PruningError: if `units` is neither None, "output" nor "input".
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, jprune as jp
@@ -75,14 +75,14 @@ def gated(
       Louizos et al., Learning Sparse Neural Networks through L0 Regularization, 2018,
       arXiv:1712.01312, equation 5.
     """
-    if keep_axes not in (None, "output", "input"):
+    if units not in (None, "output", "input"):
         raise base.PruningError(
-            f"keep_axes must be None, 'output' or 'input'; got {keep_axes!r}."
+            f"units must be None, 'output' or 'input'; got {units!r}."
         )
 
     def init(params: base.Params, key: jax.Array) -> Any:
         del key
-        return _equal_logits(params, keep_axes, logit)
+        return _equal_logits(params, units, logit)
 
     def masks(params: base.Params, logits: Any, before: Any, step: base.Scalar):
         del params, before, step

@@ -10,6 +10,7 @@ import optax
 
 from jprune import gates, learned, links, tree
 from jprune._core import base
+from jprune._core.deprecation import renamed_arguments
 
 
 def movement(
@@ -159,13 +160,14 @@ def soft_threshold(
     )
 
 
+@renamed_arguments(keep_axes="units")
 def l0(
     loss: Callable[..., Any],
     sparsity: base.Scalar,
     weights: optax.GradientTransformation,
     *,
     steps: int,
-    keep_axes: Literal["output", "input"] | None = None,
+    units: Literal["output", "input"] | None = None,
     learning_rate: float = 0.05,
     where: base.Predicate = tree.is_kernel,
 ) -> base.Algorithm:
@@ -183,7 +185,7 @@ def l0(
       sparsity: fraction of all gates to close, in [0, 1]; may be traced.
       weights: optimizer of the params.
       steps: number of steps until the target reaches `sparsity`.
-      keep_axes: None for one gate per weight; "output" or "input" for one gate per
+      units: what has one gate: None for each weight, "output" or "input" for each
         output or input channel.
       learning_rate: learning rate of Adam for the gates and the multipliers.
       where: predicate for the leaves that can be pruned.
@@ -192,8 +194,7 @@ def l0(
       An `Algorithm`, as from `jprune.learned.learn_masks`.
 
     Raises:
-      PruningError: if a number is out of range, or `keep_axes` is not one of its
-        values.
+      PruningError: if a number is out of range, or `units` is not one of its values.
 
     References:
       Louizos et al., Learning Sparse Neural Networks through L0 Regularization, 2018,
@@ -205,7 +206,7 @@ def l0(
         gates.hard_concrete,
         gates.hard_concrete_mean,
         logit=3.0,  # open with probability 0.99
-        keep_axes=keep_axes,
+        units=units,
         final=links.keep_top(sparsity, scope="global"),
     )
     climb = links.cubic(sparsity, begin=0, steps=steps)
@@ -218,6 +219,7 @@ def l0(
     )
 
 
+@renamed_arguments(keep_axes="units")
 def consensus(
     loss: Callable[..., Any],
     sparsity: base.Scalar,
@@ -225,7 +227,7 @@ def consensus(
     *,
     polarization: float = 1.0,
     learning_rate: float = 0.05,
-    keep_axes: Literal["output", "input"] = "output",
+    units: Literal["output", "input"] = "output",
     where: base.Predicate = tree.is_kernel,
 ) -> base.Algorithm:
     """Consensus subnetwork: learns channel gates that polarize to open or closed.
@@ -240,15 +242,15 @@ def consensus(
       weights: optimizer of the params.
       polarization: weight lambda of the polarization term.
       learning_rate: learning rate of Adam for the gates.
-      keep_axes: "output" for one gate per output channel, "input" per input channel.
+      units: what has one gate: "output" for each output channel, "input" for each
+        input channel.
       where: predicate for the leaves that can be pruned.
 
     Returns:
       An `Algorithm`, as from `jprune.learned.learn_masks`.
 
     Raises:
-      PruningError: if a number is out of range, or `keep_axes` is not one of its
-        values.
+      PruningError: if a number is out of range, or `units` is not one of its values.
 
     References:
       Zhi et al., Learning a Consensus Sub-Network with Polarization Regularization
@@ -267,7 +269,7 @@ def consensus(
     gate = learned.gated(
         functools.partial(gates.gumbel_gate, temperature=1.0, hard=True),
         logit=2.0,
-        keep_axes=keep_axes,
+        units=units,
         final=links.keep_top(sparsity, scope="global"),
         penalty=charge,
     )

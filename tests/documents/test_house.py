@@ -7,8 +7,10 @@ import pkgutil
 import statistics
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jprune
@@ -243,6 +245,13 @@ def old_arguments():
         return recipes.bip(loss, 0.5, steps=1, **k).init({"kernel": x}).masks["kernel"]
 
     yield masks, "groups", "units", "output"
+
+    def gates(recipe, **k):
+        method = recipe(loss, 0.5, optax.sgd(0.1), **k)
+        return jax.tree.leaves(method.init({"kernel": x}, jax.random.key(0)).aux)[0]
+
+    yield partial(gates, recipes.consensus), "keep_axes", "units", "input"
+    yield partial(gates, partial(recipes.l0, steps=2)), "keep_axes", "units", "input"
 
 
 def test_old_arguments_work_and_say_what_they_are_now():

@@ -74,12 +74,12 @@ def test_with_all_gates_open_it_is_dense_training():
 
 
 @pytest.mark.parametrize(
-    ("keep_axes", "over"), [(None, ()), ("output", (0,)), ("input", (1,))]
+    ("units", "over"), [(None, ()), ("output", (0,)), ("input", (1,))]
 )
-def test_logits_follow_w_g_times_the_slope_of_their_gate(keep_axes, over):
+def test_logits_follow_w_g_times_the_slope_of_their_gate(units, over):
     """Of a channel's gate it is the sum over the channel; by hand in float64."""
     state, _, (params, masks) = _run(
-        learned.gated(_certain, jax.nn.sigmoid, logit=-0.5, keep_axes=keep_axes)
+        learned.gated(_certain, jax.nn.sigmoid, logit=-0.5, units=units)
     )
     shape = [1 if i in over else n for i, n in enumerate(W.shape)]
     w, a = W.copy(), np.full(shape, -0.5)

@@ -199,7 +199,7 @@ def test_l0_charges_by_hand():
     steps = 4
     params = {"a": {"kernel": _f32(W)}, "b": {"kernel": _f32(W.T)}}
     loss = lambda p, b: _loss(p["a"], b)  # noqa: E731
-    method = jp.recipes.l0(loss, 0.5, optax.sgd(0.1), steps=steps, keep_axes="output")
+    method = jp.recipes.l0(loss, 0.5, optax.sgd(0.1), steps=steps, units="output")
     state = method.init(params, KEY)
     logits, multipliers = state.aux
     assert logits["a"]["kernel"].shape == (1, 4)
@@ -245,7 +245,7 @@ METHODS = {
     "soft_movement": lambda: jp.recipes.soft_movement(_loss, 0.75, _ADAM, steps=100),
     "soft_threshold": lambda: jp.recipes.soft_threshold(_loss, 0.75, _ADAM, steps=100),
     "l0": lambda: jp.recipes.l0(_loss, 0.75, _ADAM, steps=200),
-    "consensus": lambda: jp.recipes.consensus(_loss, 0.75, _ADAM, keep_axes="input"),
+    "consensus": lambda: jp.recipes.consensus(_loss, 0.75, _ADAM, units="input"),
 }
 
 
@@ -290,7 +290,7 @@ def test_consensus_polarizes():
     assert float(infos[-1].penalty) < 0.2 * float(infos[0].penalty)
     # Without the penalty gates have no reason to close.
     idle = jp.recipes.consensus(
-        lambda p, b: jnp.zeros(()), 0.0, _ADAM, polarization=0.0, keep_axes="input"
+        lambda p, b: jnp.zeros(()), 0.0, _ADAM, polarization=0.0, units="input"
     )
     state, _ = _train(idle, 3)
     assert np.all(_sigma(np.float64(state.aux["kernel"])) > 0.85)
@@ -301,7 +301,7 @@ def test_channels_count_alike_whatever_their_size():
     params = {"a": {"kernel": _f32(W)}, "b": {"kernel": _f32(_RNG.normal(size=(3, 6)))}}
     loss = lambda p, b: _loss(p["a"], b)  # noqa: E731
     for method in (
-        jp.recipes.l0(loss, 0.5, optax.sgd(0.1), steps=3, keep_axes="output"),
+        jp.recipes.l0(loss, 0.5, optax.sgd(0.1), steps=3, units="output"),
         jp.recipes.consensus(loss, 0.5, optax.sgd(0.1)),
     ):
         state = method.init(params, KEY)
@@ -339,6 +339,6 @@ def test_misuse_of_one_method_only():
     with pytest.raises(jp.PruningError, match=r"1\.5"):
         jp.recipes.consensus(_loss, 1.5, _ADAM)
     with pytest.raises(jp.PruningError, match="rows"):
-        jp.recipes.consensus(_loss, 0.5, _ADAM, keep_axes="rows")
+        jp.recipes.consensus(_loss, 0.5, _ADAM, units="rows")
     with pytest.raises(jp.PruningError, match="rows"):
-        jp.recipes.l0(_loss, 0.5, _ADAM, steps=3, keep_axes="rows")
+        jp.recipes.l0(_loss, 0.5, _ADAM, steps=3, units="rows")

@@ -143,7 +143,7 @@ ALGORITHMS = [
     _training("soft_movement", steps=8),
     _training("soft_threshold", steps=8),
     _training("l0", steps=8),
-    _training("l0", "channels", steps=8, keep_axes="output"),
+    _training("l0", "channels", steps=8, units="output"),
     _training("consensus"),
     AlgorithmCase(
         "lottery_ticket",
