@@ -13,24 +13,28 @@ What is inside, in the order to read it:
     learned        masks learned by gradient descent; bi-level pruning (BiP)
     graph          which axes shrink together, and the same function on smaller arrays
     attention      token and head pruning, quantized attention, KV caches
-    hardware       what a workload costs on an accelerator
+    hardware       what a workload costs on an accelerator; presets and searches
 
-    selection      the exact top-k over a tree, under every sparsity and budget
-    search         grids, random designs, Pareto fronts, genetic search
+    selection      the exact top-k over a tree, which every sparsity and budget uses
+    search         grids, random draws, Pareto fronts, genetic search, for any design
     checkpoint     save and restore through Orbax
     formats        packed and sparse formats, in memory and in files
     testing        checks for pruners of your own
-    tree, masks, gates      functions on trees, masks and gates
-    report, distill         summaries; distillation losses
+    tree           paths of leaves, predicates and rules
+    masks          masks: apply, combine, measure
+    gates          differentiable masks
+    report         summaries of masks and params
+    distill        distillation losses
 
 What most programs need is here as `jp.*`: links, `sparsify`, `prune`, `apply`,
-`matching`, `summary`. Every such name has its home in one of these packages and
-modules, except those that all of them share:
+`matching`, `summary`. Each of these names is defined in one of the packages above. Only
+the following are shared by all:
 
-    Pruner         what links and recipes return: an Optax gradient transformation
+    Pruner         what links and most recipes return: an Optax transformation
     Algorithm      a method with a training loop of its own
     Predicate      `(path, leaf) -> bool`, which leaves are pruned
-    PruningError, NonFiniteScoreError      what is raised, with the leaf and its values
+    PruningError, NonFiniteScoreError
+                   what is raised, with the leaf and its values
 """
 
 from jprune import attention as attention

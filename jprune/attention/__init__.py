@@ -1,7 +1,7 @@
 """Dynamic token and head pruning, KV-cache pruning and quantized attention.
 
 Pure functions on arrays `(..., heads, tokens, dim)`, not modules. Keep counts are
-static, so that shapes are. Where to start:
+static, so shapes are static too. Where to start:
 
     an encoder                     `cascade`
     generation with a KV cache     `cache`, then `decode`
@@ -10,8 +10,8 @@ static, so that shapes are. Where to start:
 
 Modules, in reading order:
 
-    cascade     an encoder whose pruned tokens and heads leave for all later layers
-    cache       a KV cache with a fixed number of slots (`Cache`, `init`, `append`)
+    cascade     an encoder; pruned tokens and heads are gone from all later layers
+    cache       a KV cache with a fixed number of slots (`init`, `start`)
     decode      one decoding step over it, which evicts unimportant tokens (`step`)
     soft        differentiable gates, learned keep counts and thresholds (LTP)
     buckets     pruning by threshold, at a few compiled sizes
@@ -28,17 +28,18 @@ Names on this page:
     top_indices, top_mask, sort_keys         exact selection with a static count
     take, put                                gather chosen tokens; write them back
     Schedule, schedule, dense                tokens and heads that each layer keeps
-    ramp, ltp_ramp, from_ratios, Counts      counts that fall from layer to layer
+    ramp, ltp_ramp                           counts that fall from layer to layer
+    from_ratios, Counts                      counts from ratios; their type
     multiply_adds, LayerCost                 the cost of a schedule
     HeadWeights, project, combine            projections by heads
     take_heads, keep_heads, mask_heads       heads: removed, chosen, masked
-    keep_values, count_values, weigh_values  local value pruning
+    keep_values, count_values, weigh_values  skips values of small probability
     split_planes, join_planes, Planes        numbers as two bit planes, and back
     Bits, progressive_attend, Progressive    attention that reads lower bits on demand
     progressive_scores                       logits from upper bits and from all bits
     quantize, fake_quantize, center_keys     linear quantization
     fetched, Fetched, fetched_bits           rows and bits read from memory
-    refetch_fraction                         how many rows needed their lower bits
+    refetch_fraction                         the fraction of rows that needed lower bits
 """
 
 from jprune._core.deprecation import renamed as _renamed

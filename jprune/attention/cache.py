@@ -1,7 +1,16 @@
 """KV cache of a fixed number of slots: a new token overwrites the least important one.
 
-Attention reads as many slots as the budget allows, nothing is gathered while decoding,
-and XLA compiles one step.
+    init, Cache            an empty cache
+    start, Stream          importance, positions and times of the tokens beside it
+    fill                   a cache after a prompt: its most important tokens
+    append                 writes one token, over the least important one if need be
+    advance                the stream at the next token
+    compact                keeps the most important tokens, in another number of slots
+
+    live_slots, slot_scores, protected_slots, check_protected       what eviction reads
+
+`jprune.attention.decode.step` joins them. Attention reads as many slots as the budget
+allows, nothing is gathered while decoding, and XLA compiles one step.
 
 Keys are `(batch * kv_heads, dim, slots)`, values `(batch * kv_heads, slots, dim)`, so
 that both products of a token are weighted sums of rows: on a CPU a tenth faster for

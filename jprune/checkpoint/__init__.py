@@ -3,7 +3,8 @@
     save(directory, step, state)     saves a step through Orbax, whole or not at all
     restore(directory, like)         restores it, with the types and shardings of `like`
     all_steps, latest_step           the steps in a directory
-    CheckpointError                  raised for damaged or foreign files, other trees
+    CheckpointError                  raised for damaged or foreign files, and for
+                                     trees that do not match
 
     >>> import tempfile
     >>> import jax.numpy as jnp, optax, jprune as jp

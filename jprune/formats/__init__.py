@@ -1,18 +1,20 @@
 """Sparse formats for pruned weights: in memory, in products and in files.
 
-One weight and its mask, packed exactly:
+A format is a function `(weight, mask) -> packed`, and exact:
 
     pack_bits              kept values and a bit per weight -> BitMask
-    pack_n_of_m            N:M pattern, such as 2:4 -> NOfM
-    pack_blocks            whole blocks of a matrix -> Blocks
+    pack_n_of_m(n, m)      makes a format: N:M pattern, such as 2:4 -> NOfM
+    pack_blocks(height, width)     makes a format: whole blocks of a matrix -> Blocks
     pack_dense             all values and the mask, for any leaf -> Dense
     packed.unpack()        back to the weight and its mask
     is_packed              tells packed weights (type `Packed`) from other leaves
-    FormatError            raised where a format cannot hold a mask, such as not N:M
+    FormatError            raised if a mask does not fit a format, such as N:M
 
 A tree of weights, each in the format of a rule on its path:
 
-    pack_tree, unpack_tree, packed_sizes    (`Rules`: pairs of a pattern and a `Format`)
+    pack_tree              `Rules`, pairs of a pattern and a `Format` -> packed tree
+    unpack_tree            back to params and masks
+    packed_sizes           bytes of each leaf, before and after
 
 Files (safetensors):
 
@@ -21,15 +23,16 @@ Files (safetensors):
 
 Products with packed weights:
 
-    block_matmul           faster than dense on CPUs from moderate sparsities on
+    block_matmul           on CPUs, faster than dense from moderate sparsity on
     n_of_m_matmul          a reference, which saves memory and no time
     with_values            other values in the same positions, for `jax.grad`
 
 Sparse matrices of `jax.experimental.sparse`:
 
-    to_bcoo, to_bcsr, of_bcoo, of_bcsr
+    to_bcoo, to_bcsr       from a weight and its mask
+    of_bcoo, of_bcsr       back to a weight and its mask
 
-Formats save memory and file size. Only blocks, and BCSR on CPUs, also save time.
+Formats save memory and file size. Only blocks and BCSR also save time, on CPUs.
 
 To read the code, start with `_formats`.
 """

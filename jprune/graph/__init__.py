@@ -2,7 +2,8 @@
 
 A *group* is a set of axes of params that must shrink together, because the function
 adds, multiplies or contracts them entry by entry. Its *entry* k, one channel or head,
-consists of slice k of all these axes, and is kept or removed as a whole.
+consists of slice k of all these axes, and is kept or removed as a whole. Axes form a
+group only if the function sums over them and nothing freezes their size.
 
     graph = trace(fn, params, x)                            finds the groups
     scores = group_scores(graph, params, each=np.square)    scores their entries
@@ -16,13 +17,16 @@ The parts follow in reading order. Groups:
     explain, Note             what is frozen, and why
     entry_indices             which entry each position of an axis belongs to
     check_known               raises for names that are not groups
+    Options                   how constants that follow sizes change
+    Outcome                   what a tracing rule of your own returns
 
 Scores of entries:
 
     group_scores              from any scores of weights, such as |w|, w^2 or |w g|
     by_mean, by_max           put groups on one scale, so that they can compete
     first_member              counts the first member of a group alone
-    gain_scores, gains, filter_members       filters' scores times gains (Beta-Rank)
+    gain_scores               filters' scores times gains (Beta-Rank)
+    gains, filter_members     gains, from a batch; the filters that have one
     geometric_median_scores   distances from the other filters (FPGM)
     spread_to_params          back from entries to weights
 
@@ -42,26 +46,28 @@ Costs, exact polynomials in the sizes of groups (types `Cost`, `Sizes`):
 Smaller arrays:
 
     shrink                    the same function on smaller arrays
-    without_entries           the same results at full size
+    without_entries           the full-size function, as if entries were removed
     make_plan                 a choice as plain data (types `Keep` -> `Plan`)
     slice_tree, expand        cuts a tree, such as an optimizer state; and back
     compose, dumps, loads     one plan after another; plans as JSON
-    shapes, widths            what a plan makes of the shapes
+    shapes, widths            shapes of the leaves after a plan
 
 Before entries are removed:
 
-    keep_groups               masks whole entries while they train
+    keep_groups               a link that masks whole entries during training
     param_masks, kept_by      masks of params from entries, and entries from masks
     add_group_decay, add_growing_decay, add_l1        sparse training (`GrowingState`)
 
 Depth, initialization and pictures:
 
-    branches, Branch, branch_scores, without_branches   residual branches, removed whole
+    branches, Branch          residual branches
+    branch_scores             their scores
+    without_branches          the function without some of them
     fit_widths, first_entries                widths at initialization
     summary, print_summary, draw_widths      tables and pictures
-    Options, Outcome          constants that follow sizes; rules of your own
 
-`_groups.find_groups` is the definition in code. The private package `_engine` holds the
+To read the code, start with `_groups.find_groups`, which decides what is a group. The
+private package `_engine` holds the
 recorded program: `dims` (axes as terms of products and concatenations, merged by
 union-find), `layout` (the values of such terms), `program` (equations), `rules` (one
 for each JAX primitive; a primitive without a rule freezes its axes), `running` (the

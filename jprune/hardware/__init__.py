@@ -5,13 +5,16 @@
     bert, chip = hw.networks.bert_base(128), hw.machines.tpu_v5e()
     hw.cost(bert, chip).seconds       a pure function of two pytrees of arrays
 
-Read `Workload` and `Accelerator`, whose fields have units, then `cost`, which is
-differentiable and can be vmapped over millions of machines. In reading order:
+Read `Workload` and `Accelerator`, whose fields have units, then `cost`, which can be
+vmapped over millions of machines and, with a `temperature`, is smooth for gradients. In
+reading order:
 
-    Workload, workload       operations of a network as numbers; build and count them
+    Workload                 operations of a network, as numbers
+    workload                 builds, joins and counts them
     networks                 workloads of BERT, GPT-2, ViT, ResNet-50, attention
     from_graph               the workload of any JAX function
-    Accelerator, accelerator a machine as numbers; one from its fields
+    Accelerator              a machine, as numbers
+    accelerator              makes one from its fields
     machines                 presets: tpu_v5e, tpu_v1, a100, h100, h200, eyeriss, ...
     accelerators             peaks, ridge points, areas, technology scaling
     cost, Cost, Energy       the cost model and its result
@@ -20,8 +23,8 @@ differentiable and can be vmapped over millions of machines. In reading order:
     as_graph_cost            the cost of group sizes on a machine, for `jprune.graph`
     worth, saving, fit       pruning to a budget of time, energy or bytes
     Metric                   the quantity to save, such as `lambda cost: cost.energy`
-    search                   search over designs: evaluate many, or descend by gradients
-    evolve                   search over designs: Pareto fronts by NSGA-II
+    search                   searches designs: evaluates many, or descends by gradients
+    evolve                   searches designs: Pareto fronts by NSGA-II
 
     systolic, topk, spatten  closed forms: systolic arrays, SpAtten's top-k and pipeline
 

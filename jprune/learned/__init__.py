@@ -4,10 +4,10 @@
                            `LearnedState`, `LearnedInfo`: its state and diagnostics
     Reparameterization     what a method plugs into the loop: z = R(w, aux), and masks
 
-Links that make a `Reparameterization`; the published methods in `jprune.recipes` choose
-one, a schedule and optimizers:
+Functions that return a `Reparameterization`; the published methods in `jprune.recipes`
+choose one, a schedule and optimizers:
 
-    score_ranked           m = the best scores; z = m w; scores follow w g
+    score_ranked           m keeps the best scores s; z = m w; the gradient of s is w g
     gated                  z = w c with a random gate c, whose logit is trained
     thresholded            z = sign(w) relu(|w| - sigmoid(s)), s for each leaf
     constrained            adds a Lagrangian that brings the sparsity to a target
@@ -17,13 +17,13 @@ And what they are made of:
 
     effective              effective weights z = R(w, ...) and the gradient at them
     controllers            projections and penalties that hold a sparsity at its target
-    bilevel                BiP: `bilevel.bip`; its hypergradient is
-                           `bilevel.implicit_gradient`
-    implicit               `implicit_gradient_with`: the same with the Hessian,
-                           for comparison
+    bilevel                BiP (`bilevel.bip`) and its hypergradient
+                           (`bilevel.implicit_gradient`)
+    implicit               the hypergradient with the Hessian, to compare with BiP's
+                           (`implicit.implicit_gradient_with`)
 
 Read `effective` first, then `score_ranked`, `learn_masks` and `bilevel`. A new method
-is a link with other arguments, or a `Reparameterization` of your own:
+is one of these functions with other arguments, or a `Reparameterization` of your own:
 
     climb = jp.cubic(0.9, begin=0, steps=10_000)
     method = jp.learned.learn_masks(

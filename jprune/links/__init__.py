@@ -8,33 +8,39 @@
 Scores, from params and gradients; one for each weight, higher = keep:
 
     score_by_magnitude     |w|
-    score_by_gradient      |g|, of the gradient
+    score_by_gradient      |g|, for the gradient g
     score_by_taylor        |w g|, first-order change of the loss (SNIP)
     score_by_movement      -sum over steps of w g
     score_by_random        uniform random numbers, drawn once
-    score_by_weight, score_by_gate, score_by_fisher     w^p, w g and w^2 E[g^2], to be
-                           summed into scores of groups
+
+Scores to be summed over the weights of a group (`jprune.graph.group_scores`):
+
+    score_by_weight        w^p
+    score_by_gate          w g
+    score_by_fisher        w^2 E[g^2]
 
 Between scores and masks:
 
     pool_over_axes         one score per channel (filters, input channels)
     pool_over_blocks       one score per block
-    normalize_by_lamp, normalize_by_leaf_norm    scores comparable between leaves
-    l2_norm                a norm for pooling (type `Reduce`)
+    normalize_by_lamp      LAMP: scores that compare between leaves
+    normalize_by_leaf_norm     scores over the norm of their leaf
+    l2_norm                the Euclidean norm, for pooling (reductions: type `Reduce`)
 
 Masks, from scores:
 
     keep_top               the highest scores of each leaf, or of all leaves
     keep_n_of_m            the N:M pattern, such as 2:4 (`jprune.formats` packs it)
-    keep_within_budget     the best value for a budget of bytes, FLOPs or energy
-    bytes_of               bytes per weight, the cost of a budget by default
+    keep_within_budget     the highest scores per cost, for a budget of bytes or FLOPs
+    bytes_of               bytes per weight, the default cost
     keep_above             scores above a threshold
 
 Sparsities, for `keep_top`:
 
     cubic, geometric       schedules: training step -> sparsity
-    uniform, erdos_renyi, erdos_renyi_kernel, rescaled_global    allocations: a number
-                           of kept entries for each leaf (types `Allocation`, `Pins`)
+    uniform, erdos_renyi, erdos_renyi_kernel, rescaled_global
+                           allocations: how many entries each leaf keeps (types
+                           `Allocation`, `Pins`)
 
 Use of a pruner:
 

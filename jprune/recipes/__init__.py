@@ -6,10 +6,11 @@
     hydra, edge_popup, sign_supermask, lottery_jackpots         learn masks only
     bip                                                         bi-level pruning
     lottery_ticket                                              rounds with rewinding
-    group_magnitude, group_taylor, group_fisher, fpgm,          prune whole channels
-        network_slimming, beta_rank                             of a traced graph
-    mask_sparsity, precrop, layer_lottery                       regularize; set widths;
-                                                                remove branches
+    group_magnitude, group_taylor, group_fisher, fpgm,
+        network_slimming, beta_rank                             prune whole channels
+    mask_sparsity                                               regularizes scales
+    precrop                                                     sets initial widths
+    layer_lottery                                               chooses branches
 
 Most recipes return a pruner: pass it to `jprune.sparsify` to prune during training, or
 to `jprune.prune` to prune once. A recipe that takes a loss or a training function owns

@@ -1,4 +1,4 @@
-"""Searches over any designs: grids, random draws, evolution.
+"""Search over designs of any kind: grids, random draws, evolution.
 
 A design is a dict of numbers, name -> array with one entry per design.
 
@@ -10,9 +10,10 @@ A design is a dict of numbers, name -> array with one entry per design.
     project_to_mean        nearest vector between bounds with a given mean
     check_bounds           raises for bounds that are not positive or out of order
 
-Read `grid` and `pareto` first, then `nsga2`. `jprune.hardware.search` evaluates designs
-of accelerators and descends by gradients, `jprune.hardware.evolve` breeds them;
-`jprune.attention.allot` searches the sparsity of each block.
+Read `grid` and `pareto` first, then `nsga2`. For accelerators,
+`jprune.hardware.evolve.nsga2` finds a Pareto front, and `jprune.hardware.search`
+evaluates designs or descends by gradients. `jprune.attention.allot` searches the
+sparsity of each block.
 """
 
 from jprune.search._designs import check_bounds as check_bounds

@@ -5,7 +5,7 @@ Masks:
     top_k                  the k largest scores of the whole tree (the exact top-k)
     top_k_per_leaf         the k largest of each leaf, with a k for each
     top_k_with_floors      the k largest of the tree, with a minimum for each leaf
-    top_within_budget      the scores of best value for their costs, within a budget
+    top_within_budget      the highest scores per cost, within a budget
     count_top_k            how many entries of each leaf `top_k` keeps
 
 Gates:
@@ -20,7 +20,8 @@ For links of your own:
 
 Scores are compared as order-preserving integers, and the threshold is found by
 counting, not by sorting: exact for every dtype, for a traced k, under `jit` and `vmap`,
-and on sharded leaves without gathering them. Ties go to the lower index, a NaN raises.
+and on sharded leaves without gathering them. Ties go to the lower index. A NaN raises;
+in a trace it raises under `checkify` only, and otherwise ranks above all numbers.
 
 To read the code, start with `_top_k`. It gets the threshold of each leaf from
 `_cutoffs`; `_boundary` finds thresholds by counting, and `_batching` stacks leaves of

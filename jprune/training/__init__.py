@@ -1,17 +1,24 @@
 """Pruning inside a training loop, and in rounds of training.
 
     sparsify               joins a pruner to any Optax optimizer
-    masks_of               the masks in force, from the optimizer state
+    masks_of               the current masks, from the optimizer state
     refresh                recomputes the masks from outside the training step
     rewind                 returns weights and optimizer to an early step
     lottery_ticket         trains, prunes and rewinds, in rounds
-    l2_distance, angle, interpolation_barrier      measures of stability
 
-    SparsifyState, RewindState                     states inside an optimizer's state
-    TicketState, TicketInfo                        state and diagnostics of the rounds
+Measures of stability, between two networks:
+
+    l2_distance            distance of the weights
+    angle                  angle between the weights
+    interpolation_barrier  rise of the loss on the line between them
+
+States:
+
+    SparsifyState, RewindState     inside an optimizer's state
+    TicketState, TicketInfo        state and diagnostics of the rounds
 
 Read `_sparsify` first: where a mask is False the update is -w, so that the weight is
-exactly zero after the step in spite of momentum and weight decay.
+exactly zero after the step despite momentum and weight decay.
 """
 
 from jprune.training._lottery import TicketInfo as TicketInfo
