@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from support.least_squares import BATCHES, KEY, PARAMS, W, gradient, loss
 
 import jprune as jp
 from jprune import learned
@@ -12,24 +13,7 @@ from jprune.learned import effective
 
 pytestmark = pytest.mark.others_code
 
-_RNG = np.random.default_rng(0)
-W, S = _RNG.normal(size=(5, 4)), _RNG.normal(size=(5, 4))
-X, Y = _RNG.normal(size=(5, 8, 5)), _RNG.normal(size=(5, 8, 4))
-PARAMS = {"kernel": jnp.asarray(W, jnp.float32)}
-BATCHES = [
-    (jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32))
-    for x, y in zip(X, Y, strict=True)
-]
-KEY = jax.random.key(0)
-
-
-def _loss(params, batch):
-    x, y = batch
-    return jnp.mean(jnp.square(x @ params["kernel"] - y))
-
-
-def _slope(z, step):
-    return X[step].T @ (2 * (X[step] @ z - Y[step]) / Y[step].size)
+S = np.random.default_rng(1).normal(size=(5, 4))
 
 
 def _top(scores, kept):
@@ -45,7 +29,7 @@ def _from_s(params, key):
 
 def _run(method, steps=5, weights=0.1, scores=1.0):
     loop = learned.learn_masks(
-        _loss, method, weights=optax.sgd(weights), scores=optax.sgd(scores)
+        loss, method, weights=optax.sgd(weights), scores=optax.sgd(scores)
     )
     state = loop.init(PARAMS, KEY)
     for batch in BATCHES[:steps]:
@@ -78,7 +62,7 @@ def test_the_loop_is_the_one_in_float64(rule):
     for step in range(5):
         sign = flip(s) if callable(flip) else flip
         m = _top(ranked(s), 10)
-        g = _slope(w * sign * m, step)
+        g = gradient(w * sign * m, step)
         w, s = w - 0.1 * m * sign * g, s - 1.0 * (back(s) * w * g + 0.04 * s)
     state, (params, masks) = _run(method)
     m = _top(ranked(s), 10)
@@ -95,7 +79,7 @@ def test_nothing_pruned_is_dense_training():
     state, (params, masks) = _run(learned.score_ranked(jp.keep_top(0.0)))
     w, s = PARAMS["kernel"], jnp.zeros((5, 4))
     for batch in BATCHES:
-        g = jax.grad(_loss)({"kernel": w}, batch)["kernel"]
+        g = jax.grad(loss)({"kernel": w}, batch)["kernel"]
         w, s = w - 0.1 * g, s - w * g
     assert bool(masks["kernel"].all())
     np.testing.assert_allclose(params["kernel"], w, rtol=1e-6)
@@ -120,7 +104,7 @@ def test_a_pruner_that_pools_masks_channels():
     pooled = optax.chain(jp.pool_over_axes(jnp.sum, keep="output"), jp.keep_top(0.5))
     state, (_, masks) = _run(learned.score_ranked(pooled, init=_from_s), steps=1)
     m = _top(S.sum(0, keepdims=True), 2)
-    s = S - W * _slope(W * m, 0)
+    s = S - W * gradient(W * m, 0)
     np.testing.assert_allclose(state.aux["kernel"], s, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(masks["kernel"], _top(s.sum(0, keepdims=True), 2))
 
@@ -133,14 +117,14 @@ def test_piggyback_in_a_few_lines():
     """
     ones = lambda params, key: jax.tree.map(lambda w: 0.01 + 0 * w, params)  # noqa: E731
     method = learned.learn_masks(
-        _loss,
+        loss,
         learned.score_ranked(jp.keep_above(5e-3), init=ones),
         weights=optax.set_to_zero(),
         scores=optax.sgd(0.02),
     )
     state, s = method.init(PARAMS, KEY), np.full(W.shape, 0.01)
     for step, batch in enumerate(BATCHES):
-        s = s - 0.02 * W * _slope(W * (s > 5e-3), step)
+        s = s - 0.02 * W * gradient(W * (s > 5e-3), step)
         state, info = method.step(state, batch)
         np.testing.assert_allclose(info.sparsity, np.mean(s <= 5e-3), atol=1e-6)
     assert 0 < np.sum(s > 5e-3) < s.size
