@@ -109,8 +109,8 @@ def check_shrink(text):
     assert before > 1.5 * after
     assert sum("sorted without blocks/" in line for line in lines) == 4
     ends = dict(line.split(": ") for line in lines if line.endswith("% sorted"))
-    masked, cut = (float(ends[k].split("%")[0]) for k in ("masked", "cut off"))
-    assert abs(masked - cut) <= 0.2  # of a thousand lines
+    masked, removed = (float(ends[k].split("%")[0]) for k in ("masked", "removed"))
+    assert abs(masked - removed) <= 0.2  # of a thousand lines
     assert "exported for" in text
 
 
