@@ -186,7 +186,5 @@ if __name__ == "__main__":
         # As `timeit` does: a full collection takes as long as JAX's heap is large, and
         # may fall into any part.
         gc.disable()
-    else:
-        gc.freeze()  # as in _torch_pruning: no collection looks at the imports
     numbers = (int(side), int(depth), int(repetitions))
     print(json.dumps(measure(which, *numbers, whole=parts == "whole")))

@@ -10,7 +10,6 @@ ViT with a replacement of its attention whose number of channels may change.
 torchvision's ViT has fused attention, which is only pruned together with the stream.
 """
 
-import gc
 import importlib
 import json
 import sys
@@ -86,8 +85,6 @@ def measure(name: str, side: int, repetitions: int) -> dict[str, Any]:
     make = NETWORKS[name]
     images = torch.zeros(1, 3, side, side)
     found: dict[str, Any] = {"build": [], "groups": [], "init": [], "step": []}
-    make(side)  # imports the network's package
-    gc.freeze()  # as in _timed: no collection looks at the imports
     for _ in range(repetitions):
         network, whole, heads = make(side)
         clock = [time.process_time()]

@@ -195,8 +195,7 @@ def table(figures: dict[str, Any], settings: Settings) -> Table:
             f"entries, by L2 norm and one ranking, for an image of {settings.side}^2; "
             f"{', '.join(map(str, counts))} groups. Each repetition has other "
             f"weights; medians of {max(settings.steps - 1, 1)} after the first, mean ± "
-            f"std over {len(settings.seeds)} processes, in turns, with "
-            f"`gc.freeze()` after the imports. {caption}"
+            f"std over {len(settings.seeds)} processes, in turns. {caption}"
         ),
     )
 
