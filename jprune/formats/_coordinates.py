@@ -1,21 +1,24 @@
 """Conversions to and from the sparse matrices of JAX, BCOO and BCSR.
 
 For the operations of `jax.experimental.sparse`. For storage they are large: four bytes
-for each coordinate of each kept weight.
+for each coordinate of each kept weight. The functions that make its matrices import it
+themselves, as it imports SciPy, which takes as long as all of jprune.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import sparse
 
 from jprune._core import base
 from jprune.formats import _bits, _formats
 
+if TYPE_CHECKING:
+    from jax.experimental import sparse
 
-def to_bcoo(weight: Any, mask: Any) -> sparse.BCOO:
+
+def to_bcoo(weight: Any, mask: Any) -> "sparse.BCOO":
     """Converts a pruned weight to BCOO: the kept values with their coordinates.
 
     Args:
@@ -34,6 +37,8 @@ def to_bcoo(weight: Any, mask: Any) -> sparse.BCOO:
       >>> matrix.data, matrix.indices.tolist()  # with the kept zero
       (Array([0., 3.], dtype=float32), [[0, 0], [1, 1]])
     """
+    from jax.experimental import sparse
+
     packed = _formats.pack_bits(weight, mask)
     kept = np.broadcast_to(np.asarray(mask), packed.shape)
     indices = jnp.asarray(np.argwhere(kept).astype(np.int32))
@@ -45,7 +50,7 @@ def to_bcoo(weight: Any, mask: Any) -> sparse.BCOO:
     )
 
 
-def of_bcoo(matrix: sparse.BCOO) -> tuple[jax.Array, jax.Array]:
+def of_bcoo(matrix: "sparse.BCOO") -> tuple[jax.Array, jax.Array]:
     """Converts a BCOO array to a weight and its mask.
 
     Args:
@@ -82,7 +87,7 @@ def of_bcoo(matrix: sparse.BCOO) -> tuple[jax.Array, jax.Array]:
     return zeros.at[place].add(matrix.data, mode="drop"), mask
 
 
-def to_bcsr(weight: Any, mask: Any) -> sparse.BCSR:
+def to_bcsr(weight: Any, mask: Any) -> "sparse.BCSR":
     """Converts a pruned matrix to BCSR: the kept values row by row.
 
     Args:
@@ -102,6 +107,8 @@ def to_bcsr(weight: Any, mask: Any) -> sparse.BCSR:
       >>> matrix.data, matrix.indices.tolist(), matrix.indptr.tolist()
       (Array([0., 3.], dtype=float32), [0, 1], [0, 1, 2])
     """
+    from jax.experimental import sparse
+
     if np.ndim(weight) != 2:
         raise base.PruningError(
             f"BCSR holds weights of two axes; got shape {np.shape(weight)}."
@@ -120,7 +127,7 @@ def to_bcsr(weight: Any, mask: Any) -> sparse.BCSR:
     )
 
 
-def of_bcsr(matrix: sparse.BCSR) -> tuple[jax.Array, jax.Array]:
+def of_bcsr(matrix: "sparse.BCSR") -> tuple[jax.Array, jax.Array]:
     """Converts a BCSR array to a weight and its mask.
 
     Args:
@@ -138,6 +145,8 @@ def of_bcsr(matrix: sparse.BCSR) -> tuple[jax.Array, jax.Array]:
       >>> of_bcsr(to_bcsr(jnp.ones((2, 2)), mask))[1].tolist()
       [[True, False], [False, True]]
     """
+    from jax.experimental import sparse
+
     indices = matrix.to_bcoo().indices
     # `to_bcoo` does not keep `unique_indices`.
     unique = matrix.unique_indices

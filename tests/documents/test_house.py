@@ -5,6 +5,8 @@ import importlib
 import pathlib
 import pkgutil
 import statistics
+import subprocess
+import sys
 from functools import partial
 
 import jax
@@ -116,6 +118,21 @@ def public_modules():
         if not any(part.startswith("_") for part in info.name.split(".")):
             found.append((info.name, info.ispkg))
     return found
+
+
+def test_an_import_loads_nothing_beside_the_core_dependencies():
+    """SciPy alone takes as long as jprune; extras need not be installed at all."""
+    code = (
+        "import sys, jax, optax, numpy, chex\n"
+        "before = {m.split('.')[0] for m in sys.modules} | sys.stdlib_module_names\n"
+        "import jprune\n"
+        "print(*sorted({m.split('.')[0] for m in sys.modules} - before))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["jprune"]
 
 
 def test_public_modules_are_pages_or_namespaces():

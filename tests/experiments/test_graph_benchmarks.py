@@ -1,11 +1,14 @@
 """The benchmarks of the graph at tiny size, and what their claims say."""
 
+import gc
+
 import jax
 import numpy as np
 import pytest
 from rich.progress import Progress
 
 from experiments import ExperimentError
+from experiments.benchmarks.graph import _garbage
 from experiments.benchmarks.graph import _timed as graph_timed
 from experiments.benchmarks.graph import graph as graph_bench
 from experiments.benchmarks.graph import shrink as shrink_bench
@@ -49,7 +52,8 @@ def test_half_of_the_entries_of_the_tiny_network_go():
     first, second = (graph_timed.drawn(shapes, seed) for seed in (0, 1))
     assert not np.array_equal(*(jax.tree.leaves(p)[-1] for p in (first, second)))
     parts, graph = graph_timed.once(module.apply, first, images, True)
-    assert set(parts) == set(graph_bench.PARTS)
+    assert set(parts) == {*graph_bench.PARTS, "collection"}
+    assert 0 <= parts["collection"] <= parts["whole"]
     assert len(graph.groups) > 0
 
 
@@ -83,6 +87,36 @@ def test_what_a_peer_needs_is_its_pruner_and_its_step():
     assert facts == {"count": 3}
     assert rows["a"]["whole"] == [300]
     assert rows["a"]["first whole"] == [3000]
+
+
+def test_only_full_collections_within_the_block_are_recorded():
+    before = list(gc.callbacks)
+    gc.disable()  # no others than these
+    try:
+        with _garbage.full_collections() as seconds:
+            gc.collect(1)
+            assert seconds == []
+            gc.collect()
+            gc.collect()
+        gc.collect()
+    finally:
+        gc.enable()
+    assert len(seconds) == 2
+    assert all(s > 0 for s in seconds)
+    assert gc.callbacks == before
+
+
+def test_the_collections_of_a_first_whole_have_a_row():
+    times = {part: [1.0] for part in graph_bench.PARTS}
+    rows = {"tiny": times | {"first whole": [400.0], "first collection": [90.0]}}
+    figures = {
+        "milliseconds": rows,
+        "peer_milliseconds": {},
+        "facts": {"tiny": {"groups": 3}},
+    }
+    table = graph_bench.table(figures, TINY)
+    assert table.rows[-2][1].startswith("400")
+    assert table.rows[-1] == ("of which full collections of garbage", "90.00")
 
 
 def test_an_interpreter_without_the_peer_is_named():

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.benchmarks.graph import _garbage
 from experiments.harness import timing
 from experiments.models import bottleneck
 from experiments.models.zoo import residual
@@ -138,23 +139,27 @@ def once(
 
     traced: list[float] = []
     begin = timing.clock()
-    with mock.patch.object(jax, "make_jaxpr", clocked(fn, traced)):
+    with (
+        _garbage.full_collections() as collections,
+        mock.patch.object(jax, "make_jaxpr", clocked(fn, traced)),
+    ):
         graph = jg.trace(fn, params, images)
-    clock = [begin, timing.clock()]
-    parts = {"trace": sum(traced), "analysis": clock[1] - begin - sum(traced)}
-    if not whole:
-        return parts, graph
-    scores = jg.group_scores(graph, params, each=lambda w: w * w)
-    jax.block_until_ready(scores)
-    clock.append(timing.clock())
-    keep = jg.choose(graph, scores, RATIO)
-    clock.append(timing.clock())
-    _, small = jg.shrink(graph, params, keep=keep)
-    jax.block_until_ready(small)
-    clock.append(timing.clock())
+        clock = [begin, timing.clock()]
+        parts = {"trace": sum(traced), "analysis": clock[1] - begin - sum(traced)}
+        if not whole:
+            return parts, graph
+        scores = jg.group_scores(graph, params, each=lambda w: w * w)
+        jax.block_until_ready(scores)
+        clock.append(timing.clock())
+        keep = jg.choose(graph, scores, RATIO)
+        clock.append(timing.clock())
+        _, small = jg.shrink(graph, params, keep=keep)
+        jax.block_until_ready(small)
+        clock.append(timing.clock())
     names = ("scores", "selection", "slices")
     parts |= {n: clock[i + 2] - clock[i + 1] for i, n in enumerate(names)}
-    return {**parts, "whole": clock[-1] - begin}, graph
+    parts |= {"whole": clock[-1] - begin, "collection": sum(collections)}
+    return parts, graph
 
 
 def clocked(fn: Callable[..., Any], taken: list[float]) -> Callable[..., Any]:

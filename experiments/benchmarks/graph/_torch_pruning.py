@@ -80,11 +80,13 @@ def measure(name: str, side: int, repetitions: int) -> dict[str, Any]:
     """Returns the seconds of the graph, all groups, the pruner, and its step."""
     torch = importlib.import_module("torch")
     tp = importlib.import_module("torch_pruning")
+    garbage = importlib.import_module("_garbage")  # beside this script
 
     torch.set_num_threads(1)
     make = NETWORKS[name]
     images = torch.zeros(1, 3, side, side)
     found: dict[str, Any] = {"build": [], "groups": [], "init": [], "step": []}
+    found["collection"] = []
     for _ in range(repetitions):
         network, whole, heads = make(side)
         clock = [time.process_time()]
@@ -96,21 +98,23 @@ def measure(name: str, side: int, repetitions: int) -> dict[str, Any]:
         found["groups"].append(clock[2] - clock[1])
         network, whole, heads = make(side)
         before = sum(p.numel() for p in network.parameters())
-        clock = [time.process_time()]
-        pruner = tp.pruner.BasePruner(
-            network,
-            images,
-            importance=tp.importance.MagnitudeImportance(p=2),
-            global_pruning=True,
-            pruning_ratio=RATIO,
-            ignored_layers=whole,
-            num_heads=heads,
-        )
-        clock.append(time.process_time())
-        pruner.step()
-        clock.append(time.process_time())
+        with garbage.full_collections() as collections:
+            clock = [time.process_time()]
+            pruner = tp.pruner.BasePruner(
+                network,
+                images,
+                importance=tp.importance.MagnitudeImportance(p=2),
+                global_pruning=True,
+                pruning_ratio=RATIO,
+                ignored_layers=whole,
+                num_heads=heads,
+            )
+            clock.append(time.process_time())
+            pruner.step()
+            clock.append(time.process_time())
         found["init"].append(clock[1] - clock[0])
         found["step"].append(clock[2] - clock[1])
+        found["collection"].append(sum(collections))
         after = sum(p.numel() for p in network.parameters())
         found |= {"count": count, "params": [before, after]}
     found["versions"] = {"torch": torch.__version__, "torch_pruning": tp.__version__}

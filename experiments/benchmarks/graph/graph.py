@@ -31,6 +31,7 @@ PARTS = {
     "slices": "the smaller arrays",
     "whole": "whole",
 }
+COLLECTION = "of which full collections of garbage"
 PEER_PARTS = {
     "build": "Torch-Pruning: graph",
     "groups": "Torch-Pruning: all groups",
@@ -170,12 +171,14 @@ def table(figures: dict[str, Any], settings: Settings) -> Table:
 
     rows = [row(label, ours, part) for part, label in PARTS.items()]
     rows.append(row("whole, first in a process", ours, "first whole"))
+    rows.append(row(COLLECTION, ours, "first collection"))
     caption = "Torch-Pruning was not installed."
     if theirs:
         rows += [row(label, theirs, part) for part, label in PEER_PARTS.items()]
         rows.append(
             row("Torch-Pruning: whole, first in a process", theirs, "first whole")
         )
+        rows.append(row(f"Torch-Pruning: {COLLECTION}", theirs, "first collection"))
         fused = plus_minus(theirs[OTHER_PEER]["whole"])
         versions = facts[f"Torch-Pruning, {OTHER_PEER}"]["versions"]
         counts = [facts[f"Torch-Pruning, {n}"]["count"] for n in settings.networks]
