@@ -1,0 +1,185 @@
+"""Predicates: which leaves are pruned, and trees that show only these."""
+
+import re
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jprune._core import base
+from jprune.tree._paths import leaf_path, leaf_paths, listing, map_with_path
+
+# Arrays with one of these names in their path are not kernels, even with two axes or
+# more: lookup tables, and the biases and norms of attention and convolution layers.
+_NOT_A_KERNEL = re.compile(
+    r".*(embed|norm|bias).*|(.*_)?(emb|posemb|cls|tokens?)|scale|offset|wte|wpe|b"
+)
+
+
+def is_float(path: str, leaf: Any, /) -> bool:
+    """Selects floating-point leaves, the only ones that can be pruned."""
+    del path
+    return jnp.issubdtype(_dtype(leaf), jnp.floating)
+
+
+def is_kernel(path: str, leaf: Any, /) -> bool:
+    """Selects kernels: the weights of matrix products and convolutions.
+
+    The default choice of leaves to prune. A kernel is floating point, has two axes or
+    more and at least one entry, and is called `kernel` (Flax), or has a path without
+    the names of biases, norms, embeddings and tokens.
+
+    Args:
+      path: `/`-joined path of the leaf.
+      leaf: array or `jax.ShapeDtypeStruct`.
+
+    Returns:
+      True for a kernel.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> is_kernel("dense/kernel", jnp.ones((3, 2)))
+      True
+      >>> is_kernel("embed/weight", jnp.ones((3, 2)))
+      False
+    """
+    *parents, name = path.lower().split("/")
+    named = name == "kernel" or not any(
+        _NOT_A_KERNEL.fullmatch(part) for part in [*parents, name]
+    )
+    return named and is_float(path, leaf) and np.ndim(leaf) >= 2 and np.size(leaf) > 0
+
+
+class Matching(NamedTuple):
+    """A predicate on paths, as `matching` and `excluding` return it.
+
+    Attributes:
+      patterns: regular expressions that match whole paths. Each of them has to match
+        a leaf of the tree that the predicate is applied to.
+      inside: True to select the leaves that match, False to exclude them.
+      among: further predicate that selected leaves have to satisfy.
+    """
+
+    patterns: tuple[str, ...]
+    inside: bool
+    among: base.Predicate
+
+    def __call__(self, path: str, leaf: Any, /) -> bool:
+        """Returns True if the leaf is selected."""
+        hit = any(re.fullmatch(pattern, path) for pattern in self.patterns)
+        return hit == self.inside and self.among(path, leaf)
+
+
+def matching(*patterns: str, among: base.Predicate = is_float) -> Matching:
+    """Selects the leaves whose path matches one of the patterns.
+
+    Args:
+      *patterns: regular expressions that have to match whole `/`-joined paths.
+      among: predicate that selected leaves have to satisfy as well.
+
+    Returns:
+      A predicate. A pattern that matches no leaf raises where the predicate is used.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> matching("block.*/kernel")("block_3/kernel", jnp.ones((2, 2)))
+      True
+    """
+    return Matching(patterns, True, among)
+
+
+def excluding(*patterns: str, among: base.Predicate = is_kernel) -> Matching:
+    """Selects the kernels whose path matches none of the patterns.
+
+    Args:
+      *patterns: regular expressions that have to match whole `/`-joined paths.
+      among: predicate that selects the leaves from which matches are excluded.
+
+    Returns:
+      A predicate. A pattern that matches no leaf raises where the predicate is used.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> excluding("stem/.*")("stem/kernel", jnp.ones((2, 2)))
+      False
+    """
+    return Matching(patterns, False, among)
+
+
+def flags(where: base.Predicate, tree: Any) -> Any:
+    """Evaluates a predicate on each leaf.
+
+    Args:
+      where: predicate `(path, leaf) -> bool`.
+      tree: pytree of arrays or `jax.ShapeDtypeStruct`s.
+
+    Returns:
+      A tree of Python bools, with the structure of `tree`.
+
+    Raises:
+      PruningError: if the predicate selects no leaf, or one of its patterns matches
+        no leaf.
+    """
+    paths = leaf_paths(tree)
+    for pattern in getattr(where, "patterns", ()):
+        if not any(re.fullmatch(pattern, path) for path in paths):
+            raise base.PruningError(
+                f"The pattern {pattern!r} matches no leaf. Leaves: {listing(paths)}"
+            )
+    chosen = map_with_path(lambda path, leaf: bool(where(path, leaf)), tree)
+    if not any(jax.tree.leaves(chosen)):
+        raise base.PruningError(
+            f"The predicate {getattr(where, '__name__', where)!r} selects nothing. "
+            f"Leaves: {listing(_described(tree))}"
+        )
+    return chosen
+
+
+def only(chosen: Any, tree: Any) -> Any:
+    """Replaces the leaves that are not chosen by `optax.MaskedNode`.
+
+    The structure of the tree stays, and `jax.tree.map` skips the hidden leaves.
+
+    Args:
+      chosen: tree of Python bools, as from `flags`.
+      tree: tree of the same structure, or None, which stays None.
+
+    Returns:
+      The tree with `optax.MaskedNode()` where `chosen` is False.
+
+    Example:
+      >>> only({"a": True, "b": False}, {"a": 1.0, "b": 2.0})
+      {'a': 1.0, 'b': MaskedNode()}
+    """
+    if tree is None:
+        return None
+    return jax.tree.map(lambda c, x: x if c else optax.MaskedNode(), chosen, tree)
+
+
+def merged(visible: Any, tree: Any) -> Any:
+    """Fills the hidden leaves of a tree with those of another.
+
+    Args:
+      visible: tree with `optax.MaskedNode` for some leaves, as from `only`.
+      tree: tree with all leaves.
+
+    Returns:
+      The leaves of `visible`, and those of `tree` where `visible` has none.
+    """
+    hidden = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
+    return jax.tree.map(
+        lambda x, w: w if hidden(x) else x, visible, tree, is_leaf=hidden
+    )
+
+
+def _dtype(leaf: Any) -> Any:
+    return leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+
+
+def _described(tree: Any) -> list[str]:
+    return [
+        f"{leaf_path(keys)} {_dtype(leaf)}{list(np.shape(leaf))}"
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
