@@ -55,7 +55,7 @@ class Settings(NamedTuple):
       depths: its numbers of layers.
     """
 
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     steps: int = 5
     networks: tuple[str, ...] = ("ResNet-50", "ResNet-50, no module", "ViT-B")
     side: int = 64
