@@ -396,5 +396,6 @@ plt.show()
 # - Your own method: a pruner is an `optax.chain` of links, from scores to masks, for
 #   example `optax.chain(jp.score_by_magnitude(), jp.keep_top(0.95))`. Replace a link.
 # - The same comparison from the command line: `python -m experiments quickstart` in a
-#   clone of [the repository](https://github.com/jprune/jprune), whose README has
-#   examples for Flax Linen, Flax NNX, Equinox and plain dicts.
+#   clone of [the repository](https://github.com/jprune/jprune).
+# - Loops for Flax Linen, Flax NNX, Equinox and plain dicts: the
+#   [documentation](https://jprune.readthedocs.io/en/latest/getting_started.html).

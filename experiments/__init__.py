@@ -1,4 +1,4 @@
-"""Studies and benchmarks: the evidence for the claims of the README.
+"""Studies and benchmarks: the evidence for the claims of the documentation.
 
 Run `python -m experiments --help`. Nothing in `jprune` imports this package.
 
@@ -9,7 +9,7 @@ Run `python -m experiments --help`. Nothing in `jprune` imports this package.
     studies       one module per study, in a folder per family of methods
     benchmarks    one module per benchmark, likewise
     results       the JSON and the plots that the studies and benchmarks write
-    tables        makes the README's tables from the results
+    tables        makes the documentation's tables from the results
 """
 
 

@@ -14,12 +14,12 @@ from experiments.benchmarks import BENCHMARKS
 from experiments.harness.catalogue import RESULTS_DIR, Entry, Options
 from experiments.studies import STUDIES
 
-DESCRIPTION = """Studies and benchmarks of jprune: the evidence for its README.
+DESCRIPTION = """Studies and benchmarks of jprune: the evidence for its claims.
 
 `list` shows all of them; each has its own command. A run writes its figures to
-experiments/results/NAME.json, and `tables` makes the README's tables from these."""
+experiments/results/NAME.json, and `tables` makes the tables of the documentation."""
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
 
 
 def study_command(entry: Entry) -> Callable[..., None]:
@@ -85,20 +85,28 @@ def list_entries(results_dir: Path = RESULTS_DIR) -> None:
 
 
 def tables(
-    readme: Path = README, results_dir: Path = RESULTS_DIR, check: bool = False
+    pages: tuple[Path, ...] = (), results_dir: Path = RESULTS_DIR, check: bool = False
 ) -> None:
-    """Regenerate the README's tables from the results and the recipes' docstrings.
+    """Regenerate the documentation's tables from the results and docstrings.
 
     Args:
-      readme: file with the marks `<!-- table:NAME -->` ... `<!-- /table -->`.
+      pages: files with the marks `<!-- table:NAME -->` ... `<!-- /table -->`;
+        default: README.md and the pages in docs/.
       results_dir: directory of the results.
       check: change nothing, and exit with 1 if a table is out of date.
     """
     module = importlib.import_module("experiments.tables")
-    stale = module.update(readme, results_dir, check=check)
+    stale = {}
+    for page in pages or module.pages(ROOT):
+        found = module.update(page, results_dir, check=check)
+        if found:
+            stale[page] = ", ".join(found)
+    for page, names in stale.items():
+        print(f"{page}: {'out of date:' if check else 'updated'} {names}")
     if stale and check:
-        sys.exit(f"{readme}: out of date: {', '.join(stale)}")
-    print(f"{readme}: {'updated ' + ', '.join(stale) if stale else 'up to date'}")
+        sys.exit(f"out of date: {'; '.join(stale.values())}")
+    if not stale:
+        print("up to date")
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -1,11 +1,11 @@
-"""Generates the README's tables from the results and the recipes' docstrings.
+"""Generates the documentation's tables from the results and the recipes' docstrings.
 
 A table is delimited by two marks, and only the text between them is replaced:
 
     <!-- table:NAME -->  ...  <!-- /table -->
 
-NAME is `methods`, `claims`, the name of a study (its main table), or `STUDY-KEY` for
-another table of a study, such as `quickstart-curve`.
+NAME is `methods`, `claims`, the name of a study (its main table), `STUDY-KEY` for
+another table of a study, such as `quickstart-curve`, or `claims-STUDY`.
 """
 
 import inspect
@@ -24,11 +24,17 @@ _PAPER = re.compile(
 )
 
 
-def update(readme: Path, results_dir: Path, *, check: bool = False) -> list[str]:
-    """Replaces the tables of a README that are out of date.
+def pages(root: Path) -> list[Path]:
+    """Returns the pages below a directory that have tables, in order."""
+    found = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+    return [p for p in found if p.exists() and _MARK.search(p.read_text("utf-8"))]
+
+
+def update(page: Path, results_dir: Path, *, check: bool = False) -> list[str]:
+    """Replaces the tables of a page that are out of date.
 
     Args:
-      readme: path of the README.
+      page: path of the page, a Markdown file.
       results_dir: directory of the records.
       check: whether to leave the file unchanged.
 
@@ -36,13 +42,13 @@ def update(readme: Path, results_dir: Path, *, check: bool = False) -> list[str]
       The names of the tables that were out of date.
 
     Raises:
-      ExperimentError: the README or a record is missing or broken, or there is no
-        table of that name. The README is unchanged in that case.
+      ExperimentError: the page or a record is missing or broken, or there is no
+        table of that name. The page is unchanged in that case.
     """
     try:
-        old = readme.read_text(encoding="utf-8")
+        old = page.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ExperimentError(f"cannot read {readme}: {error}") from error
+        raise ExperimentError(f"cannot read {page}: {error}") from error
     stale = []
 
     def replacement(name: str, content: str) -> str:
@@ -51,9 +57,9 @@ def update(readme: Path, results_dir: Path, *, check: bool = False) -> list[str]
             stale.append(name)
         return new
 
-    new = replaced(old, replacement, readme)
+    new = replaced(old, replacement, page)
     if stale and not check:
-        with results.replacing(readme) as temporary:
+        with results.replacing(page) as temporary:
             temporary.write_text(new, encoding="utf-8")
     return stale
 
@@ -87,6 +93,9 @@ def table_named(name: str, results_dir: Path) -> str:
     records = results.read_all(results_dir)
     if name == "claims":
         return claims_table(records)
+    for record in records:
+        if name == f"claims-{record['name']}":
+            return claims_table([record])
     known = {
         record["name"] if key == "main" else f"{record['name']}-{key}": (record, table)
         for record in records

@@ -22,7 +22,7 @@ class Options(NamedTuple):
       data_dir: directory of the data sets other than digits; default:
         $JPRUNE_DATA_DIR.
       results_dir: directory for the JSON and the plot. Use another one for small
-        runs: the default holds the figures that the README quotes.
+        runs: the default holds the figures that the documentation quotes.
       seeds: random seeds, one network each; default: those of the study.
       steps: training steps of each network; default: those of the study.
       tasks: tasks to run, for a study with several; default: all.
@@ -86,7 +86,7 @@ class Claim(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table for the terminal and the README."""
+    """A table for the terminal and the documentation."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]

@@ -12,8 +12,6 @@ import subprocess
 import pytest
 
 import jprune as jp
-from experiments import tables
-from experiments.harness.catalogue import RESULTS_DIR
 
 pytestmark = pytest.mark.others_code
 ROOT = pathlib.Path(__file__).parents[2]
@@ -35,31 +33,6 @@ def test_docstring_examples(name):
     assert runner.failures == 0
 
 
-def test_readme_examples_run(tmp_path):
-    """All Python blocks of the README, in order, in one namespace."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert len(blocks) >= 10
-    names: dict = {}
-    for block in blocks:
-        block = block.replace("/tmp/jprune-readme", str(tmp_path))
-        exec(compile(block, "README.md", "exec"), names)
-    # The loops did what the text says.
-    for opt_state in (names["train_state"].opt_state, names["eqx_state"]):
-        masks = jp.masks_of(opt_state)
-        assert any(m.ndim for m in _leaves(masks))
-    assert abs(float((names["model"].hidden.kernel[...] == 0).mean()) - 0.9) < 0.01
-    assert names["report"]["sparsity"] == pytest.approx(0.95, abs=0.01)
-    assert names["curve"].shape == (4,)
-
-
-def test_readme_tables_are_those_of_the_recipes_and_results():
-    """And the methods are those of `tests/cases.py`, by test_contracts."""
-    text = (ROOT / "README.md").read_text()
-    for name in jp.recipes.__all__:
-        assert f"jp.recipes.{name}(" in text.partition("## Methods")[2], name
-    assert tables.update(ROOT / "README.md", RESULTS_DIR, check=True) == []
-
-
 def renames():
     """Old and new names of the library, from the calls of `renamed`."""
     for path in (ROOT / "jprune").rglob("*.py"):
@@ -78,12 +51,6 @@ def test_the_changelog_lists_all_renames():
     assert len(found) >= 14
     missing = [pair for pair in found if "| `{}` | `{}` |".format(*pair) not in text]
     assert not missing
-
-
-def _leaves(tree):
-    import jax
-
-    return jax.tree.leaves(tree)
 
 
 def _public():

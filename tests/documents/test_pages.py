@@ -75,13 +75,14 @@ def test_names_in_maps_exist(page):
 
 
 def prose():
-    """Where a reader meets dotted names: docstrings, README, notebooks."""
+    """Where a reader meets dotted names: docstrings, pages, notebooks."""
     for folder in ("jprune", "experiments"):
         for path in (PROJECT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
                     yield path, str(node.value.value)
-    for path in [PROJECT / "README.md", *(PROJECT / "colab").glob("*.py")]:
+    pages = (p for p in (PROJECT / "docs").rglob("*.md") if "api" not in p.parts)
+    for path in [PROJECT / "README.md", *pages, *(PROJECT / "colab").glob("*.py")]:
         yield path, path.read_text()
 
 

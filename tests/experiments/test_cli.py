@@ -77,7 +77,7 @@ def test_tables_are_checked_and_remade(small_run, tmp_path, capsys):
         "<!-- table:quickstart -->\n<!-- /table -->\n"
         "<!-- table:quickstart-curve -->\n<!-- /table -->\n"
     )
-    command = ["tables", "--readme", str(readme), "--results-dir", str(small_run)]
+    command = ["tables", "--pages", str(readme), "--results-dir", str(small_run)]
     with pytest.raises(SystemExit) as stop:
         main([*command, "--check"])
     assert stop.value.code != 0
