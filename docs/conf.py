@@ -7,10 +7,12 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE / "_ext"), str(HERE.parent)]
 
 import api_pages  # noqa: E402
+import pictures  # noqa: E402
 
 import jprune  # noqa: E402
 
 api_pages.write(HERE / "api")
+pictures.write(HERE / "_static" / "made")
 
 project = "jprune"
 author = "The jprune authors"
