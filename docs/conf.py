@@ -15,7 +15,7 @@ api_pages.write(HERE / "api")
 pictures.write(HERE / "_static" / "made")
 
 project = "jprune"
-author = "The jprune authors"
+author = copyright = "The jprune authors"
 release = version = jprune.__version__
 
 extensions = ["myst_parser", "sphinx_copybutton"]
