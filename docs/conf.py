@@ -15,7 +15,8 @@ api_pages.write(HERE / "api")
 pictures.write(HERE / "_static" / "made")
 
 project = "jprune"
-author = copyright = "The jprune authors"
+author = "The jprune authors"
+project_copyright = author
 release = version = jprune.__version__
 
 extensions = ["myst_parser", "sphinx_copybutton"]
