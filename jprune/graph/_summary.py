@@ -258,7 +258,7 @@ def draw_widths(graph: Graph, sizes: Sizes, path_or_axes: Any) -> Any:
         from matplotlib.patches import Patch
     except ImportError as error:
         raise ImportError(
-            "draw_widths needs matplotlib: pip install 'jprune[experiments]'."
+            "draw_widths needs matplotlib: pip install 'jprune[plot]'."
         ) from error
     check_known(graph.groups, sizes)
     if not graph.groups:

@@ -10,6 +10,7 @@ import pytest
 
 from experiments.__main__ import main
 from experiments.harness import results
+from experiments.harness.catalogue import OUTPUT_DIR, RESULTS_DIR
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.others_code
@@ -17,11 +18,22 @@ pytestmark = pytest.mark.others_code
 
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory):
-    """The results of `quickstart` with four steps and two seeds."""
-    folder = tmp_path_factory.mktemp("results")
-    options = ["--results-dir", str(folder), "--seeds", "0", "1", "--steps", "4"]
-    main(["quickstart", *options])
-    return folder
+    """The results of `quickstart` with four steps and two seeds, in a new folder."""
+    folder = tmp_path_factory.mktemp("cwd")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        main(["quickstart", "--seeds", "0", "1", "--steps", "4"])
+    return folder / "jprune-results"
+
+
+def test_a_run_leaves_the_tracked_results_as_they_are(small_run):
+    assert [path.name for path in small_run.parent.iterdir()] == ["jprune-results"]
+    written = (small_run / "quickstart.json").stat().st_mtime
+    assert all(path.stat().st_mtime < written for path in RESULTS_DIR.iterdir())
+
+
+def test_git_ignores_what_a_run_leaves():
+    assert f"{OUTPUT_DIR}/" in (ROOT / ".gitignore").read_text().splitlines()
 
 
 def test_quickstart_leaves_its_figures(small_run):
@@ -124,7 +136,7 @@ def test_a_benchmark_leaves_its_ratio(tmp_path):
         (["spatten_accuracy", "--steps", "9"], "--steps cannot replace"),
         (["quickstart", "--seeds", "-1"], "[0, 2**31)"),
         (["quickstart", "--results-dir", "file/below"], "cannot write results to"),
-        (["tables", "--readme", "none.md"], "cannot read none.md"),
+        (["tables", "--pages", "none.md"], "cannot read none.md"),
         (["list", "--results-dir", "broken"], "quickstart.json is broken"),
     ],
 )
