@@ -8,7 +8,8 @@
                      (`jprune[plot]`)
 
 Start with `print_summary`. Bytes are those of storage: of a pruned leaf, the kept
-values and its mask as bits. `jprune.graph.summary` has what products cost.
+values and its mask as bits. `jprune.graph.summary` has what products cost, and
+`jprune.hardware.summary` how long they take on a machine.
 """
 
 from jprune.report._draw import draw_sparsity as draw_sparsity
