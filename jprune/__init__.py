@@ -23,7 +23,7 @@ What is inside, in the order to read it:
     tree           paths of leaves, predicates and rules
     masks          masks: apply, combine, measure
     gates          differentiable masks
-    report         summaries of masks and params
+    report         summaries of masks and params, metrics for loggers, pictures
     distill        distillation losses
 
 What most programs need is here as `jp.*`: links, `sparsify`, `prune`, `apply`,
@@ -92,6 +92,7 @@ from jprune.links import score_by_weight as score_by_weight
 from jprune.links import select as select
 from jprune.masks import apply as apply
 from jprune.masks import sparsity as sparsity
+from jprune.report import metrics as metrics
 from jprune.report import print_summary as print_summary
 from jprune.report import summary as summary
 from jprune.training import RewindState as RewindState

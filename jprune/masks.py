@@ -214,15 +214,14 @@ def sparsity_per_leaf(params: base.Params, masks: base.Masks) -> Any:
     Raises:
       PruningError: if the masks do not fit the params.
     """
-    return jax.tree.map(
-        lambda w, k: (
-            1 - k.astype(jnp.float32) / max(1, math.prod(np.shape(w)))
-            if math.prod(np.shape(w))
-            else jnp.zeros((), jnp.float32)
-        ),
-        params,
-        kept(params, masks),
-    )
+
+    # The integer difference is exact, so that a leaf without a zero has 0: in float32,
+    # 1 - k / n may come out below it.
+    def leaf(w: Any, k: jax.Array) -> jax.Array:
+        size = math.prod(np.shape(w))
+        return (size - k).astype(jnp.float32) / np.float32(max(1, size))
+
+    return jax.tree.map(leaf, params, kept(params, masks))
 
 
 def sparsity(params: base.Params, masks: base.Masks) -> jax.Array:

@@ -31,6 +31,7 @@ Names on this page:
     ramp, ltp_ramp                           counts that fall from layer to layer
     from_ratios, Counts                      counts from ratios; their type
     multiply_adds, LayerCost                 the cost of a schedule
+    draw_tokens                              a picture of its tokens
     HeadWeights, project, combine            projections by heads
     take_heads, keep_heads, mask_heads       heads: removed, chosen, masked
     keep_values, count_values, weigh_values  skips values of small probability
@@ -61,6 +62,7 @@ from jprune.attention._choose import sort_keys as sort_keys
 from jprune.attention._choose import take as take
 from jprune.attention._choose import top_indices as top_indices
 from jprune.attention._choose import top_mask as top_mask
+from jprune.attention._draw import draw_tokens as draw_tokens
 from jprune.attention._heads import HeadWeights as HeadWeights
 from jprune.attention._heads import combine as combine
 from jprune.attention._heads import keep_heads as keep_heads

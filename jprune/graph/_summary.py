@@ -9,7 +9,8 @@ import numpy as np
 
 from jprune import masks as masks_lib
 from jprune import tree
-from jprune._core import base
+from jprune._core import base, canvas
+from jprune._core.quantities import rounded
 from jprune.graph import _cost
 from jprune.graph._cost import Operation, Sizes
 from jprune.graph._engine import dims as dims_lib
@@ -218,16 +219,8 @@ def print_summary(
 
 def _both(row: Mapping[str, Any], key: str = "parameters") -> str:
     before, after = row["before"][key], row["after"][key]
-    short = _rounded(before)
-    return short if before == after else f"{short} → {_rounded(after)}"
-
-
-def _rounded(x: int | float) -> str:
-    """Formats large numbers with three digits, so that the table fits a terminal."""
-    for unit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if x >= max(unit, 1e4) * 0.9995:
-            return f"{x / unit:#.3g}".rstrip(".") + name
-    return f"{x:,.5g}"
+    short = rounded(before)
+    return short if before == after else f"{short} → {rounded(after)}"
 
 
 def _short(where: str) -> str:
@@ -253,33 +246,23 @@ def draw_widths(graph: Graph, sizes: Sizes, path_or_axes: Any) -> Any:
       ImportError: if matplotlib is not installed.
       PruningError: if there is no such group, or no group at all.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Patch
-    except ImportError as error:
-        raise ImportError(
-            "draw_widths needs matplotlib: pip install 'jprune[plot]'."
-        ) from error
     check_known(graph.groups, sizes)
     if not graph.groups:
         raise base.PruningError("There is no group to draw.")
-    figure, axes = None, path_or_axes
-    if not hasattr(path_or_axes, "barh"):
-        height = 1.1 + 0.22 * len(graph.groups)
-        figure = Figure(figsize=(8, height), dpi=150, layout="constrained")
-        axes = figure.subplots()
-    _draw_bars(axes, list(graph.groups.values()), sizes)
-    kinds = dict.fromkeys(g.kind for g in graph.groups.values())
-    axes.legend(
-        handles=[Patch(color=COLOURS[kind], label=kind) for kind in kinds],
-        ncols=len(kinds),
-        loc="lower left",
-        bbox_to_anchor=(0, 1),  # above the axes, where no bar is
-        frameon=False,
-        fontsize=8,
-    )
-    if figure is not None:
-        figure.savefig(path_or_axes, format="png")
+    size = (8, 1.1 + 0.22 * len(graph.groups))
+    with canvas.axes_of(path_or_axes, size, "draw_widths") as axes:
+        from matplotlib.patches import Patch
+
+        _draw_bars(axes, list(graph.groups.values()), sizes)
+        kinds = dict.fromkeys(g.kind for g in graph.groups.values())
+        axes.legend(
+            handles=[Patch(color=COLOURS[kind], label=kind) for kind in kinds],
+            ncols=len(kinds),
+            loc="lower left",
+            bbox_to_anchor=(0, 1),  # above the axes, where no bar is
+            frameon=False,
+            fontsize=8,
+        )
     return axes
 
 

@@ -18,7 +18,10 @@ reading order:
     machines                 presets: tpu_v5e, tpu_v1, a100, h100, h200, eyeriss, ...
     accelerators             peaks, ridge points, areas, technology scaling
     cost, Cost, Energy       the cost model and its result
+    cost_per_operation       the terms of that sum
     RESOURCES                what can limit an operation
+    summary, print_summary   a table of operations: times, energies, bytes, limits
+    draw_roofline            a picture of operations under the limits of a machine
 
     as_graph_cost            the cost of group sizes on a machine, for `jprune.graph`
     worth, saving, fit       pruning to a budget of time, energy or bytes
@@ -50,6 +53,10 @@ from jprune.hardware._cost import RESOURCES as RESOURCES
 from jprune.hardware._cost import Cost as Cost
 from jprune.hardware._cost import Energy as Energy
 from jprune.hardware._cost import cost as cost
+from jprune.hardware._cost import cost_per_operation as cost_per_operation
+from jprune.hardware._roofline import draw_roofline as draw_roofline
+from jprune.hardware._summary import print_summary as print_summary
+from jprune.hardware._summary import summary as summary
 from jprune.hardware._tracing import Metric as Metric
 from jprune.hardware._tracing import as_graph_cost as as_graph_cost
 from jprune.hardware._tracing import from_graph as from_graph

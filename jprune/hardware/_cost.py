@@ -8,19 +8,23 @@ smooth cost runs the same code with smooth rounding, maxima and choices.
 
     cost(workload, machine)                      hard: whole tiles
     cost(workload, machine, temperature=0.05)    smooth, for gradients
+    cost_per_operation(workload, machine)        the terms of the sum
 
 Both can be vmapped over and differentiated by machines and workloads.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jprune._core import base
 from jprune.hardware import _arithmetic, _traffic, _zeros, accelerators, systolic, topk
 from jprune.hardware._accelerator import Accelerator
 from jprune.hardware._arithmetic import Arithmetic
-from jprune.hardware._workload import Workload
+from jprune.hardware._workload import Names, Workload
 from jprune.hardware.systolic import Tiles
 
 RESOURCES = "multipliers", "vector", "softmax", "top-k", "sram", "dram", "launch"
@@ -109,6 +113,10 @@ def cost(workload: Workload, machine: Accelerator, *, temperature: Any = None) -
     Returns:
       A `Cost` of scalars, except for `bound`.
 
+    Raises:
+      PruningError: if the arguments are not a workload and an accelerator, in this
+        order.
+
     Example:
       >>> from jprune.hardware import machines, workload
       >>> gemm = workload.product(512, 768, 768, input_bits=16, weight_bits=16)
@@ -116,27 +124,91 @@ def cost(workload: Workload, machine: Accelerator, *, temperature: Any = None) -
       >>> RESOURCES[int(found.bound[0])], round(1e6 * float(found.seconds), 1)
       ('dram', 69.4)
     """
-    return _cost(workload, machine, temperature)
+    check_order(workload, machine)
+    return _cost(workload._replace(names=Names()), machine, temperature, jnp.sum)
+
+
+def cost_per_operation(
+    workload: Workload, machine: Accelerator, *, temperature: Any = None
+) -> Cost:
+    """Returns the cost of each operation, with its repeats; `cost` is their sum.
+
+    An operation that a pipelined machine joins with the one before it has the cycles
+    that it adds to those of the other.
+
+    Args:
+      workload: the operations.
+      machine: the accelerator.
+      temperature: as in `cost`.
+
+    Returns:
+      A `Cost` of `(operations,)` arrays, except for `area`, which is the machine's.
+
+    Raises:
+      PruningError: if the arguments are not a workload and an accelerator.
+
+    Example:
+      >>> from jprune.hardware import machines, networks
+      >>> found = cost_per_operation(networks.vit_base(), machines.tpu_v5e())
+      >>> [RESOURCES[i] for i in found.bound[:4].tolist()]
+      ['dram', 'dram', 'multipliers', 'multipliers']
+    """
+    check_order(workload, machine)
+    plain = workload._replace(names=Names())
+    return _cost(plain, machine, temperature, _each)
+
+
+def check_order(workload: Any, machine: Any) -> None:
+    """Raises unless a workload comes first and an accelerator second.
+
+    Args:
+      workload: what was given first.
+      machine: what was given second.
+
+    Raises:
+      PruningError: says what was given, and the right order.
+    """
+    if isinstance(workload, Workload) and isinstance(machine, Accelerator):
+        return
+    given = [type(x).__name__ for x in (workload, machine)]
+    hint = ""
+    if isinstance(workload, Accelerator) and isinstance(machine, Workload):
+        hint = " Swap the two."
+    elif callable(workload) or callable(machine):
+        hint = " Call functions such as `networks.bert_base` or `machines.a100` first."
+    raise base.PruningError(
+        "A cost is that of a Workload on an Accelerator, in this order: "
+        f"hw.cost(workload, machine). Got {given[0]}, then {given[1]}.{hint}"
+    )
 
 
 # Jitted: otherwise hundreds of small operations would be compiled one by one.
-@jax.jit
-def _cost(workload: Workload, machine: Accelerator, temperature: Any) -> Cost:
+@functools.partial(jax.jit, static_argnums=3)
+def _cost(
+    workload: Workload,
+    machine: Accelerator,
+    temperature: Any,
+    total: Callable[[Any], Any],
+) -> Cost:
     r = _arithmetic.hard() if temperature is None else _arithmetic.smooth(temperature)
     use = jax.vmap(lambda o: operation(o, machine, r))(workload)
-    cycles = _in_turn(use, workload, machine, r)
-    seconds = jnp.sum(cycles * workload.repeats) / machine.clock * 1e-9
-    parts = [jnp.sum(e * workload.repeats) * 1e-12 for e in use.energy[:-1]]
+    cycles = total(_in_turn(use, workload, machine, r) * workload.repeats)
+    seconds = cycles / machine.clock * 1e-9
+    parts = [total(e * workload.repeats) * 1e-12 for e in use.energy[:-1]]
     parts = Energy(*parts, leakage=machine.leakage * seconds)
     return Cost(
-        cycles=jnp.sum(cycles * workload.repeats),
+        cycles=cycles,
         seconds=seconds,
         energy=sum(parts),
-        dram_bytes=jnp.sum(use.dram_bytes * workload.repeats),
+        dram_bytes=total(use.dram_bytes * workload.repeats),
         area=accelerators.area(machine),
         bound=use.bound,
         parts=parts,
     )
+
+
+def _each(x: Any) -> Any:
+    return x
 
 
 def operation(o: Workload, machine: Accelerator, r: Arithmetic) -> Use:

@@ -18,7 +18,7 @@ from jprune._core import base
 from jprune.graph import Graph
 from jprune.hardware._accelerator import Accelerator
 from jprune.hardware._cost import Cost, cost
-from jprune.hardware._workload import Workload
+from jprune.hardware._workload import Names, Workload, arrays
 from jprune.hardware.workload import product
 
 Metric = Callable[[Cost], Any]
@@ -53,7 +53,8 @@ def from_graph(
 
     Returns:
       A `Workload` with one operation for each product, in the program's order. Its
-      shape does not depend on the sizes.
+      shape does not depend on the sizes. Operations are named by the leaves that they
+      multiply by; products of activations by their line of the program.
 
     Raises:
       PruningError: if the function has no product, a group does not exist, or no
@@ -68,6 +69,8 @@ def from_graph(
       >>> half = from_graph(graph, {"in[1]": 4})
       >>> [x.tolist() for x in (half.m, half.n, half.k)]
       [[5.0, 5.0], [4.0, 2.0], [3.0, 4.0]]
+      >>> half.names
+      ('in', 'out')
     """
     found = graph_lib.operations(graph)
     if not found:
@@ -98,12 +101,22 @@ def from_graph(
         **fields,
     }
     count = len(rows)
-    like = product(1, 1, 1)._asdict() | plain
+    like = arrays(product(1, 1, 1)) | plain
     full = {
         k: jnp.broadcast_to(jnp.asarray(v, jnp.float32), (count, *np.shape(v)[1:]))
         for k, v in like.items()
     }
-    return Workload(**full | measured | {"density": jnp.stack(kept)})
+    full |= measured | {"density": jnp.stack(kept)}
+    return Workload(**full, names=Names(map(_name, found)))
+
+
+def _name(o: graph_lib.Operation) -> str:
+    """The leaves that a product multiplies by, or the line of one of activations."""
+    if o.leaves:
+        return " ".join(o.leaves)
+    path, _, function = o.where.partition(" ")
+    file, *numbers = path.rsplit("/", 1)[-1].split(":")
+    return " ".join([":".join([file, *numbers[:1]]), function]).strip()
 
 
 def _operation(

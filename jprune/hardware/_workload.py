@@ -3,7 +3,7 @@
 Operations lie along the leading axis. Each is a product of matrices, A (m, k) times
 W (k, n), `batch` times, with the work that accompanies it: element-wise operations,
 exponentials, selections, gathers. A convolution is the product of its patches with its
-kernel.
+kernel. Operations may have names, for tables and pictures; the cost does not read them.
 
 `jprune.hardware.networks` has well-known networks; `jprune.hardware.from_graph` makes a
 workload from any JAX function.
@@ -15,6 +15,18 @@ import jax
 import numpy as np
 
 from jprune._core import base
+
+
+@jax.tree_util.register_static
+class Names(tuple[str, ...]):
+    """Names of operations: a tuple of strings without leaves in a pytree.
+
+    Names are part of a workload's tree, not of its arrays: `vmap`, `grad` and
+    `jax.tree.map` leave them alone, and trees with different names differ.
+    """
+
+    __slots__ = ()
+
 
 DENSE, UNSTRUCTURED, N_OF_M = 0.0, 1.0, 2.0
 """Sparsity patterns of weights: none that a machine can use; unstructured; N:M."""
@@ -57,6 +69,7 @@ class Workload(NamedTuple):
       share: fraction in (0, 1] of the multipliers that such a machine gives the
         operation.
       repeats: number of times that the operation runs, such as once in each layer.
+      names: static, a name for each operation, "" for one without; empty if none has.
     """
 
     batch: Any
@@ -85,6 +98,7 @@ class Workload(NamedTuple):
     joined: Any
     share: Any
     repeats: Any
+    names: Names = Names()
 
 
 DEFAULTS = {
@@ -133,10 +147,12 @@ def check(workload: Workload) -> Workload:
 
     Raises:
       PruningError: if a size is negative, a fraction is above 1, a width is 0, more is
-        selected than there is, or only some of m, n and k are 0; names the field.
+        selected than there is, only some of m, n and k are 0, or the number of names is
+        not that of operations; names the field.
     """
     traced = any(isinstance(x, jax.core.Tracer) for x in workload)
-    for name, value in workload._asdict().items():
+    check_names(workload)
+    for name, value in arrays(workload).items():
         if isinstance(value, jax.core.Tracer):
             continue
         found = np.asarray(value, np.float64)
@@ -169,3 +185,35 @@ def check(workload: Workload) -> Workload:
             f"{workload.select_from}."
         )
     return workload
+
+
+def arrays(workload: Workload) -> dict[str, Any]:
+    """Returns the fields that are arrays, by their names.
+
+    Args:
+      workload: the operations.
+
+    Returns:
+      Field -> array, without `names`.
+    """
+    found = workload._asdict()
+    del found["names"]
+    return found
+
+
+def check_names(workload: Workload) -> None:
+    """Raises if a workload has names, but not one for each operation.
+
+    Args:
+      workload: one or, along leading axes, many.
+
+    Raises:
+      PruningError: with the names and the number of operations.
+    """
+    count = np.shape(workload.m)[-1]
+    if workload.names and len(workload.names) != count:
+        raise base.PruningError(
+            f"A workload of {count} operations has {len(workload.names)} names: "
+            f"{list(workload.names)}. Give it one for each operation, or none: "
+            "hw.workload.rename(workload, names)."
+        )

@@ -5,7 +5,8 @@
     scheduled                                     attention under a schedule
 
 Element-wise work is counted where it accompanies a product: exponentials of a softmax,
-the activation of a hidden layer. Norms and residual sums are not counted. Keyword
+the activation of a hidden layer. Norms and residual sums are not counted. Operations
+have names, such as "mlp_up"; one that is repeated in each layer has one name. Keyword
 arguments `**fields` set fields of `Workload`, such as `input_bits`, for all products.
 """
 
@@ -16,7 +17,7 @@ from typing import Any
 from jprune._core import base
 from jprune._core.deprecation import renamed_arguments
 from jprune.hardware._workload import Workload
-from jprune.hardware.workload import chain, product, repeated
+from jprune.hardware.workload import chain, product, rename, repeated
 
 
 def attention(
@@ -57,6 +58,7 @@ def attention(
     rows = heads * queries
     scores = product(
         *(queries, keys, dim),
+        name="attention_scores",
         batch=heads,
         exponentials=rows * keys,
         share=0.5,
@@ -70,6 +72,7 @@ def attention(
     fields = {k: v for k, v in fields.items() if k not in ("lsb_bits", "refetch")}
     weighted = product(
         *(queries, dim, values),
+        name="attention_values",
         batch=heads,
         joined=1,
         share=0.5,
@@ -111,13 +114,14 @@ def transformer_layer(
     dim = width / heads if dim is None else dim
     rows, inner = batch * tokens, heads * dim
     keys = tokens if context is None else context
+    up: dict[str, Any] = {"name": "mlp_up", "elementwise": rows * hidden, **fields}
     return chain(
         [
-            product(rows, 3 * inner, width, **fields),
+            product(rows, 3 * inner, width, name="qkv_projection", **fields),
             attention(tokens, keys, batch * heads, dim=dim, **fields),
-            product(rows, width, inner, **fields),
-            product(rows, hidden, width, elementwise=rows * hidden, **fields),
-            product(rows, width, hidden, **fields),
+            product(rows, width, inner, name="output_projection", **fields),
+            product(rows, hidden, width, **up),
+            product(rows, width, hidden, name="mlp_down", **fields),
         ]
     )
 
@@ -235,9 +239,11 @@ def vit_base(side: int = 224, batch: float = 1, **fields: Any) -> Workload:
     )
     return chain(
         [
-            product(batch * patches, 768, 3 * 16 * 16, **fields),
+            product(
+                batch * patches, 768, 3 * 16 * 16, name="patch_embedding", **fields
+            ),
             repeated(layer, 12),
-            product(batch, 1000, 768, **fields),
+            product(batch, 1000, 768, name="head", **fields),
         ]
     )
 
@@ -311,30 +317,36 @@ def resnet50(side: int = 224, batch: float = 1, **fields: Any) -> Workload:
       arXiv:1512.03385.
     """
     fields |= {"batch": batch}
-    found = [convolution(side, 3, 64, kernel=7, stride=2, **fields)]
+    found = [convolution(side, 3, 64, kernel=7, stride=2, name="stem", **fields)]
     side, inputs = side // 4, 64
-    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+    for stage, blocks in enumerate((3, 4, 6, 3)):
         for block in range(blocks):
-            stride = 2 if block == 0 and width > 64 else 1
-            found += _bottleneck(side, inputs, width, stride, block == 0, fields)
+            width, stride = 64 * 2**stage, 2 if stage and not block else 1
+            parts = _bottleneck(side, inputs, width, stride, block == 0, fields)
+            found.append(_within(f"stage_{stage}/block_{block}", parts))
             side, inputs = side // stride, 4 * width
     del fields["batch"]
-    return chain([*found, product(batch, 1000, 2048, **fields)])
+    return chain([*found, product(batch, 1000, 2048, name="head", **fields)])
 
 
 def _bottleneck(
     side: int, inputs: int, width: int, stride: int, first: bool, fields: Any
-) -> list[Workload]:
+) -> Workload:
     outputs = 4 * width
+    one: dict[str, Any] = {"kernel": 1, **fields}
     found = [
-        convolution(side, inputs, width, kernel=1, **fields),
-        convolution(side, width, width, stride=stride, **fields),
-        convolution(side // stride, width, outputs, kernel=1, **fields),
+        convolution(side, inputs, width, name="conv_0", **one),
+        convolution(side, width, width, stride=stride, name="conv_1", **fields),
+        convolution(side // stride, width, outputs, name="conv_2", **one),
     ]
     if first:
-        shortcut = convolution(side, inputs, outputs, kernel=1, stride=stride, **fields)
-        found.append(shortcut)
-    return found
+        one |= {"stride": stride, "name": "shortcut"}
+        found.append(convolution(side, inputs, outputs, **one))
+    return chain(found)
+
+
+def _within(prefix: str, parts: Workload) -> Workload:
+    return rename(parts, [f"{prefix}/{name}" for name in parts.names])
 
 
 def scheduled(
@@ -379,7 +391,10 @@ def scheduled(
     rows = zip(queries, tokens, heads, values, following, strict=True)
     return chain(
         [
-            attention(q, t, h, dim=dim, values=v, next_keys=min(t, after), **fields)
-            for q, t, h, v, after in rows
+            _within(
+                f"layer_{i}",
+                attention(q, t, h, dim=dim, values=v, next_keys=min(t, nxt), **fields),
+            )
+            for i, (q, t, h, v, nxt) in enumerate(rows)
         ]
     )

@@ -12,19 +12,20 @@ import jax.numpy as jnp
 
 from jprune._core import base
 from jprune.hardware._accelerator import as_float32
-from jprune.hardware._workload import DEFAULTS, Workload, check
+from jprune.hardware._workload import DEFAULTS, Names, Workload, check, check_names
 from jprune.hardware._workload import DENSE as DENSE
 from jprune.hardware._workload import N_OF_M as N_OF_M
 from jprune.hardware._workload import UNSTRUCTURED as UNSTRUCTURED
 
 
-def product(m: Any, n: Any, k: Any, **fields: Any) -> Workload:
+def product(m: Any, n: Any, k: Any, *, name: str = "", **fields: Any) -> Workload:
     """Returns the workload of one matrix product.
 
     Args:
       m: rows of the inputs, 0 for an operation without multiply-adds.
       n: columns of the weights.
       k: inner size, over which the products are summed.
+      name: what tables and pictures call it.
       **fields: other fields of `Workload`; by default one dense product of 8 bits that
         reads A and W from DRAM and writes its result there.
 
@@ -39,35 +40,63 @@ def product(m: Any, n: Any, k: Any, **fields: Any) -> Workload:
       1207959552.0
     """
     given = {**DEFAULTS, "m": m, "n": n, "k": k, **fields}
-    unknown = sorted(set(given) - set(Workload._fields))
+    unknown = sorted(set(given) - (set(Workload._fields) - {"names"}))
     if unknown:
         raise base.PruningError(
             f"An operation has no fields {unknown}: see `Workload`."
         )
     rows = {k: as_float32(v)[None] for k, v in given.items()}
-    return check(Workload(**rows))
+    return check(Workload(**rows, names=Names((name,) if name else ())))
 
 
 def chain(operations: Sequence[Workload]) -> Workload:
-    """Concatenates workloads.
+    """Concatenates workloads, and their names.
 
     Args:
       operations: workloads of one or more operations each.
 
     Returns:
-      A `Workload`.
+      A `Workload`; operations without a name have "" beside others that have one.
 
     Raises:
-      PruningError: if there is none.
+      PruningError: if there is none, or one has names, but not for each operation.
 
     Example:
-      >>> two = chain([product(64, 64, 64), product(64, 10, 64)])
-      >>> two.n.tolist()
-      [64.0, 10.0]
+      >>> two = chain([product(64, 64, 64, name="hidden"), product(64, 10, 64)])
+      >>> two.n.tolist(), list(two.names)
+      ([64.0, 10.0], ['hidden', ''])
     """
     if not operations:
         raise base.PruningError("A workload needs at least one operation; got none.")
-    return jax.tree.map(lambda *rows: jnp.concatenate(rows), *operations)
+    names: list[str] = []
+    for each in operations:
+        check_names(each)
+        names += each.names or [""] * each.m.shape[0]
+    plain = [each._replace(names=Names()) for each in operations]
+    joined = jax.tree.map(lambda *rows: jnp.concatenate(rows), *plain)
+    return joined._replace(names=Names(names if any(names) else ()))
+
+
+def rename(workload: Workload, names: Sequence[str]) -> Workload:
+    """Returns the workload with other names of its operations.
+
+    Args:
+      workload: the operations.
+      names: one name for each operation, "" for one without; empty for no names.
+
+    Returns:
+      A `Workload` of the same arrays.
+
+    Raises:
+      PruningError: if there are names, but not one for each operation.
+
+    Example:
+      >>> rename(product(64, 64, 64), ["hidden"]).names
+      ('hidden',)
+    """
+    named = workload._replace(names=Names(names))
+    check_names(named)
+    return named
 
 
 def repeated(workload: Workload, times: float) -> Workload:
@@ -105,8 +134,20 @@ def multiply_adds(workload: Workload) -> Any:
     Returns:
       A scalar; a multiply-add is two operations of a throughput.
     """
+    return jnp.sum(multiply_adds_per_operation(workload), axis=-1)
+
+
+def multiply_adds_per_operation(workload: Workload) -> Any:
+    """Returns the multiply-adds of each operation, with its repeats.
+
+    Args:
+      workload: the operations.
+
+    Returns:
+      An array, `(operations,)`; `multiply_adds` is its sum.
+    """
     b, m, n, k = sizes(workload)
-    return jnp.sum(b * m * n * k * (1 + workload.refetch) * workload.repeats, axis=-1)
+    return b * m * n * k * (1 + workload.refetch) * workload.repeats
 
 
 def dense_multiply_adds(workload: Workload) -> Any:

@@ -32,6 +32,7 @@ def test_the_figures_of_each_leaf():
         "kept": 4,
         "sparsity": 0.6,
         "prunable": True,
+        "why_not": None,
         "collapsed": False,
         "bytes_dense": 40,
         "bytes_sparse": 4 * 4 + 2,  # ten bits
@@ -43,6 +44,7 @@ def test_the_figures_of_each_leaf():
         "kept": 8,
         "sparsity": pytest.approx(1 / 3),
         "prunable": True,
+        "why_not": None,
         "collapsed": False,
         "bytes_dense": 24,
         "bytes_sparse": 8 * 2 + 1,  # a bit for each of three columns
@@ -77,17 +79,109 @@ def test_nothing_pruned_and_nothing_there():
     assert jp.summary({}, {})["total"]["size"] == 0
 
 
+def printed(capsys, monkeypatch, params, masks, width):
+    """Lines of the table, without trailing spaces."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    jp.print_summary(params, masks)
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert max(map(len, lines)) <= width
+    return lines
+
+
 def test_the_printed_table(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "120")
-    jp.print_summary(PARAMS, MASKS)
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    text = "\n".join(" ".join(w for w in line if w not in "│┃") for line in lines)
-    assert "a/kernel 2x5 4 of 10 60.00% 40 18" in text
-    assert "a/bias 5 5 of 5 not pruned 20 20" in text
-    assert "b/kernel 4x3 8 of 12 33.33% 24 17" in text
-    assert "c/kernel 3x3 0 of 9 100.00% collapsed 36 2" in text
-    assert "all leaves 17 of 36 61.29% 120 57" in text
+    lines = printed(capsys, monkeypatch, PARAMS, MASKS, 100)
+    text = "\n".join(" ".join(line.split()) for line in lines)
+    # The columns: sparsity, kept, of, bytes sparse, shape, bytes dense.
+    assert "a/kernel 60.00% 4 10 18 2x5 40" in text
+    assert "b/kernel 33.33% 8 12 17 4x3 24" in text
+    assert "c/kernel 100.00% collapsed 0 9 2 3x3 36" in text
+    assert "1 never pruned, 20 B 5 5 20 20" in text
+    assert "a/bias" not in text
+    assert "all leaves 61.29% 17 36 57 120" in text
     assert "only smaller arrays run faster" in text
+
+
+def transformer(layers, biases=True):
+    """Shapes of a transformer with long paths, and masks of its kernels."""
+    names = [f"self_attention/{x}_projection" for x in ("query", "key", "value", "out")]
+    names += ["mlp/up_projection", "mlp/down_projection"]
+    paths = [f"encoder_layers/layer_{i}/{n}" for i in range(layers) for n in names]
+    kernel = jax.ShapeDtypeStruct((1024, 4096), jnp.float32)
+    params = {f"{path}/kernel": kernel for path in paths}
+    masks = {path: jnp.zeros(kernel.shape, bool).at[:512].set(True) for path in params}
+    if biases:
+        bias = jax.ShapeDtypeStruct((4096,), jnp.float32)
+        params |= {f"{path}/bias": bias for path in paths}
+        masks |= {f"{path}/bias": jnp.array(True) for path in paths}
+    return params, masks
+
+
+def test_paths_stay_whole_and_biases_are_one_row(capsys, monkeypatch):
+    params, masks = transformer(17)
+    params, masks = params.copy(), masks.copy()
+    kernels = [path for path in params if path.endswith("kernel")]
+    for path in kernels[72:]:
+        del params[path], masks[path]
+    assert len(params) == 72 + 102
+    assert max(map(len, params)) > 55
+    lines = printed(capsys, monkeypatch, params, masks, 100)
+    first = [line.split()[0] for line in lines if line]
+    assert [word for word in first if word in params] == sorted(kernels[:72])
+    assert sum("never pruned" in line for line in lines) == 1
+    assert "102 never pruned, 1.67 MB" in "\n".join(lines)  # 102 * 4096 * 4 bytes
+    assert not any("bias" in line for line in lines)
+    # Nothing but the head, the rows, the foot and the caption.
+    assert len(lines) <= 72 + 10
+    assert "Too narrow for: bytes dense" in " ".join(lines)
+    wide = printed(capsys, monkeypatch, params, masks, 160)
+    assert "Too narrow" not in " ".join(wide)
+
+
+def test_what_is_left_out_and_why():
+    params = {
+        "block": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)},
+        "ids": jnp.ones((2, 2), int),
+        "none": jnp.ones((0, 3)),
+        "token_embed": {"weight": jnp.ones((9, 4))},
+        "stem": {"kernel": jnp.ones((3, 4))},
+    }
+    where = jp.excluding("stem/.*")
+    _, masks = jp.prune(params, jp.select(jp.recipes.magnitude(0.5), where))
+    found = jp.summary(params, masks)
+    assert {path: row["why_not"] for path, row in found["leaves"].items()} == {
+        "block/bias": "fewer than two axes",
+        "block/kernel": None,
+        "ids": "not floating point",
+        "none": "empty",
+        "stem/kernel": "not selected",
+        "token_embed/weight": "left out by its name",
+    }
+    assert found["left_out"] == ["token_embed/weight"]
+
+
+def test_the_table_names_what_is_left_out_by_its_name(capsys, monkeypatch):
+    params = {f"embed_{i}": jnp.ones((2, 2)) for i in range(9)} | {
+        "w": jnp.ones((2, 2))
+    }
+    masks = {path: jnp.array(True) for path in params} | {"w": jnp.ones((2, 2), bool)}
+    text = " ".join(printed(capsys, monkeypatch, params, masks, 80))
+    assert "names: embed_0, embed_1, embed_2, embed_3, embed_4, embed_5 and 3" in text
+
+
+@pytest.mark.optimized
+def test_no_sparsity_is_negative():
+    """1 - k / n in float32 is below 0 for some n, such as 3, where k = n."""
+    dense = jax.jit(jp.masks.sparsity_per_leaf)
+    for size in (3, 7, 100, 12345):
+        ones = jnp.ones(size, bool)
+        assert str(float(dense(ones, ones))) == "0.0"
+        assert float(dense(ones, ~ones)) == pytest.approx(1)
+    assert str(float(dense(jnp.ones((0,)), jnp.ones((0,), bool)))) == "0.0"
+
+
+def test_inside_jit_a_summary_names_what_works_there():
+    with pytest.raises(jp.PruningError, match=r"inside jit.*jp\.metrics\(opt_state"):
+        jax.jit(lambda m: jp.summary(PARAMS, m)["total"]["kept"])(MASKS)
 
 
 def test_other_masks_are_refused():

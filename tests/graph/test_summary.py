@@ -182,7 +182,7 @@ def test_what_is_missing_is_named(graph, monkeypatch):
     with pytest.raises(ImportError, match=r"jprune\[report\]"):
         jg.print_summary(graph)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"jprune\[experiments\]"):
+    with pytest.raises(ImportError, match=r"jprune\[plot\]"):
         jg.draw_widths(graph, {}, "nowhere.png")
 
 

@@ -194,7 +194,8 @@ def cost(operations, machine):
 
 def rows(workload):
     """Returns a workload as a list of dicts of numbers."""
-    named = {k: np.asarray(v, np.float64) for k, v in workload._asdict().items()}
+    arrays = {k: v for k, v in workload._asdict().items() if k != "names"}
+    named = {k: np.asarray(v, np.float64) for k, v in arrays.items()}
     return [
         {k: v[i] if k == "keep" else float(v[i]) for k, v in named.items()}
         for i in range(len(named["m"]))

@@ -194,10 +194,9 @@ def as_workload(attention: spatten.Attention) -> hw.Workload:
         for x in (a.queries, a.keys, a.values, a.heads, a.refetch)
     )
     like = hw.workload.product(1, 1, 1, share=0.5)
-    like = {
-        k: jnp.broadcast_to(v[0], (keys.size, *v.shape[1:]))
-        for k, v in like._asdict().items()
-    }
+    like = jax.tree.map(
+        lambda v: jnp.broadcast_to(v[0], (keys.size, *v.shape[1:])), like
+    )
     one, zero = jnp.ones_like(keys), jnp.zeros_like(keys)
     rows, dropped = heads * queries, jnp.where(values < keys, one, zero)
     scores = {"m": queries, "n": keys, "k": DIM * one, "batch": heads}
@@ -207,7 +206,7 @@ def as_workload(attention: spatten.Attention) -> hw.Workload:
     weighted |= {"joined": one, "input_dram": zero, "weight_bits": a.value_bits * one}
     weighted |= {"selections": rows * dropped, "select_from": keys}
     weighted |= {"select_keep": values}
-    pair = [hw.Workload(**{**like, **each}) for each in (scores, weighted)]
+    pair = [like._replace(**each) for each in (scores, weighted)]
     return jax.tree.map(
         lambda x, y: jnp.stack([x, y], 1).reshape(-1, *x.shape[1:]), *pair
     )
