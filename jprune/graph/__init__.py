@@ -17,6 +17,7 @@ The parts follow in reading order. Groups:
     explain, Note             what is frozen, and why
     entry_indices             which entry each position of an axis belongs to
     check_known               raises for names that are not groups
+    layout                    input and output axes of kernels, for `layout=` of links
     Options                   how constants that follow sizes change
     Outcome                   what a tracing rule of your own returns
 
@@ -128,6 +129,7 @@ from jprune.graph._regularize import GrowingState as GrowingState
 from jprune.graph._regularize import add_group_decay as add_group_decay
 from jprune.graph._regularize import add_growing_decay as add_growing_decay
 from jprune.graph._regularize import add_l1 as add_l1
+from jprune.graph._roles import layout as layout
 from jprune.graph._scores import by_max as by_max
 from jprune.graph._scores import by_mean as by_mean
 from jprune.graph._scores import first_member as first_member
