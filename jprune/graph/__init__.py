@@ -5,10 +5,14 @@ adds, multiplies or contracts them entry by entry. Its *entry* k, one channel or
 consists of slice k of all these axes, and is kept or removed as a whole. Axes form a
 group only if the function sums over them and nothing freezes their size.
 
+    small = compress(fn, params, x, remove=0.5)             half the multiply-adds
+
     graph = trace(fn, params, x)                            finds the groups
     scores = group_scores(graph, params, each=np.square)    scores their entries
     keep = choose(graph, scores, 0.5, cost=multiply_adds)   halves the multiply-adds
     small_fn, small_params = shrink(graph, params, keep=keep)
+
+`compress` is the composition of such steps, and returns a `Compressed`.
 
 The parts follow in reading order. Groups:
 
@@ -17,12 +21,14 @@ The parts follow in reading order. Groups:
     explain, Note             what is frozen, and why
     entry_indices             which entry each position of an axis belongs to
     check_known               raises for names that are not groups
+    layout                    input and output axes of kernels, for `layout=` of links
     Options                   how constants that follow sizes change
     Outcome                   what a tracing rule of your own returns
 
 Scores of entries:
 
     group_scores              from any scores of weights, such as |w|, w^2 or |w g|
+    group_l2                  squared norms of coupled weights, on one scale
     by_mean, by_max           put groups on one scale, so that they can compete
     first_member              counts the first member of a group alone
     gain_scores               filters' scores times gains (Beta-Rank)
@@ -34,7 +40,7 @@ Which entries are kept:
 
     choose                    the best entries, by a fraction or under a budget
     all_groups, each_group, same_kind, isomorphic     who competes (type `Compete`)
-    is_width, is_inner        which groups may shrink
+    is_width, is_inner, whole_heads           which groups may shrink
     sizes                     the sizes of groups after a choice
 
 Costs, exact polynomials in the sizes of groups (types `Cost`, `Sizes`):
@@ -83,6 +89,10 @@ from jprune.graph._budget import is_width as is_width
 from jprune.graph._budget import isomorphic as isomorphic
 from jprune.graph._budget import same_kind as same_kind
 from jprune.graph._budget import sizes as sizes
+from jprune.graph._compress import Compressed as Compressed
+from jprune.graph._compress import compress as compress
+from jprune.graph._compress import group_l2 as group_l2
+from jprune.graph._compress import whole_heads as whole_heads
 from jprune.graph._cost import Cost as Cost
 from jprune.graph._cost import Operation as Operation
 from jprune.graph._cost import Sizes as Sizes
@@ -128,6 +138,7 @@ from jprune.graph._regularize import GrowingState as GrowingState
 from jprune.graph._regularize import add_group_decay as add_group_decay
 from jprune.graph._regularize import add_growing_decay as add_growing_decay
 from jprune.graph._regularize import add_l1 as add_l1
+from jprune.graph._roles import layout as layout
 from jprune.graph._scores import by_max as by_max
 from jprune.graph._scores import by_mean as by_mean
 from jprune.graph._scores import first_member as first_member

@@ -62,7 +62,7 @@ def choose(
     *,
     compete: Compete = all_groups,
     cost: Cost | None = None,
-    multiple_of: int = 1,
+    multiple_of: int | Callable[[Group], int] = 1,
     min_kept: int = 1,
     most: float = 1.0,
     where: Callable[[Group], bool] = is_width,
@@ -86,7 +86,7 @@ def choose(
         entries.
       multiple_of: sizes become multiples of this number in groups that are at least
         as large. With a cost they are rounded down, so that the budget holds, else to
-        the nearest multiple.
+        the nearest multiple. A function `group -> number` gives each group its own.
       min_kept: least number of entries that a group keeps.
       most: greatest fraction of a group's entries that is removed.
       where: predicate of the groups that may shrink.
@@ -112,7 +112,10 @@ def choose(
         raise base.PruningError(f"The sparsity must be in [0, 1); got {sparsity}.")
     groups = {n: g for n, g in graph.groups.items() if where(g)}
     if not groups:
-        raise base.PruningError("No group may shrink.")
+        raise base.PruningError(
+            "No group may shrink. jprune.graph.explain(graph) says what is frozen, and "
+            "where= or exclude= leaves out further groups."
+        )
     given = {n: _checked(g, scores) for n, g in groups.items()}
     ranked = _ranks(groups, given, compete)
     rounded = _rounding(groups, multiple_of, min_kept, most, down=cost is not None)
@@ -126,7 +129,8 @@ def choose(
     if cost(graph, least) > budget:
         raise base.PruningError(
             f"Even the minimum sizes cost {cost(graph, least)}, more than the budget "
-            f"of {budget}: {least}"
+            f"of {budget}: {least}. Remove less, or allow smaller sizes or more groups "
+            "(multiple_of, min_kept, most, where)."
         )
 
     def fits(count: int) -> bool:
@@ -184,17 +188,25 @@ def _removal(ranked: dict[str, np.ndarray]) -> Callable[[int], dict[str, int]]:
 
 
 def _rounding(
-    groups: dict[str, Group], multiple_of: int, min_kept: int, most: float, down: bool
+    groups: dict[str, Group],
+    multiple_of: int | Callable[[Group], int],
+    min_kept: int,
+    most: float,
+    down: bool,
 ) -> Callable[[Mapping[str, Any]], dict[str, int]]:
     """Returns the function that rounds sizes to multiples within their limits."""
     floors = {
         n: min(g.size, max(min_kept, int(np.ceil(g.size * (1 - most) - 1e-9))))
         for n, g in groups.items()
     }
+    multiples = {
+        n: multiple_of(g) if callable(multiple_of) else multiple_of
+        for n, g in groups.items()
+    }
 
     def rounded(left: Mapping[str, Any]) -> dict[str, int]:
         return {
-            n: _rounded(int(left[n]), g.size, floors[n], multiple_of, down)
+            n: _rounded(int(left[n]), g.size, floors[n], multiples[n], down)
             for n, g in groups.items()
         }
 

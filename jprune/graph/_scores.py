@@ -67,8 +67,10 @@ def group_scores(
         Running statistics among the params would count like weights: leave them out,
         or exclude them by `where`.
       each: function that is applied to each leaf before it is summed, such as
-        `lambda w: w * w` on params; it avoids a second tree of that size. It may
-        receive NumPy arrays. None leaves the leaves unchanged.
+        `np.square` on params; it avoids a second tree of that size. It receives NumPy
+        arrays where the leaves are summed on the host: a function of `jnp` would
+        compile there for every shape, which takes seconds. None leaves the leaves
+        unchanged.
       combine: reduces scores `(members, size)` with `axis=0`: by default their mean;
         `jnp.sum`, `jnp.max`, or `first_member` for the first member alone.
       normalize: `(size,) -> (size,)` within a group, or None. Without normalization,

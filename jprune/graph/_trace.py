@@ -105,7 +105,7 @@ def trace(
     shapes = jax.tree.map(_struct, inputs)
     closed, results = jax.make_jaxpr(fn, return_shape=True)(structs, *shapes)
     recorder = Recorder(RULES | (rules or {}))
-    program, axes = _recorded(recorder, closed, structs, shapes)
+    program, axes = recorded(recorder, closed, structs, shapes)
     _protect(program, results, shrinking)
     return Graph(
         groups=find_groups(axes),
@@ -122,10 +122,20 @@ def trace(
     )
 
 
-def _recorded(
+def recorded(
     recorder: Recorder, closed: Any, params: Any, inputs: Any
 ) -> tuple[Program, dict[str, tuple[Dim, ...]]]:
-    """Records a closed jaxpr; returns its program, and the dims of params by path."""
+    """Records a closed jaxpr for params and inputs.
+
+    Args:
+      recorder: the recorder.
+      closed: the closed jaxpr.
+      params: shapes of the params.
+      inputs: shapes of the inputs.
+
+    Returns:
+      The program, and the dims of params by path.
+    """
     paths = tree.leaf_paths(params)
     of_params = [_value(x, False) for x in jax.tree.leaves(params)]
     of_inputs = [_value(x, True) for x in jax.tree.leaves(inputs)]

@@ -25,6 +25,7 @@ from jax import lax
 
 from jprune import selection, tree
 from jprune._core import base, counting
+from jprune.links._common import axes_of_role
 
 Allocation = Callable[[base.Scores, base.Params, jax.typing.ArrayLike], base.Counts]
 """`(scores, params, sparsity) -> counts`, the number of entries that each leaf
@@ -71,7 +72,8 @@ def erdos_renyi(
       An allocation.
 
     Raises:
-      PruningError: as `uniform`; or (when used) if a leaf has fewer than two axes.
+      PruningError: as `uniform`; or (when used) if a leaf has fewer than two axes, or
+        none with a role.
 
     References:
       Mocanu et al., Scalable Training of Artificial Neural Networks with
@@ -79,9 +81,10 @@ def erdos_renyi(
     """
 
     def share(path: str, w: Any, size: int) -> float:
-        roles = layout(path, w)
-        fan_in = math.prod(np.shape(w)[i] for i in roles.input)
-        fan_out = math.prod(np.shape(w)[i] for i in roles.output)
+        inputs = axes_of_role(layout, "input", path, w)
+        outputs = axes_of_role(layout, "output", path, w)
+        fan_in = math.prod(np.shape(w)[i] for i in inputs)
+        fan_out = math.prod(np.shape(w)[i] for i in outputs)
         return size * (fan_in + fan_out) / (fan_in * fan_out)
 
     return _by_shares(share, pins)

@@ -1,9 +1,10 @@
-"""Common parts of `score_by_*` links: checks, and links without state."""
+"""Common parts of links: checks, links without state, and axes by their role."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jprune import tree
@@ -88,3 +89,29 @@ def floating(params: base.Params) -> base.Params:
 
     tree.map_with_path(leaf, params)
     return params
+
+
+def axes_of_role(
+    layout: tree.KernelLayout, role: Literal["input", "output"], path: str, w: Any
+) -> tuple[int, ...]:
+    """Returns the axes of a kernel that have a role; raises if none has.
+
+    Args:
+      layout: function `(path, leaf) -> KernelAxes`.
+      role: "input" or "output".
+      path: path of the leaf.
+      w: the leaf.
+
+    Returns:
+      Axes, ascending.
+
+    Raises:
+      PruningError: if no axis has the role; names the leaf.
+    """
+    axes = getattr(layout(path, w), role)
+    if not axes:
+        raise base.PruningError(
+            f"The layout gives no {role} axis for {path!r}, shape {np.shape(w)}: "
+            "exclude the leaf with where=, or pass another layout=."
+        )
+    return axes

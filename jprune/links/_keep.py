@@ -25,6 +25,7 @@ from jprune import selection, tree
 from jprune._core import base, compat, counting, ordering, precision
 from jprune.links import _pooling
 from jprune.links._allocate import Allocation, uniform
+from jprune.links._common import axes_of_role
 
 
 class KeepState(NamedTuple):
@@ -255,7 +256,7 @@ def keep_n_of_m(
 
     Raises:
       PruningError: if not 1 <= n <= m, `axis` is not one of its values, or (when used)
-        m does not divide the axis of a leaf; names the leaf.
+        a leaf has no such axis or m does not divide it; names the leaf.
       NonFiniteScoreError: if a score is NaN; see `jprune.selection.top_k`.
 
     Example:
@@ -276,8 +277,7 @@ def keep_n_of_m(
         raise base.PruningError(f"axis is 'input' or 'output'; got {axis!r}.")
 
     def leaf(path: str, w: Any, x: jax.Array) -> jax.Array:
-        roles = layout(path, w)
-        along = (roles.input if axis == "input" else roles.output)[-1]
+        along = axes_of_role(layout, axis, path, w)[-1]
         if x.shape[along] % m:
             raise base.PruningError(
                 f"{m} does not divide axis {along} ({axis}) of {path!r}, shape "

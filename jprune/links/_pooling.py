@@ -19,6 +19,7 @@ import optax
 
 from jprune import tree
 from jprune._core import base, compat, precision
+from jprune.links._common import axes_of_role
 
 Reduce = Callable[..., jax.Array]
 """`reduce(x, axis=..., keepdims=...)`, such as `jnp.sum`, `jnp.mean`, `jnp.max`."""
@@ -69,7 +70,7 @@ def pool_over_axes(
 
     Raises:
       PruningError: if `keep` is not one of its values, or (when used) a leaf has fewer
-        than two axes; names the leaf.
+        than two axes, or no axis with that role; names the leaf.
 
     Example:
       >>> link = pool_over_axes()
@@ -84,8 +85,7 @@ def pool_over_axes(
         raise base.PruningError(f"keep is 'output' or 'input'; got {keep!r}.")
 
     def leaf(path: str, w: Any, x: jax.Array) -> jax.Array:
-        roles = layout(path, w)
-        stay = roles.output if keep == "output" else roles.input
+        stay = axes_of_role(layout, keep, path, w)
         axes = tuple(i for i in range(x.ndim) if i not in stay)
         return reduce(x, axis=axes, keepdims=True)
 

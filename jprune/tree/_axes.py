@@ -9,7 +9,9 @@ from jprune._core import base
 
 
 class KernelAxes(NamedTuple):
-    """The roles of a kernel's axes; axes with neither role are spatial.
+    """The roles of a kernel's axes.
+
+    Axes with neither role are spatial, or stack the kernels of layers or experts.
 
     Attributes:
       input: axes that the product contracts (sums over), ascending.

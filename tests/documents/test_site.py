@@ -40,7 +40,7 @@ def check_getting_started(names):
     assert float(kept) == pytest.approx(0.9, abs=0.01)
     full, small = (
         jp.graph.multiply_adds(jp.graph.trace(names["forward"], p, names["x"]))
-        for p in (names["params"], names["small_params"])
+        for p in (names["params"], names["small"].params)
     )
     assert small <= full / 2
 

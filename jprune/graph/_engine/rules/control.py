@@ -19,7 +19,8 @@ def inside(values: Sequence[Value], active: bool, skip: int = 0) -> list[Value]:
 
     Args:
       values: outer values.
-      active: whether all of them depend on the function's inputs.
+      active: whether all of them depend on the function's inputs, as carried values
+        do if one of them does.
       skip: number of leading axes that they lose.
     """
     made = []
@@ -65,7 +66,8 @@ def scan(node: Node, recorder: Recorder) -> Outcome:
     begin = inside(carried, active)
     for value in begin:
         value.scalar = None
-    given = [*inside(constants, False), *begin, *inside(each, active, skip=1)]
+    # Stacked params stay params: only what is carried depends on what was computed.
+    given = [*inside(constants, False), *begin, *inside(each, False, skip=1)]
     closed = node.params["jaxpr"]
     body = recorder.instantiate(closed.jaxpr, closed.consts, given)
     node.inner = [body]

@@ -103,6 +103,11 @@ def _plain(node: Node, body: Program) -> Outcome:
     return Outcome(axes, run=functools.partial(run, body))
 
 
+def primal(node: Node, recorder: Recorder) -> Outcome:
+    """A function with a custom derivative, recorded without it."""
+    return _plain(node, _primal(node, recorder))
+
+
 def _copies(values: Sequence[Value]) -> list[Value]:
     made = []
     for value in values:
