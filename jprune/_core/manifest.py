@@ -11,8 +11,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from jprune._core import files as files_lib
+
 SCHEMA = 1
 NAME = "manifest.json"
+LARGEST = 2**28  # bytes of a manifest: those of some hundred thousand leaves
 _VERSIONS = ("jprune", "jax", "numpy", "orbax-checkpoint")
 
 
@@ -22,15 +25,20 @@ def write(path: Path, body: dict[str, Any]) -> None:
     Args:
       path: directory.
       body: further entries of the manifest; plain JSON.
+
+    Raises:
+      ValueError: if the manifest has more than 2^28 bytes, which `read` refuses.
     """
     manifest = {
         "format": "jprune checkpoint",
         "schema": SCHEMA,
-        "versions": {name: _version(name) for name in _VERSIONS},
+        "versions": {name: version(name) for name in _VERSIONS},
         **body,
         "files": {name: _file_digest(path / name) for name in files_of(path)},
     }
     text = json.dumps({"sha256": _json_digest(manifest), **manifest}, indent=1)
+    if len(text) > LARGEST:  # ASCII
+        raise ValueError(f"its {NAME} would have {len(text)} bytes, over {LARGEST}")
     (path / NAME).write_text(text, encoding="utf-8")
     flush(path / NAME)
     flush(path)
@@ -46,22 +54,43 @@ def read(path: Path) -> dict[str, Any]:
       The `body` that `write` was given, with `files`, `versions` and `schema`.
 
     Raises:
-      ValueError: if the manifest is missing, damaged, not written by jprune, or of
-        another schema.
+      ValueError: if the manifest is missing, not a regular file, larger than 2^28
+        bytes, damaged, not written by jprune, of another schema, or if it names files
+        outside of the directory.
     """
     try:
-        manifest = json.loads((path / NAME).read_text(encoding="utf-8"))
+        data = files_lib.read_regular(path / NAME, LARGEST)
     except FileNotFoundError as error:
         raise ValueError(f"it has no {NAME}; did jprune write it?") from error
+    try:
+        manifest = json.loads(data.decode())
     except ValueError as error:
         raise ValueError(f"its {NAME} is damaged: {error}") from error
     if not isinstance(manifest, dict) or "schema" not in manifest:
         raise ValueError(f"its {NAME} was not written by jprune")
-    if (schema := manifest["schema"]) != SCHEMA:
-        raise ValueError(f"its schema is {schema!r}; this version reads {SCHEMA}")
+    check_schema(manifest["schema"], SCHEMA)
     if manifest.pop("sha256", None) != _json_digest(manifest):
         raise ValueError(f"its {NAME} does not match its own checksum")
+    for name in manifest["files"]:
+        if not {"", ".", ".."}.isdisjoint(name.split("/")):  # "/a" has an empty part
+            raise ValueError(
+                f"its {NAME} names the file {name!r}, which is not a path in it"
+            )
     return manifest
+
+
+def check_schema(found: Any, known: int) -> None:
+    """Raises unless a file has a schema that this version reads.
+
+    Args:
+      found: schema of the file; any JSON.
+      known: schema that this version reads.
+
+    Raises:
+      ValueError: if it is another one, or not an integer.
+    """
+    if type(found) is not int or found != known:  # True is equal to 1
+        raise ValueError(f"its schema is {found!r}; this version reads {known}")
 
 
 def check_files(path: Path, files: dict[str, str], folder: str) -> None:
@@ -74,8 +103,8 @@ def check_files(path: Path, files: dict[str, str], folder: str) -> None:
         them for its own.
 
     Raises:
-      ValueError: if a file is missing or damaged, or was not saved with the others;
-        names the first one.
+      ValueError: if a file is missing, damaged, not a regular file, or was not saved
+        with the others; names the first one.
     """
     for name, digest in files.items():
         try:
@@ -141,7 +170,7 @@ def _stop(error: OSError) -> None:
 
 
 def _file_digest(path: Path) -> str:
-    with open(path, "rb") as file:
+    with files_lib.open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -150,7 +179,19 @@ def _json_digest(body: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _version(name: str) -> str:
+def version(name: str) -> str:
+    """Returns the version of an installed distribution.
+
+    Args:
+      name: name of the distribution.
+
+    Returns:
+      The version, or "not installed".
+
+    Example:
+      >>> version("no-such-thing")
+      'not installed'
+    """
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

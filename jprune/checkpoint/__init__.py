@@ -16,13 +16,15 @@
     ...     params, opt_state = jp.checkpoint.restore(directory, like=state)
 
 Masks are stored as bits. A process that dies while it saves leaves the earlier steps as
-they were. For one packed file without Orbax, see `jprune.formats.save_packed`.
+they were, and a directory has one writer at a time. For one packed file without Orbax,
+see `jprune.formats.save_packed`.
 
-To read the code, start with `_checkpoint`; `_orbax` writes and reads the arrays.
+To read the code, start with `_checkpoint`; `_steps` names, locks and removes steps, and
+`_orbax` writes and reads the arrays.
 """
 
-from jprune.checkpoint._checkpoint import CheckpointError as CheckpointError
-from jprune.checkpoint._checkpoint import all_steps as all_steps
-from jprune.checkpoint._checkpoint import latest_step as latest_step
+from jprune._core.files import CheckpointError as CheckpointError
 from jprune.checkpoint._checkpoint import restore as restore
 from jprune.checkpoint._checkpoint import save as save
+from jprune.checkpoint._steps import all_steps as all_steps
+from jprune.checkpoint._steps import latest_step as latest_step

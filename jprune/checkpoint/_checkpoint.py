@@ -8,7 +8,9 @@ of `{"a": {"b": x}, "a.b": y}` without an error, and rejects empty arrays and ui
     directory/step_00000100/arrays/         one flat Orbax checkpoint: path -> array
 
 A step is written under a temporary name, flushed to the disk, and renamed. So a
-directory called `step_...` is complete, whenever the process or the machine dies. The
+directory called `step_...` is complete, whenever the process or the machine dies. It is
+written to its end even if the process is interrupted, since Orbax's writes cannot be
+stopped. The
 manifest holds a checksum of itself, of every file and of every leaf. Files are verified
 before Orbax reads them, since a flipped bit in a shape can make a reader allocate all
 memory. Leaves are verified afterwards, since a reader may fail on intact files.
@@ -23,16 +25,14 @@ With several processes, all of them save and restore together: each calls the sa
 function with its part of the same state. Each process writes its shards; then the first
 one writes the manifest. Each reads and verifies the whole checkpoint. An error on one
 process is raised on all, though Orbax may make the others wait for some minutes. The
-directory is local, or shared by all processes, and one run at a time writes to it.
+directory is local, or shared by all processes. One run at a time writes to it: see
+`_steps` for the lock that ensures this.
 """
 
 import contextlib
 import json
 import operator
 import os
-import re
-import shutil
-import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,22 +40,24 @@ from typing import Any
 import jax
 
 from jprune import tree
-from jprune._core import encoding, manifest, processes
-from jprune.checkpoint import _orbax
+from jprune._core import encoding, files, manifest, processes
+from jprune._core.files import CheckpointError
+from jprune.checkpoint import _orbax, _steps
 
 _ARRAYS = "arrays"
-_STEP = re.compile(r"step_([0-9]{8,})")
-_TEMPORARY = re.compile(r"\.step_[0-9]{8,}\.tmp-[0-9a-f]{32}")  # may be removed
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written, read or trusted; names path and leaf."""
 
 
 def save(
     directory: str | os.PathLike[str], step: int, state: Any, *, keep: int | None = 3
 ) -> Path:
     """Saves a state as `directory/step_########` through Orbax, whole or not at all.
+
+    The directory has one writer at a time: a save to a directory that another thread or
+    process is saving to is refused. On file systems without locks it may not be
+    refused; the steps that were saved stay whole there, too.
+
+    A save that is interrupted, for example by `KeyboardInterrupt`, is completed before
+    the interrupt is raised.
 
     Args:
       directory: local directory, or one that all processes share; created if it does
@@ -73,9 +75,10 @@ def save(
 
     Raises:
       ValueError: if `step` or `keep` is out of range.
-      CheckpointError: if the step exists, a leaf cannot be stored, two paths are equal
-        or differ only in `.` for `/`, writing fails, or any of this happens on another
-        process. Earlier steps are not changed.
+      CheckpointError: if the step exists, the directory is a URL or has another writer,
+        a leaf cannot be stored, two paths are equal or differ only in `.` for `/`,
+        writing fails, or any of this happens on another process. Earlier steps are not
+        changed.
       ImportError: if Orbax is not installed.
 
     Example:
@@ -91,28 +94,16 @@ def save(
             f"step is >= 0, and keep is >= 1 or None; got {step=}, {keep=}."
         )
     _orbax.need_orbax()
-    final = Path(os.path.abspath(directory)) / _step_name(step)
-    with _naming(f"cannot save {final}"):
+    final = files.local_path(directory) / _steps.step_name(step)
+    with files.naming(f"cannot save {final}"):
         with processes.agreement():
-            if os.path.lexists(final):
-                raise CheckpointError("it exists, and checkpoints are not overwritten")
+            _check_new(final)
             named = _named_leaves(state)
             _check_leaves(named)
         _check_same("the step", str(step))
         entries, arrays = _encode_all(named)
-        with _temporary(final) as temporary:
-            with processes.agreement():
-                _orbax.write(temporary / _ARRAYS, arrays)
-                manifest.flush_all(temporary)
-            with processes.agreement():
-                if processes.is_first():
-                    manifest.write(temporary, {"step": step, "leaves": entries})
-                    os.rename(temporary, final)
-    what = f"saved {final}, but cannot remove older steps"
-    with _naming(what), processes.agreement():
-        if processes.is_first():
-            manifest.flush(final.parent)
-            _remove_old(final.parent, step, keep)
+    body = {"step": step, "leaves": entries}
+    files.uninterrupted(lambda: _write(final, body, arrays, keep))
     return final
 
 
@@ -149,21 +140,16 @@ def restore(
       {'w': Array([0, 1, 2], dtype=int32)}
     """
     _orbax.need_orbax()
-    directory = Path(os.path.abspath(directory))
-    with _naming(f"cannot restore from {directory}"):
+    directory = files.local_path(directory)
+    with files.naming(f"cannot restore from {directory}"):
         with processes.agreement():
-            steps = all_steps(directory)
+            steps = _steps.all_steps(directory)
         step = max(steps, default=None) if step is None else operator.index(step)
         _check_same("the step", str(step))
         with processes.agreement():
-            if step not in steps:
-                wanted = "any step" if step is None else f"{step=}"
-                raise CheckpointError(
-                    f"it has no checkpoint of {wanted}; the steps in it: "
-                    f"{_listing(steps)}"
-                )
-    path = directory / _step_name(step)
-    with _naming(f"cannot restore {path}"), processes.agreement():
+            step = _steps.present_step(directory, step, steps)
+    path = directory / _steps.step_name(step)
+    with files.naming(f"cannot restore {path}"), processes.agreement():
         contents = manifest.read(path)
         if contents["step"] != step:
             raise CheckpointError(f"it holds step {contents['step']}")
@@ -173,54 +159,6 @@ def restore(
         manifest.check_files(path, contents["files"], _ARRAYS)
         leaves = _decode_all(path / _ARRAYS, entries, wanted)
         return jax.tree.structure(like).unflatten(leaves)
-
-
-def all_steps(directory: str | os.PathLike[str]) -> list[int]:
-    """Returns the steps that were saved in a directory, ascending.
-
-    Interrupted saves are left out. Damaged steps are not: `restore` raises and names
-    the damage, where leaving them out would silently go back to an older step.
-
-    Args:
-      directory: directory that `save` was given; it need not exist.
-
-    Returns:
-      A list of step numbers.
-
-    Raises:
-      CheckpointError: if it is not a directory, or cannot be read.
-
-    Example:
-      >>> all_steps("/nowhere")
-      []
-    """
-    try:
-        names = [entry.name for entry in os.scandir(directory) if entry.is_dir()]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise CheckpointError(f"cannot list {directory}: {error}") from error
-    found = (int(match[1]) for name in names if (match := _STEP.fullmatch(name)))
-    return sorted(step for step in found if _step_name(step) in names)
-
-
-def latest_step(directory: str | os.PathLike[str]) -> int | None:
-    """Returns the latest step that was saved in a directory.
-
-    Args:
-      directory: directory that `save` was given; it need not exist.
-
-    Returns:
-      The number of the step, or None if there is none.
-
-    Raises:
-      CheckpointError: if it is not a directory, or cannot be read.
-
-    Example:
-      >>> latest_step("/nowhere") is None
-      True
-    """
-    return max(all_steps(directory), default=None)
 
 
 # ---- leaves ----
@@ -246,7 +184,7 @@ def _named_leaves(state: Any) -> dict[str, Any]:
 def _check_leaves(named: dict[str, Any]) -> None:
     """Raises errors that can be foreseen, while no process waits for this one."""
     for path, leaf in named.items():
-        with _naming(f"leaf {path!r}"):
+        with files.naming(f"leaf {path!r}"):
             encoding.describe(leaf)
             if isinstance(leaf, jax.core.Tracer):
                 raise ValueError("it is a Tracer: save outside of jit")
@@ -260,7 +198,7 @@ def _encode_all(
     _check_same("the leaves", json.dumps([*named]))
     entries, arrays = [], {}
     for path, leaf in named.items():
-        with _naming(f"leaf {path!r}"):
+        with files.naming(f"leaf {path!r}"):
             value, entry = encoding.encode(leaf)
         entries.append({"path": path, **entry})
         if value.size:  # Orbax rejects empty arrays; the manifest describes them fully
@@ -275,13 +213,13 @@ def _decode_all(
     types = {name: encoding.stored_type(entries[name]) for name in like}
     leaves = {}
     for name, stored in _orbax.read(path, types):
-        with _naming(f"leaf {name!r}"):
+        with files.naming(f"leaf {name!r}"):
             leaves[name] = encoding.decode(entries[name], stored, like[name])
     return [leaves[name] for name in like]
 
 
 def _join(entries: Sequence[encoding.Entry]) -> encoding.Entry:
-    with _naming(f"leaf {entries[0]['path']!r}"):
+    with files.naming(f"leaf {entries[0]['path']!r}"):
         return encoding.join(entries)
 
 
@@ -299,7 +237,7 @@ def _check_like(entries: dict[str, Any], wanted: dict[str, Any]) -> None:
             f"leaves of it that `like` lacks: {_listing(entries.keys() - wanted)}"
         )
     for path, leaf in wanted.items():
-        with _naming(f"leaf {path!r}"):
+        with files.naming(f"leaf {path!r}"):
             expected = encoding.describe(leaf)
         found = {key: entries[path][key] for key in expected}
         if found != expected:
@@ -311,63 +249,61 @@ def _check_like(entries: dict[str, Any], wanted: dict[str, Any]) -> None:
 # ---- files ----
 
 
-def _remove_old(directory: Path, step: int, keep: int | None) -> None:
-    others = [s for s in all_steps(directory) if s != step]
-    for old in others[: 0 if keep is None else max(0, len(others) - keep + 1)]:
-        # Renamed first, so that an interrupted removal leaves no incomplete step.
-        path = directory / _step_name(old)
-        os.rename(path, _temporary_path(path))
-    manifest.flush(directory)
-    for entry in list(os.scandir(directory)):
-        if _TEMPORARY.fullmatch(entry.name):
-            shutil.rmtree(entry.path)
+def _write(
+    final: Path, body: dict[str, Any], arrays: dict[str, Any], keep: int | None
+) -> None:
+    with contextlib.ExitStack() as stack:
+        is_locked = False
+        with files.naming(f"cannot save {final}"):
+            with processes.agreement():
+                if processes.is_first():
+                    _steps.make_directory(final.parent)
+                    is_locked = stack.enter_context(_steps.locked(final.parent))
+                    _check_new(final)
+            with _temporary(final) as temporary:
+                with processes.agreement():
+                    # Open, so that no other directory gets its inode.
+                    made = os.open(temporary, os.O_RDONLY)
+                    stack.callback(os.close, made)
+                    _orbax.write(temporary / _ARRAYS, arrays)
+                    manifest.flush_all(temporary)
+                with processes.agreement():
+                    if processes.is_first():
+                        manifest.write(temporary, body)
+                        # Orbax creates directories anew that were removed meanwhile.
+                        if not os.path.samestat(os.fstat(made), temporary.stat()):
+                            raise CheckpointError("another writer removed its files")
+                        os.rename(temporary, final)
+        what = f"saved {final}, but cannot remove older steps"
+        with files.naming(what), processes.agreement():
+            if processes.is_first():
+                manifest.flush(final.parent)
+                _steps.remove_old(final.parent, body["step"], keep, is_locked=is_locked)
 
 
 @contextlib.contextmanager
 def _temporary(final: Path) -> Iterator[Path]:
-    name = processes.exchange(_temporary_path(final).name)[0]
+    name = processes.exchange(_steps.temporary_path(final).name)[0]
     path = final.with_name(name)
     try:
         with processes.agreement():
             if processes.is_first():
-                _make(final.parent)
                 path.mkdir()
         with processes.agreement():
             if not path.is_dir():
                 raise CheckpointError(f"not all processes see {path.parent}")
         yield path
-    except BaseException:  # interrupts included
+    except BaseException:
         if processes.is_first():
-            shutil.rmtree(path, ignore_errors=True)
+            files.remove_directory(path)
         raise
 
 
-def _make(directory: Path) -> None:
-    if not directory.is_dir():
-        _make(directory.parent)
-        directory.mkdir(exist_ok=True)
-        manifest.flush(directory.parent)
+def _check_new(final: Path) -> None:
+    if os.path.lexists(final):
+        raise CheckpointError("it exists, and checkpoints are not overwritten")
 
 
-def _temporary_path(final: Path) -> Path:
-    return final.with_name(f".{final.name}.tmp-{uuid.uuid4().hex}")
-
-
-def _step_name(step: int) -> str:
-    return f"step_{step:08d}"
-
-
-@contextlib.contextmanager
-def _naming(what: str) -> Iterator[None]:
-    """Converts errors to `CheckpointError`s that begin with `what`."""
-    try:
-        yield
-    except Exception as error:
-        ours = isinstance(error, CheckpointError | ValueError)
-        kind = "" if ours else f"{type(error).__name__}: "
-        raise CheckpointError(f"{what}: {kind}{error}") from error
-
-
-def _listing(names: Sequence[int] | set[str]) -> str:
+def _listing(names: set[str]) -> str:
     more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-    return (", ".join(map(str, sorted(names)[:20])) or "none") + more
+    return (", ".join(sorted(names)[:20]) or "none") + more

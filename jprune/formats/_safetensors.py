@@ -10,19 +10,18 @@ itself. All of it is checked before anything is returned. Arrays are encoded as 
 checkpoints: one-byte types that NumPy lacks are stored as bytes, so that no reader
 casts them.
 
-A file is written under a temporary name, flushed to the disk, and renamed. One process
-writes, and needs to hold whole arrays.
+A file is written under a temporary name, flushed to the disk, and renamed, even if the
+process is interrupted meanwhile. One process writes, and needs to hold whole arrays.
 """
 
-import contextlib
 import dataclasses
+import functools
 import hashlib
-import importlib.metadata
 import json
 import os
 import stat
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +31,9 @@ import numpy as np
 
 from jprune import masks as masks_lib
 from jprune import tree
-from jprune._core import base, encoding, manifest
+from jprune._core import base, encoding, files, manifest
 from jprune.checkpoint import CheckpointError
-from jprune.formats import _formats
+from jprune.formats import _consistency, _formats
 
 SCHEMA = 1
 _VERSIONS = ("jprune", "jax", "safetensors")
@@ -66,9 +65,9 @@ def save_packed(
       The path of the file.
 
     Raises:
-      CheckpointError: if the file exists and `overwrite` is False, a leaf is not a
-        packed weight, two paths are equal or differ only in `.` for `/`, or writing
-        fails. An existing file is not changed.
+      CheckpointError: if the file exists and `overwrite` is False, the path is a URL, a
+        leaf is not a packed weight, two paths are equal or differ only in `.` for `/`,
+        or writing fails. An existing file is not changed.
       ImportError: if safetensors is not installed.
 
     Example:
@@ -82,25 +81,25 @@ def save_packed(
       Array([0., 0., 2.], dtype=float32)
     """
     numpy_files = _safetensors()
-    final = Path(os.path.abspath(path))
-    with _naming(f"cannot save {final}"):
+    final = files.local_path(path)
+    with files.naming(f"cannot save {final}"):
         _check_free(final, overwrite)
         arrays, leaves = {}, []
         for name, leaf in _named(packed, _formats.is_packed).items():
-            with _naming(f"leaf {name!r}"):
+            with files.naming(f"leaf {name!r}"):
                 fields, entry = _encode(leaf)
             arrays |= {f"{name}/{field}": value for field, value in fields.items()}
             leaves.append({"path": name, **entry})
         text = json.dumps(
             {
                 "schema": SCHEMA,
-                "versions": {name: _version(name) for name in _VERSIONS},
+                "versions": {name: manifest.version(name) for name in _VERSIONS},
                 "leaves": leaves,
             }
         )
         metadata = {_TEXT: text, _DIGEST: _sha256(text.encode())}
-        with _placing(final, overwrite) as temporary:
-            numpy_files.save_file(arrays, temporary, metadata=metadata)
+        save_to = functools.partial(numpy_files.save_file, arrays, metadata=metadata)
+        files.uninterrupted(lambda: _place(final, overwrite, save_to))
     return final
 
 
@@ -117,9 +116,10 @@ def load_packed(path: str | os.PathLike[str], like: Any = None) -> Any:
       weights. Uncommitted, on the default device.
 
     Raises:
-      CheckpointError: if there is no such file, it is truncated or damaged,
-        `save_packed` did not write it, a later version did, or its paths, shapes or
-        dtypes differ from those of `like`.
+      CheckpointError: if there is no such file, it is not a regular file, it is
+        truncated or damaged, its parts contradict each other, `save_packed` did not
+        write it, a later version did, or its paths, shapes or dtypes differ from those
+        of `like`.
       ImportError: if safetensors is not installed.
 
     Example:
@@ -134,9 +134,9 @@ def load_packed(path: str | os.PathLike[str], like: Any = None) -> Any:
     _safetensors()
     import safetensors
 
-    path = Path(os.path.abspath(path))
-    with _naming(f"cannot load {path}"):
-        data = path.read_bytes()
+    path = files.local_path(path)
+    with files.naming(f"cannot load {path}"):
+        data = files.read_regular(path)
         try:
             stored = dict(safetensors.deserialize(data))
         except safetensors.SafetensorError as error:
@@ -158,7 +158,7 @@ def load_packed(path: str | os.PathLike[str], like: Any = None) -> Any:
             _check_like(entries, wanted)
         found = {}
         for name, entry in entries.items():
-            with _naming(f"leaf {name!r}"):
+            with files.naming(f"leaf {name!r}"):
                 views = {f: stored.pop(f"{name}/{f}") for f in entry["fields"]}
                 found[name] = _decode(entry, views)
     if wanted is None:
@@ -202,17 +202,17 @@ def save_dense(
       {'a/w': array([0., 1.], dtype=float32)}
     """
     numpy_files = _safetensors()
-    final = Path(os.path.abspath(path))
+    final = files.local_path(path)
     if masks is not None:
         params = masks_lib.apply(params, masks)
-    with _naming(f"cannot save {final}"):
+    with files.naming(f"cannot save {final}"):
         _check_free(final, overwrite)
         arrays = {}
         for name, leaf in _named(params).items():
-            with _naming(f"leaf {name!r}"):
+            with files.naming(f"leaf {name!r}"):
                 arrays[name] = _exchangeable(name, leaf)
-        with _placing(final, overwrite) as temporary:
-            numpy_files.save_file(arrays, temporary)
+        save_to = functools.partial(numpy_files.save_file, arrays)
+        files.uninterrupted(lambda: _place(final, overwrite, save_to))
     return final
 
 
@@ -259,13 +259,15 @@ def _decode(entry: dict[str, Any], views: dict[str, Any]) -> _formats.Packed:
         dtype, shape = encoding.stored_type(array)
         value = np.frombuffer(views[field]["data"], jnp.dtype(dtype)).reshape(shape)
         like = jax.ShapeDtypeStruct(array["shape"], jnp.dtype(array["dtype"]))
-        with _naming(f"array {field!r}"):
+        with files.naming(f"array {field!r}"):
             arrays[field] = encoding.decode(array, value, like)
     static = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in entry["static"].items()
     }
-    return _KINDS[entry["format"]](**arrays, **static)
+    packed = _KINDS[entry["format"]](**arrays, **static)
+    _consistency.check(packed, entry["shape"], entry["dtype"])
+    return packed
 
 
 def _exchangeable(name: str, leaf: Any) -> np.ndarray:
@@ -291,8 +293,7 @@ def _read_manifest(data: bytes) -> dict[str, Any]:
         schema = found["schema"]
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"its manifest is damaged: {error!r}") from error
-    if schema != SCHEMA:
-        raise CheckpointError(f"its schema is {schema!r}; this version reads {SCHEMA}")
+    manifest.check_schema(schema, SCHEMA)
     if _sha256(text.encode()) != metadata[_DIGEST]:
         raise CheckpointError("its manifest does not match its own checksum")
     return found
@@ -305,20 +306,13 @@ def _check_like(entries: dict[str, Any], wanted: dict[str, Any]) -> None:
             f"leaves that `like` lacks: {sorted(entries.keys() - wanted)}"
         )
     for name, leaf in wanted.items():
-        with _naming(f"leaf {name!r}"):
+        with files.naming(f"leaf {name!r}"):
             expected = encoding.describe(leaf)
         found = {key: entries[name][key] for key in expected}
         if found != expected:
             raise CheckpointError(
                 f"leaf {name!r} is {found}, but in `like` it is {expected}"
             )
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _sha256(data: bytes) -> str:
@@ -333,15 +327,14 @@ def _check_free(final: Path, overwrite: bool) -> None:
         raise CheckpointError("it exists; pass overwrite=True to replace it")
 
 
-@contextlib.contextmanager
-def _placing(final: Path, overwrite: bool) -> Iterator[Path]:
-    """Yields a temporary path, and renames the file that is written there."""
+def _place(final: Path, overwrite: bool, save_to: Callable[[Path], None]) -> None:
+    """Saves to a temporary file, and renames it."""
     temporary = final.with_name(f".{final.name}.tmp-{uuid.uuid4().hex}")
     try:
         temporary.touch(exist_ok=False)
         kept = final if overwrite and final.is_file() else temporary
         mode = stat.S_IMODE(kept.stat().st_mode)
-        yield temporary
+        save_to(temporary)
         # safetensors creates files that only their owner can read.
         temporary.chmod(mode)
         manifest.flush(temporary)
@@ -362,17 +355,6 @@ def _put(temporary: Path, final: Path) -> None:
     except OSError:  # a file system without links
         _check_free(final, overwrite=False)
         os.replace(temporary, final)
-
-
-@contextlib.contextmanager
-def _naming(what: str) -> Iterator[None]:
-    """Converts errors to `CheckpointError`s that begin with `what`."""
-    try:
-        yield
-    except Exception as error:
-        ours = isinstance(error, CheckpointError | ValueError)
-        kind = "" if ours else f"{type(error).__name__}: "
-        raise CheckpointError(f"{what}: {kind}{error}") from error
 
 
 def _safetensors() -> Any:

@@ -1,6 +1,5 @@
 """Checkpoints that were damaged, are foreign, or belong to another model."""
 
-import hashlib
 import json
 import shutil
 
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from support.damage import flip, saved_files, small
+from support.damage import flip, saved_files, seal, small
 from support.exact import assert_same, files_of
 
 from jprune import checkpoint
@@ -25,20 +24,6 @@ def refuses(directory, like, match, **kwargs):
     assert str(directory) in str(caught.value)
     assert files_of(directory) == before
     return str(caught.value)
-
-
-def seal(path, change):
-    """Changes the manifest and makes its checksums, all but the leaves', right."""
-    manifest = json.loads((path / "manifest.json").read_text())
-    manifest["files"] = {
-        name: hashlib.sha256((path / name).read_bytes()).hexdigest()
-        for name in manifest["files"]
-    }
-    change(manifest)
-    del manifest["sha256"]
-    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
-    manifest["sha256"] = hashlib.sha256(text.encode()).hexdigest()
-    (path / "manifest.json").write_text(json.dumps(manifest))
 
 
 def says(data):
@@ -126,6 +111,10 @@ def other_schema(path):
     seal(path, lambda manifest: manifest.update(schema=2))
 
 
+def schema_true(path):
+    seal(path, lambda manifest: manifest.update(schema=True))  # equal to 1
+
+
 def edited(path):
     text = (path / "manifest.json").read_text()
     (path / "manifest.json").write_text(text.replace("float32", "float16"))
@@ -149,6 +138,7 @@ def of_another_step(path):
         (other_json, "not written by jprune"),
         (deep_json, "RecursionError"),
         (other_schema, "schema is 2; this version reads 1"),
+        (schema_true, "schema is True; this version reads 1"),
         (edited, "own checksum"),
         (without_leaves, "KeyError: 'leaves'"),
         (of_another_step, "holds step 4"),
@@ -196,7 +186,14 @@ def test_what_jax_would_cast_is_refused(tmp_path):
 
 
 def test_steps_that_are_not_there(tmp_path):
-    refuses(tmp_path, {}, "no checkpoint of any step.*none")
-    assert checkpoint.latest_step(tmp_path / "nowhere") is None
+    refuses(tmp_path, {}, "no checkpoint was saved in this directory$")
+    nowhere = tmp_path / "nowhere"
+    with pytest.raises(ERROR, match=f"from {nowhere}: this directory does not exist$"):
+        checkpoint.restore(nowhere, {}, step=3)
+    assert checkpoint.latest_step(nowhere) is None
     checkpoint.save(tmp_path, 3, small())
-    refuses(tmp_path, small(), "no checkpoint of step=4.*3", step=4)
+    refuses(tmp_path, small(), "no checkpoint of step 4; its steps are 3$", step=4)
+    for step in range(5, 30):
+        (tmp_path / f"step_{step:08d}").mkdir()
+    listed = ", ".join(map(str, range(10, 30)))
+    refuses(tmp_path, {}, f"its steps are {listed}, and 6 earlier ones$", step=4)

@@ -175,13 +175,12 @@ def test_who_may_read_it_is_as_for_any_new_file(tmp_path):
 def test_one_that_was_written_meanwhile_stays(tmp_path):
     final = tmp_path / "m"
 
-    def write():
-        with _safetensors._placing(final, overwrite=False) as temporary:
-            temporary.write_text("ours")
-            final.write_text("theirs")
+    def write(temporary):
+        temporary.write_text("ours")
+        final.write_text("theirs")
 
     with pytest.raises(ERROR, match="another process created it"):
-        write()
+        _safetensors._place(final, False, write)
     assert final.read_text() == "theirs"
     assert os.listdir(tmp_path) == ["m"]
 

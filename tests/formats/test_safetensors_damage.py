@@ -1,5 +1,6 @@
 """Exported files that were damaged, are foreign, or say something else."""
 
+import dataclasses
 import hashlib
 import json
 import pickle
@@ -109,6 +110,10 @@ def newer(manifest):
     manifest["schema"] = 2
 
 
+def schema_true(manifest):
+    manifest["schema"] = True  # equal to 1
+
+
 def other_sum(manifest):
     manifest["leaves"][0]["fields"]["values"]["sha256"] = "0" * 64
 
@@ -137,6 +142,7 @@ def no_leaves(manifest):
     ("change", "match"),
     [
         (newer, "schema is 2; this version reads 1"),
+        (schema_true, "schema is True; this version reads 1"),
         (other_sum, "leaf 'bias': array 'values': it does not match its checksum"),
         (other_shape, "leaf 'bias': .*reshape"),
         (other_kind, "leaf 'bias': KeyError: 'Ellpack'"),
@@ -149,6 +155,84 @@ def test_files_that_say_something_else(change, match, tmp_path):
     path = formats.save_packed(tmp_path / "m", small())
     reseal(path, change)
     refuses(path, match)
+
+
+# Leaf, a key of what its manifest says, another value, and what contradicts it.
+FORGED = [
+    ("bias", "mask_shape", [4], r"mask_shape \(4,\) does not broadcast"),
+    ("bias", "mask_shape", "3", "mask_shape is '3'"),
+    ("bias", "mask_shape", [-3], r"mask_shape is \(-3,\)"),
+    ("bits", "shape", [3, 4], r"mask_shape \(4, 3\) does not broadcast"),
+    ("bits", "shape", [12], "does not broadcast"),
+    ("bits", "shape", [4, True], "shape is"),
+    ("bits", "mask_shape", [1, 3], "type and shape of bits"),
+    ("bits", "mask_shape", [], "type and shape of bits"),
+    ("pattern", "n", 2, "shape of values"),
+    ("pattern", "n", 0, "n:m is 0:2"),
+    ("pattern", "n", True, "n, m, axis are"),
+    ("pattern", "m", 4, "shape of values"),
+    ("pattern", "m", 3, "3 does not divide axis 0"),
+    ("pattern", "axis", 1, "2 does not divide axis 1"),
+    ("pattern", "axis", -2, "axis -2 is not in shape"),
+    ("pattern", "shape", [3, 4], "does not broadcast"),
+    ("blocks", "block", [1, 3], "shape of values"),
+    ("blocks", "block", [0, 3], "block is"),
+    ("blocks", "block", [3, 2], "do not divide"),
+    ("blocks", "shape", [12], "does not broadcast"),
+    ("blocks", "shape", [4, 6], "does not broadcast"),
+]
+
+
+@pytest.mark.parametrize(("leaf", "key", "value", "match"), FORGED)
+def test_what_is_static_does_not_contradict_the_rest(leaf, key, value, match, tmp_path):
+    """Even where the shape that `like` is compared with is forged likewise."""
+
+    def forge(manifest):
+        (entry,) = (e for e in manifest["leaves"] if e["path"] == leaf)
+        assert key in entry["static"]
+        entry["static"][key] = value
+        if key == "shape":
+            entry["shape"] = value
+
+    path = formats.save_packed(tmp_path / "m", small())
+    reseal(path, forge)
+    refuses(path, f"leaf '{leaf}': its parts contradict each other: .*{match}")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "match"),
+    [
+        ("shape", [3, 4], r"the shape is \[4, 3\], .* \[3, 4\]"),
+        ("dtype", "int8", "dtype"),
+    ],
+)
+def test_what_like_is_compared_with_is_what_is_loaded(key, value, match, tmp_path):
+    def forge(manifest):
+        for entry in manifest["leaves"][1:]:
+            entry[key] = value
+
+    path = formats.save_packed(tmp_path / "m", small())
+    reseal(path, forge)
+    refuses(path, f"leaf 'bits': .*{match}")
+
+
+def test_there_are_as_many_values_as_the_mask_keeps(tmp_path):
+    bits = small()["bits"]
+    less = dataclasses.replace(bits, values=bits.values[1:])
+    path = formats.save_packed(tmp_path / "m", {"w": less})
+    refuses(path, r"shape of values is \(8,\), but its other parts say \(9,\)")
+
+
+def test_positions_of_blocks_are_in_the_grid_and_in_order(tmp_path):
+    blocks = small()["blocks"]
+    for rows, match in ((5, r"rows are not in \[0, 2\)"), (-1, "rows are not in")):
+        path = tmp_path / f"{rows}"
+        moved = dataclasses.replace(blocks, rows=blocks.rows + rows)
+        formats.save_packed(path, {"w": moved})
+        refuses(path, match)
+    twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), blocks)
+    formats.save_packed(tmp_path / "twice", {"w": twice})
+    refuses(tmp_path / "twice", "rows and columns are not in order")
 
 
 def test_the_manifest_is_held_against_its_own_checksum(tmp_path):
@@ -179,7 +263,7 @@ def test_foreign_files_are_named(tmp_path):
         refuses(path, "damaged|RecursionError")
     path.unlink()
     path.mkdir()
-    refuses(path, "IsADirectoryError")
+    refuses(path, "m is a directory, not a regular file")
 
 
 def test_arrays_of_another_file_are_refused(tmp_path):

@@ -1,9 +1,11 @@
 """Ways to damage a saved step, and what tells whether anything that counts changed."""
 
+import hashlib
 import json
 import os
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -35,6 +37,20 @@ def flip(file: Path, bit: int) -> None:
     data = bytearray(file.read_bytes())
     data[bit // 8] ^= 1 << bit % 8
     file.write_bytes(data)
+
+
+def seal(path: Path, change: Callable[[dict], object]) -> None:
+    """Changes the manifest and makes its checksums, all but the leaves', right."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"] = {
+        name: hashlib.sha256((path / name).read_bytes()).hexdigest()
+        for name in manifest["files"]
+    }
+    change(manifest)
+    del manifest["sha256"]
+    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
+    manifest["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    (path / "manifest.json").write_text(json.dumps(manifest))
 
 
 def what_counts(path: Path) -> tuple:
