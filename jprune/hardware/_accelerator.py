@@ -113,7 +113,7 @@ _FRACTIONS = (
 # which little but the multipliers limits. Energies: Horowitz, Computing's Energy
 # Problem, ISSCC 2014 (45 nm): 0.2 + 0.03 pJ for an 8-bit multiply-add,
 # 20 pJ for 8 bytes of a 32 KiB SRAM, 1.3 to 2.6 nJ for 8 bytes of DRAM.
-_PLAIN = {
+DEFAULTS = {
     "arrays": 1.0,
     "dataflows": (1.0, 1.0, 1.0),
     "fill": 0.0,
@@ -170,7 +170,7 @@ def accelerator(**fields: Any) -> Accelerator:
       0.512
     """
     unknown = sorted(set(fields) - set(Accelerator._fields))
-    given = {**_PLAIN, **fields}
+    given = {**DEFAULTS, **fields}
     missing = [name for name in Accelerator._fields if name not in given]
     if unknown or missing:
         raise base.PruningError(

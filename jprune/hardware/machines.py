@@ -1,18 +1,21 @@
-"""Presets of published accelerators, each with its source; comments state assumptions.
+"""Presets of published accelerators, and where each of their numbers comes from.
 
     tpu_v1, tpu_v5e                             TPUs
     a100, h100, h200, titan_xp, jetson_nano     GPUs
     xeon                                        a CPU
     spatten, spatten_eighth, a3, mnnfast        attention accelerators
     eyeriss                                     an accelerator of CNNs
+    sources, Source                             published or assumed, field by field
 
-Where a source gives no energies, they are set so that the published power results at
-the published load: good for ratios, and no evidence for the model.
+Where a source gives no energies, they are fitted to a published power or assumed: good
+for ratios, and no evidence for the model. Read `sources` before quoting joules.
 """
 
 from typing import Any
 
 from jprune.hardware._accelerator import Accelerator, accelerator
+from jprune.hardware._sources import Source as Source
+from jprune.hardware._sources import sources as sources
 
 # Dataflows: weight, output and input stationary.
 WEIGHTS, OUTPUTS, INPUTS = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
@@ -192,7 +195,8 @@ def tpu_v5e() -> Accelerator:
 
     References:
       Google Cloud documentation, TPU v5e, 2023. The clock follows from 197 TFLOPS. The
-      sizes of the arrays and of the SRAM are not documented there: assumed.
+      sizes of the arrays and of the SRAM, all energies, the static power and the areas
+      are not documented there: assumed. See `sources`.
     """
     return accelerator(
         clock=1.503,
