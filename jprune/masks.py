@@ -76,23 +76,9 @@ def check(params: base.Params, masks: base.Masks) -> base.Masks:
       >>> check({"w": jnp.ones((2, 3))}, {"w": jnp.array([[True, False, True]])})
       {'w': Array([[ True, False,  True]], dtype=bool)}
     """
-    masks = _in_tree_of(params, masks)
+    masks = tree.in_tree_of(params, masks, "masks")
     tree.map_with_path(_check_leaf, params, masks)
     return masks
-
-
-def _in_tree_of(params: base.Params, masks: Any) -> Any:
-    treedef = jax.tree.structure(params)
-    if treedef == jax.tree.structure(masks):
-        return masks
-    ours, theirs = tree.leaf_paths(params), tree.leaf_paths(masks)
-    if ours != theirs:
-        raise base.PruningError(
-            "The masks have another tree than the params. Without a mask: "
-            f"{sorted(set(ours) - set(theirs))}; without a parameter: "
-            f"{sorted(set(theirs) - set(ours))}."
-        )
-    return treedef.unflatten(jax.tree.leaves(masks))
 
 
 def _check_leaf(path: str, w: Any, m: Any) -> None:
@@ -131,9 +117,13 @@ def intersect(*masks: base.Masks) -> base.Masks:
 
     Returns:
       Masks with the same tree; shapes broadcast.
+
+    Raises:
+      PruningError: if the trees differ; names the first path that does.
     """
-    both = jnp.logical_and
-    return jax.tree.map(lambda *m: jnp.asarray(functools.reduce(both, m)), *masks)
+    first, both = masks[0], jnp.logical_and
+    alike = [tree.in_tree_of(first, m, "masks", of="first masks") for m in masks]
+    return jax.tree.map(lambda *m: jnp.asarray(functools.reduce(both, m)), *alike)
 
 
 def shuffle(masks: base.Masks, key: jax.Array) -> base.Masks:
@@ -337,7 +327,7 @@ def unpack(packed: Any, params: base.Params) -> base.Masks:
         bits = functools.partial(_bits, shape=shape)
         return compat.auto_partition(bits, jnp.asarray(m), like=w)
 
-    return tree.map_with_path(leaf, params, _in_tree_of(params, packed))
+    return tree.map_with_path(leaf, params, tree.in_tree_of(params, packed, "masks"))
 
 
 def is_packed(mask: Any) -> bool:

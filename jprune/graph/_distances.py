@@ -20,7 +20,7 @@ def geometric_median_scores(
     *,
     combine: Callable[..., Any] = mean,
     normalize: Callable[[Any], Any] | None = by_mean,
-    where: base.Predicate = tree.is_kernel,
+    where: tree.Where = tree.is_kernel,
     layout: tree.KernelLayout = tree.kernel_axes,
 ) -> dict[str, jax.Array]:
     """Returns the sums of distances from each entry's filters to all others.
@@ -38,7 +38,7 @@ def geometric_median_scores(
       params: the weights; leaves may be hidden.
       combine: reduces scores `(members, size)` with `axis=0`.
       normalize: `(size,) -> (size,)` within a group, or None.
-      where: predicate of the leaves that count.
+      where: the leaves that count, a `jprune.tree.Where`.
       layout: `(path, leaf) -> KernelAxes`, which names the output axes of a leaf.
 
     Returns:
@@ -58,13 +58,10 @@ def geometric_median_scores(
       Networks Acceleration, 2018, arXiv:1811.00250, section 3.
     """
     leaves, shapes = tree.by_path(params), tree.by_path(graph.params)
+    counts = tree.by_path(tree.flags(where, graph.params))
 
     def distances(group: Group) -> list[jax.Array]:
-        members = [
-            m
-            for m in group.members
-            if m.path in leaves and where(m.path, leaves[m.path])
-        ]
+        members = [m for m in group.members if m.path in leaves and counts[m.path]]
         outputs = [m for m in members if is_output(m, shapes[m.path], layout)]
         return [_distances(group, m, leaves[m.path]) for m in outputs or members]
 

@@ -158,7 +158,7 @@ def add_growing_decay(
 
 
 def add_l1(
-    rate: base.Scalar, where: base.Predicate, masks: base.Masks | None = None
+    rate: base.Scalar, where: tree.Where, masks: base.Masks | None = None
 ) -> optax.GradientTransformation:
     """Adds the gradient of an L1 penalty: g <- g + rate * sign(w).
 
@@ -167,7 +167,7 @@ def add_l1(
 
     Args:
       rate: weight of the penalty, non-negative; may be traced.
-      where: predicate of the penalised leaves, such as `jp.matching(".*/scale")`.
+      where: the penalised leaves, a `jprune.tree.Where` such as ".*/scale".
       masks: the params' tree; True exempts a weight. None exempts none.
 
     Returns:

@@ -49,7 +49,7 @@ def group_scores(
     each: Callable[[Any], Any] | None = None,
     combine: Callable[..., Any] = mean,
     normalize: Callable[[Any], Any] | None = by_mean,
-    where: base.Predicate = tree.is_float,
+    where: tree.Where = tree.is_float,
 ) -> dict[str, jax.Array]:
     """Returns a score for each entry of each group, from scores of weights.
 
@@ -75,8 +75,8 @@ def group_scores(
         `jnp.sum`, `jnp.max`, or `first_member` for the first member alone.
       normalize: `(size,) -> (size,)` within a group, or None. Without normalization,
         groups with large weights dominate a global ranking.
-      where: predicate of the leaves that count. Leaves that are not floating-point
-        do not count by default.
+      where: the leaves that count, a `jprune.tree.Where`. Leaves that are not
+        floating-point do not count by default.
 
     Returns:
       Group name -> scores `(size,)`, float32; zeros for a group without such a leaf.
@@ -98,11 +98,11 @@ def group_scores(
       section 3.3, with p = 2, the mean over members and the mean of the group.
     """
     by_path = _leaves(graph, scores)
-    shapes = _leaves(graph, graph.params)
+    counts = tree.by_path(tree.flags(where, graph.params))
     members: dict[str, list[tuple[Group, Member]]] = {}
     for group in graph.groups.values():
         for m in group.members:
-            if m.path in by_path and where(m.path, shapes[m.path]):
+            if m.path in by_path and counts[m.path]:
                 members.setdefault(m.path, []).append((group, m))
     found: dict[tuple[str, str, int], Any] = {}
     for path, of in members.items():

@@ -19,15 +19,13 @@ def descend(
     return optax.apply_updates(params, updates), memory
 
 
-def prunable(where: base.Predicate, params: base.Params) -> Callable[[Any], Any]:
+def prunable(where: tree.Where, params: base.Params) -> Callable[[Any], Any]:
     """Returns the function that hides the leaves which are never pruned in a tree."""
     prunable_leaves = tree.flags(where, params)
     return lambda x: tree.only(prunable_leaves, x)
 
 
-def everywhere(
-    where: base.Predicate, params: base.Params, masks: base.Masks
-) -> base.Masks:
+def everywhere(where: tree.Where, params: base.Params, masks: base.Masks) -> base.Masks:
     """Returns the masks, with a scalar True for the leaves that are never pruned."""
     prunable_leaves = tree.flags(where, params)
     return jax.tree.map(

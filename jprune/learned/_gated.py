@@ -16,6 +16,7 @@ from jprune.learned._reparameterization import (
     masks_by,
     no_penalty,
 )
+from jprune.links import as_pruner
 
 
 def gated(
@@ -50,7 +51,8 @@ def gated(
       A `Reparameterization` for `learn_masks`, whose aux are the logits.
 
     Raises:
-      PruningError: if `units` is neither None, "output" nor "input".
+      PruningError: if `units` is neither None, "output" nor "input", or `final` is not
+        an Optax transform.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, jprune as jp
@@ -79,6 +81,7 @@ def gated(
         raise base.PruningError(
             f"units must be None, 'output' or 'input'; got {units!r}."
         )
+    final = final if final is None else as_pruner(final)
 
     def init(params: base.Params, key: jax.Array) -> Any:
         del key
@@ -133,8 +136,7 @@ def constrained(
       Wang et al., Structured Pruning of Large Language Models, 2019,
       arXiv:1910.04732. See `jprune.learned.controllers.lagrangian`.
     """
-    if not callable(target):
-        selection.check_sparsity(target)
+    selection.check_sparsity(target)
 
     def inner(f: Callable[..., Any]) -> Callable[..., Any]:
         return lambda params, aux, *rest: f(params, aux[0], *rest)

@@ -65,7 +65,7 @@ def learn_masks(
     *,
     weights: optax.GradientTransformation,
     scores: optax.GradientTransformation,
-    where: base.Predicate = tree.is_kernel,
+    where: tree.Where = tree.is_kernel,
 ) -> base.Algorithm:
     """Trains weights and masks on the same batches, through a reparameterization.
 
@@ -81,7 +81,7 @@ def learn_masks(
         `thresholded`.
       weights: optimizer of all params; `optax.set_to_zero()` freezes them.
       scores: optimizer of aux.
-      where: predicate for the leaves that can be pruned.
+      where: the leaves that can be pruned, a `jprune.tree.Where`.
 
     Returns:
       An `Algorithm`: `init(params, key, model=None)`;
@@ -102,6 +102,7 @@ def learn_masks(
       >>> method.finish(state)[1]["kernel"][:, 0].tolist()
       [False, False, False, True]
     """
+    where = tree.check_where(where)
 
     def init(params: base.Params, key: jax.Array, model: Any = None) -> LearnedState:
         first, following = jax.random.split(key)
@@ -140,7 +141,7 @@ def learn_masks(
 def _gradients(
     loss: Callable[..., Any],
     method: Reparameterization,
-    where: base.Predicate,
+    where: tree.Where,
     state: LearnedState,
     batch: Any,
     key: jax.Array,
@@ -168,7 +169,7 @@ def _gradients(
 
 def _project(
     method: Reparameterization,
-    where: base.Predicate,
+    where: tree.Where,
     params: base.Params,
     aux: Any,
     before: base.Masks | None,

@@ -16,6 +16,7 @@ from jprune.learned._reparameterization import (
     masks_by,
     no_penalty,
 )
+from jprune.links import as_pruner
 
 Masked = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """`(w, m, s) -> z` of one leaf, as in `jprune.learned.effective`."""
@@ -56,6 +57,9 @@ def score_ranked(
     Returns:
       A `Reparameterization` for `learn_masks`, whose aux are the scores.
 
+    Raises:
+      PruningError: if a pruner is not an Optax transform.
+
     Example:
       Scores that are trained over frozen weights:
 
@@ -76,6 +80,8 @@ def score_ranked(
       arXiv:1911.13299, equation 4. Sanh et al., Movement Pruning: Adaptive Sparsity
       by Fine-Tuning, 2020, arXiv:2005.07683, equations 2 to 4.
     """
+    pruner = as_pruner(pruner)
+    final = final if final is None else as_pruner(final)
 
     def masks(params: base.Params, s: base.Scores, before: Any, step: base.Scalar):
         del params, before

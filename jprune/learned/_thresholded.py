@@ -53,8 +53,7 @@ def thresholded(
       Sparsity, 2020, arXiv:2002.03231, equations 3 and 4. In the paper weight decay
       of s drives the sparsity, which is then an outcome.
     """
-    if not callable(sparsity):
-        selection.check_sparsity(sparsity)
+    selection.check_sparsity(sparsity)
     last = sparsity if final is None else final
     best = links.keep_top(last, scope="global")
 

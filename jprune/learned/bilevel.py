@@ -168,7 +168,7 @@ def bip(
     upper: optax.GradientTransformation,
     hypergradient: Hypergradient = implicit_gradient,
     tied: bool = False,
-    where: base.Predicate = tree.is_kernel,
+    where: tree.Where = tree.is_kernel,
 ) -> base.Algorithm:
     """Bi-level pruning (BiP): optimizes weights and masks in turns.
 
@@ -196,7 +196,7 @@ def bip(
         `implicit_gradient`, possibly with another gamma, or `direct_gradient`.
       tied: whether the weights are their own scores, as in the released code: both
         levels step the same tensor, and the pruner ranks |w|.
-      where: predicate for the leaves that can be pruned.
+      where: the leaves that can be pruned, a `jprune.tree.Where`.
 
     Returns:
       An `Algorithm`. `init(params, model=None, scores=None)` takes other initial
@@ -225,7 +225,7 @@ def bip(
       arXiv:2210.04092, algorithm 1. The paper steps a mask relaxed to [0, 1]; here, as
       in the released code, the scores are not clipped to it.
     """
-    chosen = select(pruner, where)
+    chosen, where = select(pruner, where), tree.check_where(where)
     lower_tx, upper_tx = lower, upper  # `step` has batches of these names
 
     def init(params: base.Params, model: Any = None, scores: Any = None) -> BipState:

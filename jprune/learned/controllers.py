@@ -119,6 +119,7 @@ def shift_to_sparsity(
       [[-1.0, 1.0]]
     """
     target = jnp.asarray(selection.check_sparsity(target), jnp.float32)
+    target = selection.clip_sparsity(target)
     fixed, target = lax.stop_gradient((logits, target))
     found = [x.astype(jnp.float32) for _, x in gates.weighted(params, fixed)]
     filled = [x for x in found if x.size]

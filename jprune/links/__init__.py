@@ -48,7 +48,8 @@ Use of a pruner:
     prune                  prunes params once
 
 For links of your own: `stateless` makes a link from a function, `require` and
-`floating` check its arguments, and `spread` broadcasts masks of channels or blocks. The
+`floating` check its arguments, `as_pruner` checks a link, and `spread` broadcasts masks
+of channels or blocks. The
 states of the links here are `KeepState`, `MovementState`, `FisherState`, `RandomState`.
 
 To read the code, follow a chain: `_scores`, `_pooling`, `_keep`.
@@ -60,6 +61,7 @@ from jprune.links._allocate import erdos_renyi as erdos_renyi
 from jprune.links._allocate import erdos_renyi_kernel as erdos_renyi_kernel
 from jprune.links._allocate import rescaled_global as rescaled_global
 from jprune.links._allocate import uniform as uniform
+from jprune.links._common import as_pruner as as_pruner
 from jprune.links._common import floating as floating
 from jprune.links._common import require as require
 from jprune.links._common import stateless as stateless

@@ -32,7 +32,8 @@ Allocation = Callable[[base.Scores, base.Params, jax.typing.ArrayLike], base.Cou
 keeps."""
 
 Pins = Sequence[tuple[str, float]]
-"""Rules `(pattern, sparsity)` that fix the sparsity of leaves, by their paths."""
+"""Rules `(pattern, sparsity)` that fix the sparsity of leaves, by their paths. It holds
+at every refresh: a schedule moves the other leaves only, which make up for the pins."""
 
 
 def uniform(*, pins: Pins = ()) -> Allocation:
@@ -40,14 +41,16 @@ def uniform(*, pins: Pins = ()) -> Allocation:
 
     Args:
       pins: rules `(pattern, sparsity)` for leaves of fixed sparsity; the other leaves
-        make up for them. Uniform+ in the literature has a dense first layer and a last
-        layer of sparsity 0.8 at most.
+        make up for them. Pins are fixed under a schedule, too: a leaf with the pin 0.5
+        has this sparsity from the first refresh on. Uniform+ in the literature has a
+        dense first layer and a last layer of sparsity 0.8 at most.
 
     Returns:
       An allocation.
 
     Raises:
-      PruningError: if a pinned sparsity is outside [0, 1], or (when used) a rule
+      PruningError: if a pinned sparsity is outside [0, 1], a pattern is no regular
+        expression, or (when used) a rule
         applies to no leaf, or the pins contradict a known sparsity.
 
     Example:
@@ -176,7 +179,8 @@ def rescaled_global(min_fraction: float = 0.0005) -> Allocation:
 
 def _by_shares(share: Callable[[str, Any, int], float], pins: Pins) -> Allocation:
     """An allocation from the share of each leaf, which depends on shapes only."""
-    for _, sparsity in pins:
+    for pattern, sparsity in pins:
+        tree.check_pattern(pattern)
         selection.check_sparsity(sparsity)
 
     def allocate(

@@ -45,6 +45,47 @@ def stateless(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def as_pruner(pruner: Any, name: str = "pruner") -> base.Pruner:
+    """Returns a pruner that takes extra arguments; raises if it is not a transform.
+
+    Args:
+      pruner: an Optax transform, or anything with its `init` and `update`.
+      name: what it is, for the message: "pruner" or "optimizer".
+
+    Returns:
+      The transform; `update` ignores keyword arguments that it does not know.
+
+    Raises:
+      PruningError: if it is something else, such as a recipe that was not called.
+
+    Example:
+      >>> import optax
+      >>> callable(as_pruner(optax.identity()).update)
+      True
+    """
+    if not is_transform(pruner):
+        made = "optax.adam(0.1)" if name == "optimizer" else "recipes.magnitude(0.9)"
+        raise base.PruningError(
+            f"The {name} is no Optax transform, such as {made}: it is {_kind(pruner)}."
+        )
+    return optax.with_extra_args_support(pruner)
+
+
+def is_transform(x: Any) -> bool:
+    """Returns whether something has the functions of an Optax transform."""
+    return all(callable(getattr(x, name, None)) for name in ("init", "update"))
+
+
+def _kind(x: Any) -> str:
+    if callable(getattr(x, "step", None)):
+        return "an Algorithm, which has a loop of its own: call its init, step, finish"
+    if isinstance(x, str):
+        return f"the string {x!r:.80}: pass what the function of that name returns"
+    if callable(x) and (name := getattr(x, "__name__", "")):
+        return f"the function {name!r}, which was not called: pass {name}(...)"
+    return f"a value of type {type(x).__name__}"
+
+
 def require(grads: Any, params: Any, needs_grads: bool) -> None:
     """Raises if the arguments of a link's `update` lack what its scores need.
 
@@ -54,7 +95,8 @@ def require(grads: Any, params: Any, needs_grads: bool) -> None:
       needs_grads: whether the scores need gradients.
 
     Raises:
-      PruningError: if the params, or gradients that are needed, are None.
+      PruningError: if the params, or gradients that are needed, are None, or if these
+        gradients have other paths or shapes than the params; names the first leaf.
     """
     if params is None:
         raise base.PruningError(
@@ -65,6 +107,8 @@ def require(grads: Any, params: Any, needs_grads: bool) -> None:
             "This criterion scores by gradients and got none: call "
             "update(grads, state, params), or prune(params, pruner, grads)."
         )
+    if needs_grads:
+        tree.in_tree_of(params, grads, "gradients", shapes=True)
 
 
 def floating(params: base.Params) -> base.Params:

@@ -11,7 +11,6 @@ broadcast to the params.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -22,8 +21,8 @@ import optax
 from jax import lax
 
 from jprune import selection, tree
-from jprune._core import base, compat, counting, ordering, precision
-from jprune.links import _pooling
+from jprune._core import base, compat, ordering
+from jprune.links import _pooling, _values
 from jprune.links._allocate import Allocation, uniform
 from jprune.links._common import axes_of_role
 
@@ -53,7 +52,8 @@ def keep_top(
 
     Args:
       sparsity: fraction removed, in [0, 1]; a number, a traced scalar, or a schedule
-        from the training step to it.
+        from the training step to it. A traced value outside, or NaN, prunes nothing,
+        and `jax.experimental.checkify` reports it.
       scope: "leaf" ranks the entries of each leaf separately, "global" ranks those of
         all leaves together.
       allocation: for scope "leaf", divides the kept entries among leaves; `uniform()`
@@ -67,7 +67,7 @@ def keep_top(
       `update`, or without it the number of updates so far.
 
     Raises:
-      PruningError: if the sparsity is a number outside [0, 1], `scope` is not one of
+      PruningError: if the sparsity is no number in [0, 1], `scope` is not one of
         its values, an allocation is given with scope "global", or `min_kept` is
         negative.
       NonFiniteScoreError: if a score is NaN; see `jprune.selection.top_k`.
@@ -79,8 +79,7 @@ def keep_top(
       >>> link.update(params, link.init(params), params)[0]
       {'w': Array([ True, False, False,  True], dtype=bool)}
     """
-    if not callable(sparsity):
-        selection.check_sparsity(sparsity)
+    selection.check_sparsity(sparsity)
     if scope not in ("leaf", "global"):
         raise base.PruningError(f"scope is 'leaf' or 'global'; got {scope!r}.")
     if scope == "global" and allocation is not None:
@@ -94,7 +93,7 @@ def keep_top(
     def select(
         scores: base.Scores, params: base.Params, step: base.Scalar
     ) -> base.Masks:
-        s = _value(sparsity, step)
+        s = _values.value_at(sparsity, step)
         floors = jax.tree.map(lambda x: min(min_kept, np.size(x)), scores)
         if scope == "global":
             n = sum(np.size(x) for x in jax.tree.leaves(scores))
@@ -146,6 +145,8 @@ def keep_within_budget(
         number, a traced scalar, or a schedule from the training step to it. Rounded to
         the nearest integer, and then exact, also beyond 2^31. (A float32, such as
         Optax's schedules return, holds integers above 2^24 in steps: of 512 at 5e9.)
+        A traced value that is negative or NaN prunes nothing, and `checkify` reports
+        it.
       cost: `(path, leaf) -> c_l`, a positive integer: bytes, FLOPs or picojoules per
         weight. A pooled score (after `pool_over_*`) costs as much as its weights
         together.
@@ -170,8 +171,7 @@ def keep_within_budget(
       >>> masks["conv"].tolist(), masks["dense"].tolist()
       ([True, False], [True, False])
     """
-    if not callable(budget):
-        _whole(_value(budget, 0))
+    _values.check_budget(budget)
     if min_kept < 0:
         raise base.PruningError(f"min_kept is a number >= 0; got {min_kept}.")
 
@@ -182,7 +182,7 @@ def keep_within_budget(
             return cost(path, w) * max(1, np.size(w) // max(1, np.size(x)))
 
         costs = tree.map_with_path(price, params, scores)
-        most = _whole(_value(budget, step))
+        most = _values.whole(_values.value_at(budget, step))
         floors = None
         if min_kept:
             floors = jax.tree.map(lambda x: min(min_kept, np.size(x)), scores)
@@ -199,14 +199,15 @@ def keep_above(threshold: base.Sparsity) -> base.Pruner:
 
     Args:
       threshold: in the unit of the scores; a number, a traced scalar, or a schedule
-        from the training step to it.
+        from the training step to it. A traced NaN prunes nothing, and `checkify`
+        reports it.
 
     Returns:
       A link: scores -> masks, True where score > threshold. A schedule gets the keyword
       `step` of `update`, or without it the number of updates so far.
 
     Raises:
-      PruningError: if the threshold is NaN or not a number.
+      PruningError: if the threshold is NaN, no number, or too large for a float64.
       NonFiniteScoreError: if a score is NaN; see `jprune.selection.top_k`.
 
     Example:
@@ -216,16 +217,15 @@ def keep_above(threshold: base.Sparsity) -> base.Pruner:
       >>> link.update(params, link.init(params), params)[0]
       {'w': Array([ True, False, False,  True], dtype=bool)}
     """
-    if not callable(threshold):
-        _threshold(threshold, 0)
+    _values.check_threshold(threshold)
 
     def select(
         scores: base.Scores, params: base.Params, step: base.Scalar
     ) -> base.Masks:
         del params
         selection.check_no_nan(scores)
-        t = _threshold(threshold, step)
-        return jax.tree.map(lambda x: _above(jnp.asarray(x), t), scores)
+        t = _values.value_at(threshold, step)
+        return jax.tree.map(lambda x: _values.above(jnp.asarray(x), t), scores)
 
     return _link(select)
 
@@ -255,8 +255,9 @@ def keep_n_of_m(
       lower index.
 
     Raises:
-      PruningError: if not 1 <= n <= m, `axis` is not one of its values, or (when used)
-        a leaf has no such axis or m does not divide it; names the leaf.
+      PruningError: if n or m is no static integer, not 1 <= n <= m, `axis` is not one
+        of its values, or (when used) a leaf has no such axis or m does not divide it;
+        names the leaf.
       NonFiniteScoreError: if a score is NaN; see `jprune.selection.top_k`.
 
     Example:
@@ -271,6 +272,10 @@ def keep_n_of_m(
       arXiv:2104.08378. Zhou et al., Learning N:M Fine-grained Structured Sparse
       Neural Networks From Scratch, 2021, arXiv:2102.04010.
     """
+    if not all(isinstance(x, int | np.integer) for x in (n, m)):
+        raise base.PruningError(
+            f"The n and m of an n:m pattern are static Python integers; got {n}:{m}."
+        )
     if not 1 <= n <= m:
         raise base.PruningError(f"An n:m pattern needs 1 <= n <= m; got {n}:{m}.")
     if axis not in ("input", "output"):
@@ -318,64 +323,10 @@ def _n_of_m(x: jax.Array, n: int, m: int, axis: int) -> jax.Array:
     return jnp.concatenate(kept, axis + 1).reshape(x.shape)
 
 
-def _whole(budget: Any) -> Any:
-    """The nearest integer, exact for Python numbers and for the value of a float32."""
-    if isinstance(budget, jax.Array):
-        floating = jnp.issubdtype(budget.dtype, jnp.floating)
-        return counting.nearest(budget) if floating else budget
-    if not isinstance(budget, int | float) or not 0 <= budget < float("inf"):
-        raise base.PruningError(f"A budget is a number >= 0; got {budget}.")
-    return round(budget)
-
-
-def _threshold(threshold: base.Sparsity, step: base.Scalar) -> Any:
-    """The threshold at a step, which is not a known NaN."""
-    t = _value(threshold, step)
-    if isinstance(t, jax.Array) or (isinstance(t, int | float) and not math.isnan(t)):
-        return t
-    raise base.PruningError(f"A threshold is a number; got {t}.")
-
-
-def _above(x: jax.Array, t: Any) -> jax.Array:
-    """Whether x > t, compared as integers, so that nothing is flushed to zero."""
-    if jnp.issubdtype(x.dtype, jnp.integer):
-        return _integers_above(x, t)
-    x = precision.wide(x)
-    # A known number is converted on the host, which keeps subnormal numbers.
-    t = t.astype(x.dtype) if isinstance(t, jax.Array) else jnp.asarray(t, x.dtype)
-    return ordering.ordered_bits(x) > ordering.ordered_bits(t)
-
-
-def _integers_above(x: jax.Array, t: Any) -> jax.Array:
-    """Whether integers are above a threshold that may be outside of their type."""
-    least, most = int(jnp.iinfo(x.dtype).min), int(jnp.iinfo(x.dtype).max)
-    if not isinstance(t, jax.Array):
-        whole = math.floor(min(max(t, least - 1), most))
-        if whole < least:
-            return jnp.ones_like(x, bool)
-        return x > np.array(whole, x.dtype)
-    if jnp.issubdtype(t.dtype, jnp.integer):
-        own = jnp.iinfo(t.dtype)
-        ends = max(least, int(own.min)), min(most, int(own.max))
-        low, high = (np.array(end, t.dtype) for end in ends)
-        return (t < low) | (x > jnp.clip(t, low, high).astype(x.dtype))
-    t = precision.wide(t)
-    within = (t >= least) & (t < float(most + 1))
-    whole = jnp.where(within, jnp.floor(t), 0).astype(x.dtype)
-    return (t < least) | (within & (x > whole))
-
-
-def _value(value: base.Sparsity, step: base.Scalar) -> jax.typing.ArrayLike:
-    """The value at a step; NumPy scalars, whose range is narrow, as Python numbers."""
-    value = value(step) if callable(value) else value
-    is_numpy = isinstance(value, np.generic | np.ndarray)
-    return value.item() if is_numpy and value.ndim == 0 else value
-
-
 def _link(select: Any) -> base.Pruner:
     """A link from `select(scores, params, step) -> masks` with the scores' shapes."""
 
-    def init(params: base.Params) -> KeepState:
+    def init(params: base.Params) -> Any:
         del params
         return KeepState(jnp.zeros((), jnp.int32))
 
@@ -393,8 +344,26 @@ def _link(select: Any) -> base.Pruner:
                 "A keep_* link needs scores and params: begin the pruner with a "
                 "score_by_* link, and call update(grads, state, params)."
             )
-        masks = select(updates, params, state.count if step is None else step)
+        scores = tree.in_tree_of(params, updates, "scores")
+        _check_shapes(params, scores)
+        masks = select(scores, params, state.count if step is None else step)
         masks = jax.tree.map(lambda w, m: _pooling.spread(m, w), params, masks)
-        return masks, KeepState(optax.safe_increment(state.count))
+        return masks, state._replace(count=optax.safe_increment(state.count))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check_shapes(params: base.Params, scores: base.Scores) -> None:
+    """Raises unless scores, perhaps pooled, have shapes that spread to their leaves."""
+    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(scores), strict=True)
+    for i, (w, x) in enumerate(pairs):
+        shape, pooled = np.shape(w), np.shape(x)
+        if shape != pooled and (
+            len(shape) != len(pooled)
+            or any(n % max(1, k) for n, k in zip(shape, pooled, strict=True))
+        ):
+            raise base.PruningError(
+                f"The scores of {tree.leaf_paths(params)[i]!r} have shape {pooled}; "
+                f"those of single weights have the shape {shape}, and those of "
+                "channels or blocks divide the shape."
+            )

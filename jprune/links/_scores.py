@@ -192,6 +192,9 @@ def score_by_random(key: jax.Array, *, redraw: bool = False) -> base.Pruner:
       [0, 1) has only 2^23 values, which tie in large models). Gradients and the
       values of the params are not used.
 
+    Raises:
+      PruningError: if the key is not one.
+
     Example:
       >>> import jax
       >>> import jax.numpy as jnp
@@ -202,6 +205,7 @@ def score_by_random(key: jax.Array, *, redraw: bool = False) -> base.Pruner:
       >>> bool((first["w"] == again["w"]).all())
       True
     """
+    _check_key(key)
 
     def init(params: base.Params) -> RandomState:
         _common.floating(params)
@@ -221,6 +225,16 @@ def score_by_random(key: jax.Array, *, redraw: bool = False) -> base.Pruner:
         return treedef.unflatten(scores), RandomState(following) if redraw else state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check_key(key: Any) -> None:
+    """Raises unless it is a key, new or old: uint32 words in a last axis."""
+    dtype = getattr(key, "dtype", None)
+    typed = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    if not typed and not (dtype == jnp.uint32 and jnp.ndim(key)):
+        raise base.PruningError(
+            f"A key is a jax.random.key; got {key!r:.80}: pass jax.random.key(0)."
+        )
 
 
 def score_by_weight(power: int = 1) -> base.Pruner:

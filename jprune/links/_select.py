@@ -9,9 +9,10 @@ import optax
 from jprune import masks as masks_lib
 from jprune import tree
 from jprune._core import base
+from jprune.links import _common
 
 
-def select(pruner: base.Pruner, where: base.Predicate) -> base.Pruner:
+def select(pruner: base.Pruner, where: tree.Where) -> base.Pruner:
     """Restricts a pruner to some leaves.
 
     The other leaves are hidden from the pruner, as `optax.masked` hides them, and get a
@@ -19,15 +20,19 @@ def select(pruner: base.Pruner, where: base.Predicate) -> base.Pruner:
 
     Args:
       pruner: links from gradients to masks.
-      where: predicate `(path, leaf) -> bool` that selects the leaves, such as
-        `jprune.is_kernel` or `jprune.matching("block.*")`.
+      where: the leaves: a predicate `(path, leaf) -> bool` such as `jprune.is_kernel`,
+        a pattern such as "block.*", a list of patterns, or a tree of bools with the
+        params' structure, as `optax.masked` takes it (`jprune.tree.Where`).
 
     Returns:
       A pruner whose masks have exactly the params' tree.
 
     Raises:
-      PruningError: at `init`, if the predicate selects no leaf, or one of its patterns
-        matches no leaf.
+      PruningError: if the pruner is not an Optax transform, or `where` is none of its
+        forms; at `init`, if `where` selects no leaf, one of its patterns matches no
+        leaf, or its tree is not the params'; at `update`, if the gradients have other
+        leaves than the params, or the pruner returns other things than masks. Names
+        the first leaf.
 
     Example:
       >>> import jax.numpy as jnp, jprune as jp
@@ -36,7 +41,7 @@ def select(pruner: base.Pruner, where: base.Predicate) -> base.Pruner:
       >>> pruner.update(None, pruner.init(params), params)[0]["bias"]
       Array(True, dtype=bool)
     """
-    pruner = optax.with_extra_args_support(pruner)
+    pruner, where = _common.as_pruner(pruner), tree.check_where(where)
 
     def init(params: base.Params) -> Any:
         return pruner.init(tree.only(tree.flags(where, params), params))
@@ -48,8 +53,12 @@ def select(pruner: base.Pruner, where: base.Predicate) -> base.Pruner:
             )
         chosen = tree.flags(where, params)
         found, state = pruner.update(
-            tree.only(chosen, updates), state, tree.only(chosen, params), **extra
+            tree.only(chosen, updates, "gradients"),
+            state,
+            tree.only(chosen, params),
+            **extra,
         )
+        _check_boolean(found)
         everywhere = jax.tree.map(
             lambda c, m: m if c else jnp.ones((), bool), chosen, found
         )
@@ -58,12 +67,24 @@ def select(pruner: base.Pruner, where: base.Predicate) -> base.Pruner:
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _check_boolean(found: Any) -> None:
+    if all(jnp.result_type(m).kind == "b" for m in jax.tree.leaves(found)):
+        return
+    for path, m in tree.by_path(found).items():
+        if jnp.result_type(m).kind != "b":
+            raise base.PruningError(
+                f"The pruner returned {jnp.result_type(m)} at {path!r}, not a mask. It "
+                "ends with a keep_* link, and is the second argument of "
+                "sparsify(optimizer, pruner) and prune(params, pruner)."
+            )
+
+
 def prune(
     params: base.Params,
     pruner: base.Pruner,
     grads: Any = None,
     *,
-    where: base.Predicate = tree.is_kernel,
+    where: tree.Where = tree.is_kernel,
     **extra: Any,
 ) -> tuple[base.Params, base.Masks]:
     """Prunes params once: runs a pruner and applies its masks.
@@ -74,14 +95,15 @@ def prune(
       grads: gradients of the loss at `params`, for pruners that need them. The first
         link gets them, so scores of your own may be passed to a pruner that begins
         with `keep_*`.
-      where: predicate that selects the leaves to prune.
+      where: the leaves to prune, a `jprune.tree.Where`.
       **extra: keyword arguments for the links.
 
     Returns:
       The params with zeros where they are pruned, and the masks.
 
     Raises:
-      PruningError: if the pruner or the predicate does not fit the params.
+      PruningError: if the pruner, `where` or the gradients do not fit the params, or
+        the arguments are swapped.
       NonFiniteScoreError: if a score is NaN; names the leaf.
 
     Example:
@@ -90,6 +112,8 @@ def prune(
       >>> prune(params, jp.recipes.magnitude(0.5))[0]["kernel"].tolist()
       [[3.0, 0.0], [0.0, 2.0]]
     """
+    if _common.is_transform(params) and not _common.is_transform(pruner):
+        raise base.PruningError("prune takes the params first: prune(params, pruner).")
     chosen = select(pruner, where)
     masks, _ = chosen.update(grads, chosen.init(params), params, **extra)
     return masks_lib.apply(params, masks), masks

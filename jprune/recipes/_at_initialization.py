@@ -19,8 +19,8 @@ def random_erk(
     Args:
       sparsity: the fraction removed of all weights, in [0, 1], or a schedule.
       key: a `jax.random.key` for the draw.
-      pins: rules `(pattern, sparsity)` for layers with a fixed sparsity; ERK+
-        is a dense last layer, `[("head/kernel", 0.0)]`.
+      pins: rules `(pattern, sparsity)` for layers with a fixed sparsity, at every step
+        of a schedule; ERK+ is a dense last layer, `[("head/kernel", 0.0)]`.
 
     Returns:
       A pruner. The draw is the same at each refresh: at a constant sparsity the masks
@@ -28,7 +28,8 @@ def random_erk(
       which the rounding of counts may differ).
 
     Raises:
-      PruningError: if a sparsity is outside [0, 1], or a rule matches no leaf.
+      PruningError: if a sparsity is outside [0, 1], the key is none, or a rule matches
+        no leaf.
 
     Example:
       >>> import jax, optax, jprune as jp

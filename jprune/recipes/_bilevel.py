@@ -20,7 +20,7 @@ def bip(
     steps: int,
     preset: Literal["paper", "reference"] = "paper",
     units: Literal["output", "input"] | None = None,
-    where: base.Predicate = tree.is_kernel,
+    where: tree.Where = tree.is_kernel,
 ) -> base.Algorithm:
     """BiP: alternates gradient steps on weights and mask scores, sparse from step 0.
 
@@ -38,7 +38,7 @@ def bip(
         term, and weight decay on both levels. Momentum is 0.9 in both.
       units: what is pruned as one: None for single weights, "output" for filters,
         "input" for the input channels of a kernel.
-      where: predicate for the leaves that can be pruned.
+      where: the leaves that can be pruned, a `jprune.tree.Where`.
 
     Returns:
       An `Algorithm`, as from `jprune.learned.bilevel.bip`.

@@ -21,7 +21,7 @@ def movement(
     begin: int = 0,
     steps: int,
     learning_rate: float = 1e-2,
-    where: base.Predicate = tree.is_kernel,
+    where: tree.Where = tree.is_kernel,
 ) -> base.Algorithm:
     """Movement pruning: keeps the weights that fine-tuning moves away from zero.
 
@@ -37,7 +37,7 @@ def movement(
       begin: step at which pruning starts.
       steps: number of steps from sparsity 0 to the final sparsity.
       learning_rate: learning rate beta of the scores.
-      where: predicate for the leaves that can be pruned.
+      where: the leaves that can be pruned, a `jprune.tree.Where`.
 
     Returns:
       An `Algorithm`, as from `jprune.learned.learn_masks`.
@@ -67,7 +67,7 @@ def soft_movement(
     steps: int,
     threshold: float = 0.1,
     penalty: float = 400.0,
-    where: base.Predicate = tree.is_kernel,
+    where: tree.Where = tree.is_kernel,
 ) -> base.Algorithm:
     """Soft movement pruning: keeps movement scores above a threshold, with a penalty.
 
@@ -83,7 +83,7 @@ def soft_movement(
       steps: number of steps until tau and the penalty reach their final values.
       threshold: final tau, in (0, 1).
       penalty: final lambda; larger values give sparser networks.
-      where: predicate for the leaves that can be pruned.
+      where: the leaves that can be pruned, a `jprune.tree.Where`.
 
     Returns:
       An `Algorithm`, as from `jprune.learned.learn_masks`.
@@ -121,7 +121,7 @@ def soft_threshold(
     begin: int = 0,
     steps: int,
     learning_rate: float = 0.1,
-    where: base.Predicate = tree.is_kernel,
+    where: tree.Where = tree.is_kernel,
 ) -> base.Algorithm:
     """STR: soft-thresholds the weights of each layer with a learned threshold.
 
@@ -138,7 +138,7 @@ def soft_threshold(
       begin: step at which pruning starts.
       steps: number of steps from sparsity 0 to the final sparsity.
       learning_rate: learning rate of s.
-      where: predicate for the leaves that can be pruned.
+      where: the leaves that can be pruned, a `jprune.tree.Where`.
 
     Returns:
       An `Algorithm`, as from `jprune.learned.learn_masks`.
@@ -169,7 +169,7 @@ def l0(
     steps: int,
     units: Literal["output", "input"] | None = None,
     learning_rate: float = 0.05,
-    where: base.Predicate = tree.is_kernel,
+    where: tree.Where = tree.is_kernel,
 ) -> base.Algorithm:
     """L0 regularization: weights times hard-concrete gates, with a price for open ones.
 
@@ -188,7 +188,7 @@ def l0(
       units: what has one gate: None for each weight, "output" or "input" for each
         output or input channel.
       learning_rate: learning rate of Adam for the gates and the multipliers.
-      where: predicate for the leaves that can be pruned.
+      where: the leaves that can be pruned, a `jprune.tree.Where`.
 
     Returns:
       An `Algorithm`, as from `jprune.learned.learn_masks`.
@@ -228,7 +228,7 @@ def consensus(
     polarization: float = 1.0,
     learning_rate: float = 0.05,
     units: Literal["output", "input"] = "output",
-    where: base.Predicate = tree.is_kernel,
+    where: tree.Where = tree.is_kernel,
 ) -> base.Algorithm:
     """Consensus subnetwork: learns channel gates that polarize to open or closed.
 
@@ -244,7 +244,7 @@ def consensus(
       learning_rate: learning rate of Adam for the gates.
       units: what has one gate: "output" for each output channel, "input" for each
         input channel.
-      where: predicate for the leaves that can be pruned.
+      where: the leaves that can be pruned, a `jprune.tree.Where`.
 
     Returns:
       An `Algorithm`, as from `jprune.learned.learn_masks`.

@@ -120,8 +120,7 @@ def global_magnitude(
       Study on Global Magnitude Pruning, 2022, arXiv:2209.14624, section 3. The
       paper's rescaling loop is solved for its fixed point; counts are exact.
     """
-    if not callable(sparsity):
-        selection.check_sparsity(sparsity)
+    selection.check_sparsity(sparsity)
     return optax.chain(
         links.score_by_magnitude(),
         links.keep_top(sparsity, allocation=links.rescaled_global(min_fraction)),

@@ -20,7 +20,7 @@ def hydra(
     *,
     steps: int,
     learning_rate: float = 0.1,
-    where: base.Predicate = tree.is_kernel,
+    where: tree.Where = tree.is_kernel,
 ) -> base.Algorithm:
     """HYDRA: learns the mask of a trained network for any loss, such as a robust one.
 
@@ -33,7 +33,7 @@ def hydra(
       sparsity: fraction of each layer to remove, in [0, 1], or a schedule.
       steps: total number of training steps, at which the cosine learning rate ends.
       learning_rate: initial learning rate of the scores.
-      where: predicate for the leaves that can be pruned.
+      where: the leaves that can be pruned, a `jprune.tree.Where`.
 
     Returns:
       An `Algorithm`, as from `jprune.learned.learn_masks`.
@@ -55,7 +55,7 @@ def edge_popup(
     *,
     steps: int,
     learning_rate: float = 0.1,
-    where: base.Predicate = tree.is_kernel,
+    where: tree.Where = tree.is_kernel,
 ) -> base.Algorithm:
     """edge-popup: finds a subnetwork of frozen random weights, a supermask.
 
@@ -68,7 +68,7 @@ def edge_popup(
         0.5 are best in the paper.
       steps: total number of training steps, at which the cosine learning rate ends.
       learning_rate: initial learning rate of the scores.
-      where: predicate for the leaves that can be pruned.
+      where: the leaves that can be pruned, a `jprune.tree.Where`.
 
     Returns:
       An `Algorithm`, as from `jprune.learned.learn_masks`.
@@ -91,7 +91,7 @@ def sign_supermask(
     *,
     steps: int,
     learning_rate: float = 0.1,
-    where: base.Predicate = tree.is_kernel,
+    where: tree.Where = tree.is_kernel,
 ) -> base.Algorithm:
     """Signed supermask: keeps, hides or inverts each of the frozen random weights.
 
@@ -103,7 +103,7 @@ def sign_supermask(
       sparsity: fraction of each layer to hide, in [0, 1], or a schedule.
       steps: total number of training steps, at which the cosine learning rate ends.
       learning_rate: initial learning rate of the scores.
-      where: predicate for the leaves that can be pruned.
+      where: the leaves that can be pruned, a `jprune.tree.Where`.
 
     Returns:
       An `Algorithm`, as from `jprune.learned.learn_masks`. The weights that `finish`
@@ -129,7 +129,7 @@ def lottery_jackpots(
     steps: int,
     learning_rate: float = 0.1,
     restriction: float | None = 4.0,
-    where: base.Predicate = tree.is_kernel,
+    where: tree.Where = tree.is_kernel,
 ) -> base.Algorithm:
     """Lottery jackpots: improves the magnitude mask of a trained network by swaps.
 
@@ -146,7 +146,7 @@ def lottery_jackpots(
       steps: total number of training steps.
       learning_rate: initial learning rate of the scores.
       restriction: exponent of the restriction, >= 0; None for none.
-      where: predicate for the leaves that can be pruned.
+      where: the leaves that can be pruned, a `jprune.tree.Where`.
 
     Returns:
       An `Algorithm`, as from `jprune.learned.learn_masks`.
@@ -174,7 +174,7 @@ def _search(
     loss: Callable[..., Any],
     sparsity: base.Sparsity,
     scores: optax.GradientTransformation,
-    where: base.Predicate,
+    where: tree.Where,
     *,
     init: Callable[..., base.Scores],
     masked: Callable[..., jax.Array] = effective.size_masked,

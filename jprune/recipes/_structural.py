@@ -315,7 +315,7 @@ def beta_rank(
 def network_slimming(
     graph: jg.Graph,
     sparsity: base.Sparsity,
-    scales: base.Predicate,
+    scales: tree.Where,
     *,
     scope: Literal["leaf", "global"] = "global",
     min_kept: int = 1,
@@ -331,7 +331,7 @@ def network_slimming(
       graph: graph of the function, from `jprune.graph.trace`.
       sparsity: fraction of the entries with a scale to remove, in [0, 1], or a
         schedule.
-      scales: predicate for the scales, such as `jp.matching(".*/scale")`.
+      scales: the scales, a `jprune.tree.Where` such as `jp.matching(".*/scale")`.
       scope: "global" ranks the entries of all groups together, "leaf" those of each
         group.
       min_kept: minimum number of entries that each group keeps. The paper has none
@@ -382,6 +382,6 @@ def network_slimming(
     return optax.chain(links.score_by_magnitude(), keep)
 
 
-def _paths_of(graph: jg.Graph, where: base.Predicate) -> set[str]:
+def _paths_of(graph: jg.Graph, where: tree.Where) -> set[str]:
     chosen = jax.tree.leaves(tree.flags(where, graph.params))
     return {path for path, mine in zip(graph.axes, chosen, strict=True) if mine}

@@ -14,7 +14,7 @@ def lottery_ticket(
     sparsity: float,
     *,
     rounds: int | None = None,
-    where: base.Predicate = tree.is_kernel,
+    where: tree.Where = tree.is_kernel,
 ) -> base.Algorithm:
     """Iterative magnitude pruning with rewinding: finds a winning ticket in rounds.
 
@@ -28,7 +28,7 @@ def lottery_ticket(
       sparsity: fraction of all weights removed after the last round, in [0, 1).
       rounds: number of rounds; None for ln(1 - sparsity) / ln 0.8, which removes
         about 20 % of the survivors in each.
-      where: predicate for the leaves that can be pruned.
+      where: the leaves that can be pruned, a `jprune.tree.Where`.
 
     Returns:
       An `Algorithm`: `init(anchor)`, one `step(state, *batches)` per round, and

@@ -16,6 +16,7 @@ For links of your own:
 
     kept_count             the k that a sparsity stands for (type `Count`)
     check_sparsity         raises unless a sparsity is in [0, 1]
+    clip_sparsity          clips a traced sparsity, and reports what is outside
     check_no_nan           raises if a score is NaN
 
 Scores are compared as order-preserving integers, and the threshold is found by
@@ -30,6 +31,7 @@ equal shape.
 
 from jprune._core.deprecation import renamed as _renamed
 from jprune.selection._kept_count import check_sparsity as check_sparsity
+from jprune.selection._kept_count import clip_sparsity as clip_sparsity
 from jprune.selection._kept_count import kept_count as kept_count
 from jprune.selection._soft import soft_top_k as soft_top_k
 from jprune.selection._top_k import Count as Count

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jprune._core import base, counting, words
+from jprune._core import base, checks, counting, words
 
 
 def kept_count(size: int, sparsity: jax.typing.ArrayLike) -> Any:
@@ -20,7 +20,9 @@ def kept_count(size: int, sparsity: jax.typing.ArrayLike) -> Any:
 
     Args:
       size: number of entries, in [0, 2^40).
-      sparsity: fraction removed, in [0, 1]; JAX arrays are clipped to it.
+      sparsity: fraction removed, in [0, 1]. In a JAX array, up to 1e-6 outside counts
+        as rounding; what is farther outside, or NaN, keeps everything in a trace, and
+        `jax.experimental.checkify` reports it.
 
     Returns:
       The count, in [0, size]: a Python integer for a Python or NumPy number, an
@@ -28,8 +30,8 @@ def kept_count(size: int, sparsity: jax.typing.ArrayLike) -> Any:
       2^31 or more, a count that only `jprune.selection` reads (a `Count`).
 
     Raises:
-      PruningError: if the sparsity is a number outside [0, 1], or `size` is 2^40 or
-        more.
+      PruningError: if the sparsity is outside [0, 1] and not traced, or is no number,
+        or if `size` is 2^40 or more.
 
     Example:
       >>> kept_count(1000, 0.9)
@@ -39,7 +41,7 @@ def kept_count(size: int, sparsity: jax.typing.ArrayLike) -> Any:
         raise base.PruningError(f"size is below 2^40 entries; got {size}.")
     if not isinstance(sparsity, jax.Array):
         return size - round(size * float(check_sparsity(sparsity)))
-    s = jnp.clip(jnp.asarray(sparsity, jnp.float32), 0.0, 1.0)
+    s = clip_sparsity(check_sparsity(sparsity))
     removed = _rounded_product(words.of_known(size), s)
     if size < 2**31:
         return size - removed.modular.astype(jnp.int32)
@@ -59,27 +61,72 @@ def _rounded_product(size: words.Words, s: jax.Array) -> counting.Total:
     return words.rounded(words.product(size, mantissa), places)
 
 
-def check_sparsity(sparsity: jax.typing.ArrayLike) -> Any:
-    """Returns the sparsity; raises if it is a number outside [0, 1].
+def check_sparsity(sparsity: base.Sparsity) -> Any:
+    """Returns the sparsity; raises if it is not a number in [0, 1], nor an array.
 
     Args:
-      sparsity: fraction removed. Python and NumPy numbers are checked; JAX arrays,
-        traced or not, are not, because that would wait for the device.
+      sparsity: fraction removed: a Python or NumPy number, which is checked; a JAX
+        array, traced or not, whose value is checked where it is used (`kept_count`),
+        because that may wait for the device; or a schedule, likewise.
 
     Returns:
       The argument.
 
     Raises:
-      PruningError: if a Python or NumPy number is outside [0, 1] or NaN.
+      PruningError: if a number is outside [0, 1] or NaN, or if it is no number, such as
+        a string or a bool.
 
     Example:
       >>> check_sparsity(0.9)
       0.9
     """
-    if not isinstance(sparsity, jax.Array):
-        values = np.asarray(sparsity, np.float64)
-        if not np.all((values >= 0) & (values <= 1)):
-            raise base.PruningError(
-                f"sparsity is the fraction removed, in [0, 1]; got {sparsity}."
-            )
+    if callable(sparsity):
+        return sparsity
+    if isinstance(sparsity, jax.Array):
+        valid = jnp.issubdtype(sparsity.dtype, jnp.floating) or jnp.issubdtype(
+            sparsity.dtype, jnp.integer
+        )
+    else:
+        valid = checks.is_number(sparsity) and np.all(_inside(np.asarray(sparsity)))
+    if not valid:
+        raise base.PruningError(
+            f"sparsity is the fraction removed, a number in [0, 1]; got {sparsity!r}."
+        )
     return sparsity
+
+
+def clip_sparsity(sparsity: jax.Array) -> jax.Array:
+    """Clips the sparsity in a JAX array to [0, 1]; one that is far outside becomes 0.
+
+    So a mistake prunes nothing: 1.5 does not empty a mask. Up to 1e-6 outside is
+    taken for the rounding of a schedule.
+
+    Args:
+      sparsity: fraction removed; real array.
+
+    Returns:
+      A float32 array in [0, 1]; 0 where the sparsity is NaN or outside.
+
+    Raises:
+      PruningError: if an array that is not traced has such a value. In a trace,
+        `jax.experimental.checkify` reports it (a debug check).
+
+    Example:
+      >>> jax.jit(clip_sparsity)(jnp.array([0.9, 1.5, jnp.nan])).tolist()
+      [0.8999999761581421, 0.0, 0.0]
+    """
+
+    def near(s: Any) -> Any:
+        return (s >= -_ROUNDING) & (s <= 1 + _ROUNDING)
+
+    checks.check_value(near, sparsity, _OUTSIDE)
+    s = sparsity.astype(jnp.float32)
+    return jnp.where(near(s), jnp.clip(s, 0.0, 1.0), 0.0)
+
+
+_ROUNDING = 1e-6
+_OUTSIDE = "sparsity is the fraction removed, a number in [0, 1]; got {value}."
+
+
+def _inside(s: Any) -> Any:
+    return (s >= 0) & (s <= 1)

@@ -30,7 +30,7 @@ def check_algorithm(
     params: base.Params,
     *,
     sparsity: float | None = None,
-    where: base.Predicate = tree.is_kernel,
+    where: tree.Where = tree.is_kernel,
     axis_types: Sequence[AxisType] = _AXIS_TYPES,
 ) -> None:
     """Checks the contract of a method with a training loop of its own.
@@ -50,7 +50,7 @@ def check_algorithm(
       params: params to prune.
       sparsity: fraction that `finish` removes of the entries of all masks that are not
         scalars: weights, or groups. None if the method determines it.
-      where: predicate that selects the leaves to prune.
+      where: the leaves to prune, a `jprune.tree.Where`.
       axis_types: axis types of the meshes; see `check_meshes`.
 
     Raises:
@@ -162,7 +162,7 @@ def check_finish(
     masks: base.Masks,
     *,
     sparsity: float | None = None,
-    where: base.Predicate = tree.is_kernel,
+    where: tree.Where = tree.is_kernel,
 ) -> None:
     """Checks the result of `finish`: its masks, zeros and sparsity.
 
@@ -171,7 +171,7 @@ def check_finish(
       found: sparse params that `finish` returned.
       masks: masks that `finish` returned.
       sparsity: fraction that `finish` removes, as in `check_algorithm`.
-      where: predicate that selects the leaves to prune.
+      where: the leaves to prune, a `jprune.tree.Where`.
 
     Raises:
       AssertionError: if the method breaks the contract.
@@ -244,7 +244,7 @@ def check_meshes(
     params: base.Params,
     *,
     sparsity: float | None = None,
-    where: base.Predicate = tree.is_kernel,
+    where: tree.Where = tree.is_kernel,
     axis_types: Sequence[AxisType] = _AXIS_TYPES,
 ) -> None:
     """Checks that shardings stay and counts are exact on a mesh of all devices.
@@ -259,7 +259,7 @@ def check_meshes(
       batch: arguments of a step, after the state.
       params: params to prune.
       sparsity: fraction that `finish` removes, as in `check_algorithm`.
-      where: predicate that selects the leaves to prune.
+      where: the leaves to prune, a `jprune.tree.Where`.
       axis_types: axis types of the meshes.
 
     Raises:

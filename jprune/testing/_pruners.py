@@ -61,7 +61,7 @@ def check_pruner(
     params: base.Params | None = None,
     grads: Any = None,
     *,
-    where: base.Predicate = tree.is_kernel,
+    where: tree.Where = tree.is_kernel,
 ) -> None:
     """Checks the contract of a pruner.
 
@@ -73,7 +73,7 @@ def check_pruner(
       pruner: links from gradients to masks.
       params: params to prune; `example_params()` if None.
       grads: gradients at the params; random if None.
-      where: predicate that selects the leaves to prune.
+      where: the leaves to prune, a `jprune.tree.Where`.
 
     Raises:
       AssertionError: if the pruner breaks the contract.
@@ -95,7 +95,7 @@ def check_pruner(
 
 
 def check_masks(
-    pruner: base.Pruner, params: base.Params, grads: Any, *, where: base.Predicate
+    pruner: base.Pruner, params: base.Params, grads: Any, *, where: tree.Where
 ) -> None:
     """Masks fit the params, and are scalars for leaves that are not selected."""
     masks = _masks(pruner, params, grads, where)
@@ -111,7 +111,7 @@ def check_masks(
 
 
 def check_jit(
-    pruner: base.Pruner, params: base.Params, grads: Any, *, where: base.Predicate
+    pruner: base.Pruner, params: base.Params, grads: Any, *, where: tree.Where
 ) -> None:
     """Masks under `jit` are the same, bit for bit."""
     eager = _masks(pruner, params, grads, where)
@@ -120,7 +120,7 @@ def check_jit(
 
 
 def check_abstract_init(
-    pruner: base.Pruner, params: base.Params, grads: Any, *, where: base.Predicate
+    pruner: base.Pruner, params: base.Params, grads: Any, *, where: tree.Where
 ) -> None:
     """`init` and `update` run on shapes alone, and the state keeps its structure."""
     tx = sparsify(optax.adamw(1e-3), pruner, where=where)
@@ -137,7 +137,7 @@ def check_training(
     params: base.Params,
     grads: Any,
     *,
-    where: base.Predicate,
+    where: tree.Where,
     steps: int = 100,
 ) -> None:
     """A jitted step of AdamW is traced once in 100 steps, and leaves exact zeros.
@@ -172,7 +172,7 @@ def check_training(
 
 
 def check_sharding(
-    pruner: base.Pruner, params: base.Params, grads: Any, *, where: base.Predicate
+    pruner: base.Pruner, params: base.Params, grads: Any, *, where: tree.Where
 ) -> None:
     """Masks on a mesh of all devices are the same, and shardings stay.
 
@@ -210,7 +210,7 @@ def check_sparsities(
     grads: Any,
     *,
     sparsities: Sequence[float] = (0.0, 0.37, 0.5, 0.9, 0.99, 1.0),
-    where: base.Predicate = tree.is_kernel,
+    where: tree.Where = tree.is_kernel,
     exact: bool = True,
 ) -> None:
     """Counts are exact, and one compilation serves all sparsities through `vmap`.
@@ -220,7 +220,7 @@ def check_sparsities(
       params: params to prune.
       grads: gradients at the params.
       sparsities: fractions to check.
-      where: predicate that selects the leaves to prune.
+      where: the leaves to prune, a `jprune.tree.Where`.
       exact: whether the pruner keeps n - round(n * sparsity) of all n weights; False
         for one with a minimum per leaf, which may keep more.
 
@@ -257,7 +257,7 @@ def random_like(params: base.Params, seed: int = 1) -> Any:
 
 
 def _masks(
-    pruner: base.Pruner, params: base.Params, grads: Any, where: base.Predicate
+    pruner: base.Pruner, params: base.Params, grads: Any, where: tree.Where
 ) -> base.Masks:
     chosen = select(pruner, where)
     return chosen.update(grads, chosen.init(params), params, step=jnp.int32(0))[0]

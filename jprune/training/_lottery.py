@@ -60,7 +60,7 @@ def lottery_ticket(
     train: Callable[..., base.Params],
     pruner: base.Pruner,
     *,
-    where: base.Predicate = tree.is_kernel,
+    where: tree.Where = tree.is_kernel,
 ) -> base.Algorithm:
     """Finds a winning ticket by iterative pruning with rewinding (IMP).
 
@@ -92,7 +92,7 @@ def lottery_ticket(
         jprune.geometric(s, steps=R, rounds=R), scope="global")` removes the same
         fraction of the survivors in each of R rounds, 20 % with
         R = ln(1 - s) / ln 0.8.
-      where: predicate for the leaves that can be pruned.
+      where: the leaves that can be pruned, a `jprune.tree.Where`.
 
     Returns:
       An `Algorithm`: `init(anchor)`, `step(state, *batches) -> (state, info)` with a

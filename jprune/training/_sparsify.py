@@ -16,7 +16,7 @@ import optax
 from jprune import masks as masks_lib
 from jprune import tree
 from jprune._core import base, events
-from jprune.links import select
+from jprune.links import as_pruner, select
 from jprune.training._initial import all_kept
 
 
@@ -45,7 +45,7 @@ def sparsify(
     every: int | None = 1,
     begin: int = 0,
     end: int | None = None,
-    where: base.Predicate = tree.is_kernel,
+    where: tree.Where = tree.is_kernel,
     track: optax.GradientTransformation | None = None,
     moments: Literal["keep", "zero"] = "keep",
     packed: bool = False,
@@ -75,8 +75,8 @@ def sparsify(
         to call `jprune.refresh` outside instead.
       begin: first update with a refresh; nothing is pruned before it.
       end: last update with a refresh; None for no end.
-      where: predicate for the leaves that can be pruned; floating-point kernels by
-        default.
+      where: the leaves that can be pruned: a predicate, a pattern, a list of patterns
+        or a tree of bools (`jprune.tree.Where`); floating-point kernels by default.
       track: transform that sees the gradients of these leaves at every step, as
         `score_by_movement()` or `optax.ema` must. At a refresh, the pruner gets its
         output in place of the gradients.
@@ -95,8 +95,10 @@ def sparsify(
       both the optimizer and the pruner.
 
     Raises:
-      PruningError: if a number is out of range, or `moments` is not one of its values;
-        at `init`, if the pruner does not fit the params.
+      PruningError: if a number is out of range, or an argument is not what it should
+        be, such as a recipe that was not called; at `init`, if the pruner or `where`
+        does not fit the params, or optimizer and pruner are swapped; at `update`, if
+        the gradients have other paths or shapes than the params. Names the first leaf.
 
     Example:
       >>> import jax.numpy as jnp, optax, jprune as jp
@@ -111,9 +113,9 @@ def sparsify(
     events.check(every, begin, end)
     if moments not in ("keep", "zero"):
         raise base.PruningError(f'moments is "keep" or "zero"; got {moments!r}.')
-    tx = optax.with_extra_args_support(tx)
+    tx = as_pruner(tx, "optimizer")
     watch = optax.with_extra_args_support(track or optax.identity())
-    chosen = select(pruner, where)
+    chosen, where = select(pruner, where), tree.check_where(where)
 
     def init(params: base.Params) -> SparsifyState:
         visible = tree.only(tree.flags(where, params), params)
@@ -132,7 +134,8 @@ def sparsify(
     def update(updates: Any, state: Any, params: Any = None, **extra: Any):
         if params is None:
             raise base.PruningError("sparsify needs the params: update(..., params).")
-        grads, meant = updates, tree.flags(where, params)
+        grads = tree.in_tree_of(params, updates, "gradients", shapes=True)
+        meant = tree.flags(where, params)
         watched, track_state = watch.update(
             tree.only(meant, grads), state.track, tree.only(meant, params), **extra
         )
@@ -261,7 +264,7 @@ def refresh(
     params: base.Params,
     grads: Any = None,
     *,
-    where: base.Predicate = tree.is_kernel,
+    where: tree.Where = tree.is_kernel,
     **extra: Any,
 ) -> tuple[base.Params, Any]:
     """Refreshes the masks of `sparsify` from outside the training step.
@@ -281,7 +284,7 @@ def refresh(
       opt_state: optimizer state that contains one `SparsifyState`, at any depth.
       params: the params.
       grads: gradients for the pruner's first link, if it needs them.
-      where: the predicate that was passed to `sparsify`.
+      where: what was passed to `sparsify` as `where`.
       **extra: further arguments that a link asks for.
 
     Returns:
@@ -316,7 +319,7 @@ def refresh(
 
 _OTHER_PRUNER = (
     "The pruner's masks or state have other shapes than those in the optimizer "
-    "state: pass the same pruner and predicate to refresh as to sparsify."
+    "state: pass the same pruner and where= to refresh as to sparsify."
 )
 
 

@@ -85,6 +85,43 @@ def by_path(tree: Any) -> dict[str, Any]:
     return dict(zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True))
 
 
+def check_pattern(pattern: str) -> str:
+    """Returns a pattern; raises unless it is a regular expression.
+
+    Args:
+      pattern: regular expression for whole paths, in the syntax of `re`.
+
+    Returns:
+      The pattern.
+
+    Raises:
+      PruningError: if it is not a string, or `re` cannot compile it; gives the words
+        of `re`.
+
+    Example:
+      >>> check_pattern("block.*/kernel")
+      'block.*/kernel'
+    """
+    if not isinstance(pattern, str):
+        raise base.PruningError(
+            f"A pattern is a string; got {pattern!r:.80}, of type "
+            f"{type(pattern).__name__}."
+        )
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise base.PruningError(
+            f"The pattern {pattern!r} is not a regular expression: {error}. Write "
+            "'.*' for any characters; re.escape quotes special ones."
+        ) from None
+    return pattern
+
+
+def matches(pattern: str, path: str) -> bool:
+    """Returns whether a pattern matches the whole path."""
+    return re.fullmatch(pattern, path) is not None
+
+
 def match_rules(rules: Sequence[tuple[str, T]], paths: Iterable[str]) -> dict[str, T]:
     """Returns the value of the first rule that matches each path.
 
@@ -97,8 +134,8 @@ def match_rules(rules: Sequence[tuple[str, T]], paths: Iterable[str]) -> dict[st
       A dict from path to value, without the paths that no rule matches.
 
     Raises:
-      PruningError: if a rule applies to no path, which usually means a misspelt name
-        or rules in the wrong order.
+      PruningError: if a pattern is not a regular expression, or a rule applies to no
+        path, which usually means a misspelt name or rules in the wrong order.
 
     Example:
       >>> match_rules([("out/.*", 0.5), (".*/kernel", 0.9)],
@@ -106,9 +143,11 @@ def match_rules(rules: Sequence[tuple[str, T]], paths: Iterable[str]) -> dict[st
       {'hidden/kernel': 0.9, 'out/kernel': 0.5, 'out/bias': 0.5}
     """
     paths = list(paths)
+    for pattern, _ in rules:
+        check_pattern(pattern)
     winner = {
         path: next(
-            (i for i, (pattern, _) in enumerate(rules) if re.fullmatch(pattern, path)),
+            (i for i, (pattern, _) in enumerate(rules) if matches(pattern, path)),
             None,
         )
         for path in paths
@@ -137,7 +176,8 @@ def label(tree: Any, rules: Sequence[tuple[str, T]]) -> Any:
       A tree of values, with the structure of `tree`.
 
     Raises:
-      PruningError: if a rule applies to no leaf, or a leaf has no rule.
+      PruningError: if a pattern is not a regular expression, a rule applies to no
+        leaf, or a leaf has no rule.
 
     Example:
       >>> label({"a": 1.0, "b": 2.0}, [("a", "dense"), (".*", "sparse")])

@@ -9,7 +9,8 @@ import numpy as np
 import optax
 
 from jprune._core import base
-from jprune.tree._paths import leaf_path, leaf_paths, listing, map_with_path
+from jprune.tree._compare import in_tree_of
+from jprune.tree._paths import check_pattern, leaf_path, matches
 
 # Arrays with one of these names in their path are not kernels, even with two axes or
 # more: lookup tables, and the biases and norms of attention and convolution layers.
@@ -68,7 +69,7 @@ class Matching(NamedTuple):
 
     def __call__(self, path: str, leaf: Any, /) -> bool:
         """Returns True if the leaf is selected."""
-        hit = any(re.fullmatch(pattern, path) for pattern in self.patterns)
+        hit = any(matches(pattern, path) for pattern in self.patterns)
         return hit == self.inside and self.among(path, leaf)
 
 
@@ -82,12 +83,15 @@ def matching(*patterns: str, among: base.Predicate = is_float) -> Matching:
     Returns:
       A predicate. A pattern that matches no leaf raises where the predicate is used.
 
+    Raises:
+      PruningError: if a pattern is not a regular expression.
+
     Example:
       >>> import jax.numpy as jnp
       >>> matching("block.*/kernel")("block_3/kernel", jnp.ones((2, 2)))
       True
     """
-    return Matching(patterns, True, among)
+    return Matching(tuple(map(check_pattern, patterns)), True, among)
 
 
 def excluding(*patterns: str, among: base.Predicate = is_kernel) -> Matching:
@@ -100,44 +104,18 @@ def excluding(*patterns: str, among: base.Predicate = is_kernel) -> Matching:
     Returns:
       A predicate. A pattern that matches no leaf raises where the predicate is used.
 
+    Raises:
+      PruningError: if a pattern is not a regular expression.
+
     Example:
       >>> import jax.numpy as jnp
       >>> excluding("stem/.*")("stem/kernel", jnp.ones((2, 2)))
       False
     """
-    return Matching(patterns, False, among)
+    return Matching(tuple(map(check_pattern, patterns)), False, among)
 
 
-def flags(where: base.Predicate, tree: Any) -> Any:
-    """Evaluates a predicate on each leaf.
-
-    Args:
-      where: predicate `(path, leaf) -> bool`.
-      tree: pytree of arrays or `jax.ShapeDtypeStruct`s.
-
-    Returns:
-      A tree of Python bools, with the structure of `tree`.
-
-    Raises:
-      PruningError: if the predicate selects no leaf, or one of its patterns matches
-        no leaf.
-    """
-    paths = leaf_paths(tree)
-    for pattern in getattr(where, "patterns", ()):
-        if not any(re.fullmatch(pattern, path) for path in paths):
-            raise base.PruningError(
-                f"The pattern {pattern!r} matches no leaf. Leaves: {listing(paths)}"
-            )
-    chosen = map_with_path(lambda path, leaf: bool(where(path, leaf)), tree)
-    if not any(jax.tree.leaves(chosen)):
-        raise base.PruningError(
-            f"The predicate {getattr(where, '__name__', where)!r} selects nothing. "
-            f"Leaves: {listing(_described(tree))}"
-        )
-    return chosen
-
-
-def only(chosen: Any, tree: Any) -> Any:
+def only(chosen: Any, tree: Any, name: str = "values") -> Any:
     """Replaces the leaves that are not chosen by `optax.MaskedNode`.
 
     The structure of the tree stays, and `jax.tree.map` skips the hidden leaves.
@@ -145,9 +123,13 @@ def only(chosen: Any, tree: Any) -> Any:
     Args:
       chosen: tree of Python bools, as from `flags`.
       tree: tree of the same structure, or None, which stays None.
+      name: what the tree is, in the plural, for the message of an error.
 
     Returns:
       The tree with `optax.MaskedNode()` where `chosen` is False.
+
+    Raises:
+      PruningError: if the tree has other leaves; names the first path that differs.
 
     Example:
       >>> only({"a": True, "b": False}, {"a": 1.0, "b": 2.0})
@@ -155,7 +137,13 @@ def only(chosen: Any, tree: Any) -> Any:
     """
     if tree is None:
         return None
-    return jax.tree.map(lambda c, x: x if c else optax.MaskedNode(), chosen, tree)
+    treedef = jax.tree.structure(chosen)
+    try:  # leaves of `tree` may be hidden already: it need not have the same structure
+        nodes = treedef.flatten_up_to(tree)
+    except (TypeError, ValueError):
+        nodes = jax.tree.leaves(in_tree_of(chosen, tree, name))
+    picked = zip(jax.tree.leaves(chosen), nodes, strict=True)
+    return treedef.unflatten([x if c else optax.MaskedNode() for c, x in picked])
 
 
 def merged(visible: Any, tree: Any) -> Any:
@@ -178,7 +166,8 @@ def _dtype(leaf: Any) -> Any:
     return leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
 
 
-def _described(tree: Any) -> list[str]:
+def described(tree: Any) -> list[str]:
+    """Returns the path, type and shape of each leaf, for a message."""
     return [
         f"{leaf_path(keys)} {_dtype(leaf)}{list(np.shape(leaf))}"
         for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)

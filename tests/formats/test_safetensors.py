@@ -230,5 +230,5 @@ def test_names_that_collide_or_are_taken(tmp_path):
     refuses(tmp_path / "m", "collide", formats.save_dense, params=tree)
     tree = {"__metadata__": jnp.ones(1)}
     refuses(tmp_path / "m", "reserves this name", formats.save_dense, params=tree)
-    with pytest.raises(jp.PruningError, match="Without a mask"):
+    with pytest.raises(jp.PruningError, match="masks have no leaf"):
         formats.save_dense(tmp_path / "m", {"a": jnp.ones(1)}, {})

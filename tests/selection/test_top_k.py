@@ -6,6 +6,7 @@ from fractions import Fraction
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -181,11 +182,58 @@ def test_kept_count_against_exact_fractions(size):
 
 
 def test_kept_count_refuses_and_clips():
-    for wrong in (-0.1, 1.5, float("nan"), np.float32(2)):
+    for wrong in (-0.1, 1.5, float("nan"), np.float32(2), "0.5", True, None, 10**400):
         with pytest.raises(jp.PruningError, match=r"in \[0, 1\]; got"):
             selection.kept_count(10, wrong)
-    clipped = selection.kept_count(10, jnp.array([-0.1, 1.5]))
-    np.testing.assert_array_equal(clipped, [10, 0])
+    for wrong in (-0.1, 1.5, jnp.nan, jnp.bfloat16(1.5), 7):
+        with pytest.raises(jp.PruningError, match=r"in \[0, 1\]; got"):
+            selection.kept_count(10, jnp.asarray(wrong))
+    with pytest.raises(jp.PruningError, match=r"in \[0, 1\]; got .*bool"):
+        selection.kept_count(10, jnp.array(True))
+    rounding = jnp.array([-1e-7, 1 + 1.2e-7])  # of a schedule that ends at 0 or 1
+    np.testing.assert_array_equal(selection.kept_count(10, rounding), [10, 0])
+
+
+@jax.jit
+def _halves(s):
+    scores = {"a": jnp.arange(1.0, 5), "b": jnp.arange(1.0, 3)}
+    links = jp.keep_top(s), jp.keep_top(s, scope="global"), jp.keep_top(lambda _: s)
+    return [_run(link, scores) for link in links]
+
+
+@pytest.mark.parametrize("wrong", [1.5, -0.1, float("nan"), float("inf"), 1.001])
+def test_a_traced_sparsity_out_of_range_is_reported_and_prunes_nothing(wrong):
+    for m in jax.tree.leaves(_halves(wrong)):
+        assert m.all()
+    both = jax.vmap(_halves)(jnp.array([0.5, wrong]))
+    for m, half in zip(*map(jax.tree.leaves, (both, _halves(0.5))), strict=True):
+        assert m[0].tolist() == half.tolist()
+        assert m[1].all()
+    checked = checkify.checkify(_halves)
+    error, _ = checked(jnp.float32(wrong))
+    assert "a number in [0, 1]; got" in error.get()
+    error, masks = checked(jnp.float32(0.5))
+    assert error.get() is None
+    assert masks[0]["a"].tolist() == [False, False, True, True]
+
+
+def test_traced_sparsities_have_gradients_and_are_checked_in_training():
+    """Of weights through a mask of traced sparsity, with and without `checkify`."""
+
+    def loss(w, s):
+        params = {"kernel": w}
+        return jnp.sum(jp.prune(params, jp.recipes.magnitude(s))[0]["kernel"])
+
+    w = jnp.array([[1.0, 2.0]])
+    assert jax.jit(jax.grad(loss))(w, 0.5).tolist() == [[0, 1]]
+    assert jax.jit(jax.grad(loss))(w, 1.5).tolist() == [[1, 1]]
+    tx = jp.sparsify(optax.sgd(0.1), jp.recipes.magnitude(lambda t: 1 + jnp.float32(t)))
+    step = checkify.checkify(jax.jit(tx.update))
+    params = {"kernel": w}
+    error, (_, state) = step(params, tx.init(params), params)
+    assert error.get() is None  # sparsity 1
+    error, _ = step(params, state, params)
+    assert "got 2.0" in error.get()
 
 
 def test_one_trace_for_all_k_and_vmap():

@@ -291,9 +291,7 @@ def test_a_refresh_with_another_pruner_is_refused():
     tx = jp.sparsify(optax.sgd(0.1), jp.recipes.magnitude(0.5), every=None)
     params = _params()
     for other in (jp.recipes.random_erk(0.5, jax.random.key(0)), _channels()):
-        with pytest.raises(
-            jp.PruningError, match="same pruner and predicate to refresh"
-        ):
+        with pytest.raises(jp.PruningError, match="same pruner and where= to refresh"):
             jp.refresh(other, tx.init(params), params)
 
 
