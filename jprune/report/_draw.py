@@ -8,7 +8,7 @@ import numpy as np
 
 from jprune._core import base, canvas
 
-_FEW = 8  # leaves in the legend, and lines that colours can distinguish
+_FEW = 7  # leaves in the legend, and lines that colours can distinguish
 
 
 def draw_sparsity(
@@ -28,8 +28,8 @@ def draw_sparsity(
 
     Returns:
       The axes, with a line for each leaf in the order of the params, and a wide dashed
-      one for the total. With more than eight
-      leaves, the colour tells the place in the params, and the legend has eight of them
+      one for the total. With more than seven
+      leaves, the colour tells the place in the params, and the legend has seven of them
       from the first to the last.
 
     Raises:
@@ -55,17 +55,20 @@ def draw_sparsity(
     with canvas.axes_of(path_or_axes, (8, 4), "draw_sparsity") as axes:
         from matplotlib import colormaps
 
+        colours = [c for c in canvas.OKABE_ITO if c != "#000000"]  # that of the total
         for i, (name, ys) in enumerate(curves.items()):
             shade = colormaps["cividis"](i / max(1, len(curves) - 1))
             axes.plot(
                 xs,
                 ys,
-                color=shade if many else canvas.OKABE_ITO[i],
+                drawstyle="steps-post",  # masks change at refreshes only
+                color=shade if many else colours[i],
                 linewidth=1 if many else 1.5,
                 label=name.removeprefix("sparsity/"),
             )
         axes.plot(
             *(xs, total, "--"),
+            drawstyle="steps-post",
             color="black",
             linewidth=2.5,
             label="all prunable weights",

@@ -118,6 +118,9 @@ def _total(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def print_summary(params: base.Params, masks: base.Masks) -> None:
     """Prints `summary` as a table: a row per prunable leaf, one for the others.
 
+    The sparsity in a row is that of the weights in it: of the prunable leaves together,
+    and in the last line of all leaves.
+
     Paths stay whole: where the terminal is too narrow, columns are left out and named
     below the table. Numbers of 10,000 and more are rounded to three digits; `summary`
     has exact ones.
@@ -136,18 +139,24 @@ def print_summary(params: base.Params, masks: base.Masks) -> None:
     others = [row for row in leaves.values() if not row["prunable"]]
     rest = {key: sum(row[key] for row in others) for key in _SUMS}
     size = quantity(rest["bytes_dense"], "B")
-    rows: list[Any] = [*pruned.values(), *([rest] if others else [])]
-    names = [*pruned, *([f"{len(others)} never pruned, {size}"] if others else [])]
+    some = {key: total[key] - rest[key] for key in _SUMS}
+    some["sparsity"] = total["sparsity"]
+    rows: list[Any] = [*pruned.values()]
+    names = [*pruned]
+    if others:
+        rows += [some, rest]
+        names += ["all prunable", f"{len(others)} never pruned, {size}"]
 
     def column(title: str, key: str, **more: Any) -> Column:
         return Column(
             title, [rounded(r[key]) for r in rows], rounded(total[key]), **more
         )
 
+    of_all = total["sparsity_of_all"]
     shapes = ["x".join(map(str, row.get("shape", []))) for row in rows]
     columns = [
         Column("leaf", names, "all leaves", justify="left"),
-        Column("sparsity", [_percent(row) for row in rows], _percent(total)),
+        Column("sparsity", [_percent(row) for row in rows], f"{of_all:.2%}"),
         column("kept", "kept"),
         column("of", "size"),
         column("bytes sparse", "bytes_sparse", dispensable=True),

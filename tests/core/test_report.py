@@ -95,9 +95,10 @@ def test_the_printed_table(capsys, monkeypatch):
     assert "a/kernel 60.00% 4 10 18 2x5 40" in text
     assert "b/kernel 33.33% 8 12 17 4x3 24" in text
     assert "c/kernel 100.00% collapsed 0 9 2 3x3 36" in text
+    assert "all prunable 61.29% 12 31 37 100" in text
     assert "1 never pruned, 20 B 5 5 20 20" in text
     assert "a/bias" not in text
-    assert "all leaves 61.29% 17 36 57 120" in text
+    assert "all leaves 52.78% 17 36 57 120" in text  # 19 of 36 are gone
     assert "only smaller arrays run faster" in text
 
 
@@ -131,7 +132,7 @@ def test_paths_stay_whole_and_biases_are_one_row(capsys, monkeypatch):
     assert "102 never pruned, 1.67 MB" in "\n".join(lines)  # 102 * 4096 * 4 bytes
     assert not any("bias" in line for line in lines)
     # Nothing but the head, the rows, the foot and the caption.
-    assert len(lines) <= 72 + 10
+    assert len(lines) <= 72 + 11
     assert "Too narrow for: bytes dense" in " ".join(lines)
     wide = printed(capsys, monkeypatch, params, masks, 160)
     assert "Too narrow" not in " ".join(wide)
