@@ -76,6 +76,13 @@ def scores(q: jax.Array, k: jax.Array, scale: float | None = None) -> jax.Array:
 
     Raises:
       PruningError: if heads is not a multiple of kv heads.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> q = jnp.array([[[1.0, 2.0]]])  # one head, one query
+      >>> k = jnp.array([[[3.0, 0.0], [0.0, 4.0]]])  # two keys
+      >>> scores(q, k, scale=1.0).tolist()
+      [[[3.0, 8.0]]]
     """
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     dots = dot_heads("...gqd,...gkd->...gqk", q, k)

@@ -92,6 +92,13 @@ def sort_keys(
 
     Raises:
       PruningError: if scores are not floating.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> scores = jnp.array([0.5, -1.0, 2.0, 9.0])
+      >>> keys = sort_keys(scores, valid=jnp.array([True, True, True, False]))
+      >>> keys.dtype, jnp.argsort(keys).tolist()  # padding, then by score
+      (dtype('uint32'), [3, 1, 0, 2])
     """
     if not jnp.issubdtype(scores.dtype, jnp.floating):
         raise base.PruningError(f"Scores have to be floating; got {scores.dtype}.")

@@ -91,6 +91,15 @@ def project(
 
     Returns:
       `(q, k, v)`: (..., heads, tokens, dim) and twice (..., kv heads, tokens, dim).
+
+    Example:
+      Four query heads share two KV heads:
+
+      >>> import jax.numpy as jnp
+      >>> shared = jnp.ones((8, 2, 3))
+      >>> w = HeadWeights(jnp.ones((8, 4, 3)), shared, shared, jnp.ones((4, 3, 8)))
+      >>> [y.shape for y in project(w, jnp.ones((5, 8)))]  # five tokens
+      [(4, 5, 3), (2, 5, 3), (2, 5, 3)]
     """
 
     def heads(w: jax.Array, bias: jax.Array | None) -> jax.Array:
@@ -117,6 +126,15 @@ def combine(weights: HeadWeights, outputs: jax.Array) -> jax.Array:
 
     Returns:
       (..., tokens, hidden).
+
+    Example:
+      Each output is a sum over four heads of three dimensions:
+
+      >>> import jax.numpy as jnp
+      >>> w = HeadWeights(*(jnp.ones((8, 4, 3)),) * 3, output=jnp.ones((4, 3, 8)))
+      >>> y = combine(w, jnp.ones((4, 5, 3)))
+      >>> y.shape, float(y[0, 0])
+      ((5, 8), 12.0)
     """
     count, dim, hidden = weights.output.shape
     rows = jnp.swapaxes(outputs, -3, -2)
@@ -185,6 +203,14 @@ def mask_heads(x: jax.Array, alive: jax.Array) -> jax.Array:
 
     Raises:
       PruningError: if heads is not a multiple of kv heads.
+
+    Example:
+      Of four query heads, the first two share a KV head, and so do the others:
+
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([1.0, 2.0, 3.0, 4.0]).reshape(4, 1, 1)
+      >>> mask_heads(x, jnp.array([False, True])).ravel().tolist()
+      [0.0, 0.0, 3.0, 4.0]
     """
     each = repeat_per_kv_head(alive, x.shape[-3])[..., None, None]
     return jnp.where(each, x, jnp.zeros((), x.dtype))

@@ -99,6 +99,11 @@ def dense(layers: int, length: int, heads: int) -> Schedule:
 
     Returns:
       A `Schedule`.
+
+    Example:
+      >>> plan = dense(layers=3, length=10, heads=4)
+      >>> plan.tokens, plan.heads
+      ((10, 10, 10), (4, 4, 4))
     """
     return schedule(length, (length,) * layers, (heads,) * layers)
 

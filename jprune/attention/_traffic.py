@@ -129,6 +129,14 @@ def refetch_fraction(refetched: jax.Array, visible: jax.Array) -> jax.Array:
 
     Returns:
       A float32 scalar in [0, 1]; 0 if there are no rows.
+
+    Example:
+      Of three rows one is padding; one of the other two fetched the lower bits:
+
+      >>> import jax.numpy as jnp
+      >>> visible = jnp.array([[[True, True], [True, True], [False, False]]])
+      >>> float(refetch_fraction(jnp.array([[False, True, True]]), visible))
+      0.5
     """
     real = visible.any(axis=-1)
     asked = jnp.sum(refetched & real, dtype=jnp.float32)

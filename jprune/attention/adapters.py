@@ -111,15 +111,27 @@ def after_attention(
 
     Args:
       state: state whose `x` already includes the attention's output.
-      outputs: as reported.
-      probs: as reported.
+      outputs: (..., heads, tokens, dim), as reported.
+      probs: (..., heads, tokens, tokens), as reported.
       tokens: static, tokens that stay; all by default.
 
     Returns:
       A `Cascade`.
 
     Raises:
-      PruningError: if there are fewer tokens than `tokens`.
+      PruningError: if there are fewer tokens than `tokens`, or the query heads are not
+        a multiple of the KV heads that are left.
+
+    Example:
+      The second token receives the least attention:
+
+      >>> import jax.numpy as jnp
+      >>> from jprune.attention import cascade
+      >>> state = cascade.start(jnp.array([[1.0], [2.0], [3.0]]), kv_heads=1)
+      >>> probs = jnp.tile(jnp.array([0.5, 0.1, 0.4]), (1, 3, 1))
+      >>> state = after_attention(state, jnp.ones((1, 3, 1)), probs, tokens=2)
+      >>> state.positions.tolist(), state.x.tolist()
+      ([0, 2], [[1.0], [3.0]])
     """
     state = cascade.credit(state, outputs, probs)
     return cascade.prune_tokens(state, tokens, outputs)[0]

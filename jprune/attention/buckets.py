@@ -108,7 +108,17 @@ def packed(state: Cascade) -> tuple[Cascade, jax.Array]:
       state: any state.
 
     Returns:
-      `(state, ids)`, with each token's previous index, for `choose.take`.
+      `(state, ids)`: the state with as many tokens as before, and the previous index of
+      each, (..., tokens) int32, with which `jprune.attention.take` moves other arrays
+      of the tokens.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jprune.attention import cascade
+      >>> valid = jnp.array([True, False, True])
+      >>> state, ids = packed(cascade.start(jnp.ones((3, 1)), 1, valid=valid))
+      >>> ids.tolist(), state.valid.tolist()
+      ([0, 2, 1], [True, True, False])
     """
     ids = jnp.argsort(~state.valid, axis=-1, stable=True).astype(jnp.int32)
     travelling = (state.x, state.positions, state.valid, state.protected, state.scores)

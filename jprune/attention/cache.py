@@ -51,8 +51,7 @@ class Stream(NamedTuple):
       scores: `(batch, length)` float32, accumulated importance of each position, summed
         over heads, layers and queries. Positions from `length` on cannot be decoded.
       position: `(batch,)` int32, position of the token being decoded.
-      evicted: `(batch,)` int32, position that the previous layer evicted in this step,
-        or -1.
+      evicted: `(batch,)` int32, position that the previous layer just evicted, or -1.
     """
 
     scores: jax.Array
@@ -149,6 +148,10 @@ def advance(stream: Stream) -> Stream:
     Returns:
       The stream with the same scores, one position on: pruning continues from the last
       layer of this token to the first layer of the next.
+
+    Example:
+      >>> advance(start(2, length=6)).position.tolist()
+      [1, 1]
     """
     return stream._replace(
         position=stream.position + 1, evicted=jnp.full_like(stream.evicted, -1)
@@ -205,8 +208,7 @@ def compact(
     """Keeps the most important tokens of a cache, in another number of slots.
 
     The only gather of a generation. In the paper's traces the first generated token
-    still reads all keys: fill caches with room for the prompt and that token, and
-    compact them after it.
+    still reads all keys: fill caches with room for it too, and compact them after it.
 
     Args:
       cache: cache of any number of slots.
@@ -271,11 +273,17 @@ def append(
       recent: number of last tokens that are never evicted, including this one.
 
     Returns:
-      `(cache, stream)`: the cache with the token, and the stream with the position that
-      was evicted.
+      `(cache, stream)`: the cache with the token, the stream with the evicted position.
 
     Raises:
       PruningError: if `sinks` and `recent` leave no slot to evict.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x, stream = jnp.ones((1, 1, 2, 1)), start(1, 4, scores=jnp.array([[0.5, 2]]))
+      >>> cache, stream = append(fill(x, x, stream, 2), stream, x[:, :, 0], x[:, :, 0])
+      >>> cache.positions.tolist(), stream.evicted.tolist()
+      ([[2, 1]], [0])
     """
     slots = cache.positions.shape[1]
     check_protected(slots, sinks, recent)

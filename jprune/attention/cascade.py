@@ -92,6 +92,12 @@ def start(
 
     Returns:
       A `Cascade`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> state = start(jnp.ones((2, 3, 8)), kv_heads=4)  # two samples, three tokens
+      >>> state.positions.tolist(), state.heads.tolist()
+      ([[0, 1, 2], [0, 1, 2]], [0, 1, 2, 3])
     """
     # Zeros computed from x, so that on a mesh they are sharded like x: from JAX 0.12 on
     # `zeros_like` does not ensure that.
@@ -195,6 +201,14 @@ def cascade_layer(
 
     Raises:
       PruningError: if it is to keep more than there are.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x, looks = jnp.array([[1.0], [2.0], [3.0]]), jnp.array([0.5, 0.1, 0.4])
+      >>> mix = lambda x, valid, heads: (x[None], jnp.tile(looks, (1, 3, 1)))
+      >>> finish = lambda x, outputs, heads: x + outputs[0]
+      >>> cascade_layer(start(x, 1), mix, finish, tokens=2).x.tolist()
+      [[2.0], [6.0]]
     """
     if kv_heads is not None:
         state = prune_heads(state, kv_heads)
@@ -219,6 +233,13 @@ def credit(state: Cascade, outputs: jax.Array, probs: jax.Array) -> Cascade:
 
     Returns:
       A `Cascade`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> probs = jnp.array([[[1.0, 0.0], [0.75, 0.25]]])  # one head, two tokens
+      >>> state = credit(start(jnp.ones((2, 1)), 1), jnp.ones((1, 2, 1)), probs)
+      >>> state.scores.tolist(), state.head_scores.tolist()
+      ([1.75, 0.25], [2.0])
     """
     looking = state.valid if probs.shape[-2] == state.valid.shape[-1] else None
     seen = token_importance(probs, looking, state.valid)
@@ -247,6 +268,13 @@ def prune_tokens(
 
     Raises:
       PruningError: if there are fewer tokens than `count`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> state, scores = start(jnp.ones((3, 1)), 1), jnp.array([2.0, 1.0, 3.0])
+      >>> state = state._replace(scores=scores)
+      >>> prune_tokens(state, 2, jnp.ones((1, 3, 1)))[0].positions.tolist()
+      [0, 2]
     """
     if count is None or count == state.x.shape[-2]:
         return state, outputs
@@ -273,6 +301,12 @@ def prune_heads(state: Cascade, count: int) -> Cascade:
 
     Raises:
       PruningError: if fewer than `count` are left.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> state, scores = start(jnp.ones((5, 1)), 3), jnp.array([2.0, 1.0, 3.0])
+      >>> prune_heads(state._replace(head_scores=scores), 2).heads.tolist()
+      [0, 2]
     """
     if count == state.heads.shape[0]:
         return state
@@ -295,7 +329,15 @@ def mix_heads(
       heads: (kept,) int32, indices of the KV heads that are left.
 
     Returns:
-      `(outputs, probs)`.
+      `(outputs, probs)`, with the shapes of `Mix`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jprune import attention as ja
+      >>> w = ja.HeadWeights(*(jnp.ones((4, 2, 3)),) * 3, jnp.ones((2, 3, 4)))
+      >>> real, ids = jnp.ones(5, bool), jnp.array([1])  # five tokens, head 1
+      >>> [y.shape for y in mix_heads(w, jnp.ones((5, 4)), real, ids)]
+      [(1, 5, 3), (1, 5, 5)]
     """
     if heads.shape[0] < weights.key.shape[1]:
         weights = _heads.take_heads(weights, heads)

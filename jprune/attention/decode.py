@@ -95,6 +95,16 @@ def attend(
     Returns:
       `(out, probs)`: the output `(batch, heads, dim)` in the type of q, and the
       probabilities `(batch, heads, slots)` in float32, zero for empty slots.
+
+    Example:
+      Two slots hold tokens with equal keys, the third is empty:
+
+      >>> import jax.numpy as jnp
+      >>> from jprune.attention import cache as caches
+      >>> cache = caches.init(1, 1, slots=3, dim=2, dtype=jnp.float32)
+      >>> out, probs = attend(jnp.ones((1, 1, 2)), cache._replace(used=jnp.array([2])))
+      >>> out.shape, probs.tolist()
+      ((1, 1, 2), [[[0.5, 0.5, 0.0]]])
     """
     logits = query(q, cache, scale=scale)
     probs = softmax(logits, live_slots(cache)[:, None])
@@ -111,6 +121,14 @@ def query(q: jax.Array, cache: Cache, *, scale: float | None = None) -> jax.Arra
 
     Returns:
       `(batch, heads, slots)` in float32; undefined for empty slots.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jprune.attention import cache as caches
+      >>> cache = caches.init(1, 1, slots=2, dim=1, dtype=jnp.float32)
+      >>> cache = cache._replace(keys=jnp.array([[[1.0, 2.0]]]))
+      >>> query(jnp.array([[[3.0]]]), cache).tolist()
+      [[[3.0, 6.0]]]
     """
     batch, heads, dim = q.shape
     rows, _, slots = cache.keys.shape
@@ -131,6 +149,14 @@ def mix(probs: jax.Array, cache: Cache) -> jax.Array:
 
     Returns:
       `(batch, heads, dim)` in float32.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jprune.attention import cache as caches
+      >>> cache = caches.init(1, 1, slots=2, dim=1, dtype=jnp.float32)
+      >>> cache = cache._replace(values=jnp.array([[[8.0], [4.0]]]))
+      >>> mix(jnp.array([[[0.75, 0.25]]]), cache).tolist()
+      [[[7.0]]]
     """
     batch, heads, slots = probs.shape
     rows, _, dim = cache.values.shape
@@ -147,13 +173,26 @@ def mix(probs: jax.Array, cache: Cache) -> jax.Array:
 def credit(stream: Stream, cache: Cache, probs: jax.Array) -> Stream:
     """Adds a layer's attention to the accumulated importance of tokens.
 
+        s[j] += sum_heads p[head, j]
+
     Args:
       stream: the layer's stream.
       cache: the layer's cache.
       probs: `(batch, heads, slots)`, zero for empty slots.
 
     Returns:
-      The stream with s[j] += sum_heads p[head, j].
+      The stream with the new scores, `(batch, length)` float32.
+
+    Example:
+      Two heads look at the tokens of positions 2 and 0:
+
+      >>> import jax.numpy as jnp
+      >>> from jprune.attention import cache as caches
+      >>> cache = caches.init(1, 1, slots=2, dim=1, dtype=jnp.float32)
+      >>> cache = cache._replace(positions=jnp.array([[2, 0]]))
+      >>> probs = jnp.array([[[0.75, 0.25], [0.5, 0.5]]])
+      >>> credit(caches.start(1, 4), cache, probs).scores.tolist()
+      [[0.75, 0.0, 1.25, 0.0]]
     """
     seen = probs.astype(jnp.float32).sum(1)
     return stream._replace(scores=_add(stream.scores, cache.positions, seen))

@@ -105,15 +105,26 @@ def reference(
     """Returns the same by `attend`: the reference that the kernels are tested against.
 
     Args:
-      q: as in `attend_summed`, like the others.
-      k: keys.
-      v: values.
-      valid: booleans, True for real tokens.
-      causal: static.
-      scale: static.
+      q: (..., heads, tokens, dim).
+      k: (..., kv heads, tokens, dim).
+      v: (..., kv heads, tokens, dim).
+      valid: (..., tokens) booleans, True for real tokens.
+      causal: static; query i sees keys 0 to i.
+      scale: static, factor of the logits.
 
     Returns:
-      `(outputs, looks)`.
+      `(outputs, looks)`, as `attend_summed`.
+
+    Raises:
+      PruningError: if heads is not a multiple of kv heads.
+
+    Example:
+      The second of two tokens is padding, so the first sees only itself:
+
+      >>> import jax.numpy as jnp
+      >>> x, valid = jnp.eye(2)[None], jnp.array([True, False])
+      >>> reference(x, x, x, valid, causal=False, scale=1.0)[1].tolist()
+      [[1.0, 0.0]]
     """
     mask = valid[..., None, None, :]
     outputs, probs = attend(q, k, v, mask=mask, causal=causal, scale=scale)

@@ -130,6 +130,14 @@ def unmerge(x: jax.Array, source: jax.Array) -> jax.Array:
 
     Returns:
       (..., n, dim).
+
+    Example:
+      Token 0 was merged into token 3, which is the last of those that are left:
+
+      >>> import jax.numpy as jnp
+      >>> left, source = jnp.array([[5.0], [4.0], [3.0]]), jnp.array([2, 0, 1, 2])
+      >>> unmerge(left, source)[:, 0].tolist()
+      [3.0, 5.0, 4.0, 3.0]
     """
     return _choose.take(x, source)
 

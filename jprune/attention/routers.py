@@ -48,6 +48,12 @@ def init_router(key: jax.Array, hidden: int = 16) -> Router:
 
     Returns:
       A `Router`.
+
+    Example:
+      >>> import jax
+      >>> router = init_router(jax.random.key(0), hidden=8)
+      >>> router.weight.shape, router.out.shape
+      ((4, 8), (8,))
     """
     first, second = jax.random.split(key)
     weight = jax.random.normal(first, (4, hidden)) / 2
@@ -107,6 +113,16 @@ def route(router: Router, known: jax.Array) -> jax.Array:
 
     Returns:
       (..., tokens) float32.
+
+    Example:
+      A router that lets a token through if its importance is large:
+
+      >>> import jax.numpy as jnp
+      >>> weight = jnp.array([[0.0], [10.0], [0.0], [0.0]])
+      >>> router = Router(weight, jnp.zeros(1), jnp.ones(1), jnp.array(-5.0))
+      >>> known = jnp.array([[0.0, 0.0, 0.0, 0.5], [1.0, 1.0, 1.0, 0.5]])
+      >>> route(router, known).tolist()
+      [-5.0, 5.0]
     """
     bias = router.bias.reshape((1,) * (known.ndim - 1) + (-1,))
     hidden = jax.nn.gelu(known @ router.weight + bias)
@@ -153,6 +169,12 @@ def gated_through(
 
     Returns:
       (..., tokens, hidden).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x, logits = jnp.array([[1.0], [2.0]]), jnp.array([3.0, -3.0])
+      >>> gated_through(lambda x: 10 * x, x, logits).tolist()
+      [[10.0], [2.0]]
     """
     gate = gates.straight_through(logits > 0, jax.nn.sigmoid(logits))
     gate = gate[..., None].astype(x.dtype)
@@ -202,6 +224,13 @@ def sparsity_loss(
 
     Returns:
       A float32 scalar, the mean over leading axes.
+
+    Example:
+      Three of four tokens go through, where half of them should:
+
+      >>> import jax.numpy as jnp
+      >>> float(sparsity_loss(jnp.array([2.0, 1.0, -1.0, 3.0]), 0.5))
+      0.0625
     """
     wide = logits.astype(jnp.float32)
     gate = gates.straight_through(wide > 0, jax.nn.sigmoid(wide))

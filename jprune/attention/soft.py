@@ -209,6 +209,12 @@ def gated_importance(probs: jax.Array, gates: jax.Array) -> jax.Array:
 
     Returns:
       (..., tokens) float32; with gates of zeros and ones it is `token_importance`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> probs = jnp.array([[[0.5, 0.5], [0.25, 0.75]]])
+      >>> gated_importance(probs, jnp.array([1.0, 0.5])).tolist()
+      [0.625, 0.4375]
     """
     g = gates.astype(jnp.float32)
     return g * jnp.einsum("...hij,...i->...j", probs.astype(jnp.float32), g)
@@ -225,6 +231,12 @@ def mean_importance(probs: jax.Array, gates: jax.Array) -> jax.Array:
 
     Returns:
       (..., tokens) float32 in [0, 1].
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> probs = jnp.array([[[0.5, 0.5], [0.25, 0.75]]])  # one head
+      >>> mean_importance(probs, jnp.ones(2)).tolist()
+      [0.375, 0.625]
 
     References:
       Kim et al., 2022, arXiv:2107.00910, equation 1.
@@ -266,6 +278,18 @@ def soft_layer(
 
     Returns:
       A `SoftCascade`.
+
+    Example:
+      A layer that keeps tokens of an importance above 1:
+
+      >>> import jax.numpy as jnp
+      >>> state = SoftCascade(jnp.array([[1.0], [2.0]]), jnp.ones(2), jnp.zeros(2))
+      >>> probs = jnp.array([[[0.75, 0.25], [0.5, 0.5]]])
+      >>> mix = lambda x, gates: (x[None], probs)
+      >>> finish = lambda x, outputs: x + outputs[0]
+      >>> state = soft_layer(state, mix, finish, lambda scores, valid: scores > 1)
+      >>> state.scores.tolist(), state.gates.tolist()
+      ([1.25, 0.75], [1.0, 0.0])
     """
     outputs, probs = mix(state.x, state.gates)
     scores = state.scores + gated_importance(probs, state.gates)
@@ -287,6 +311,13 @@ def gate_heads(outputs: jax.Array, gates: jax.Array) -> jax.Array:
 
     Raises:
       PruningError: if heads is not a multiple of kv heads.
+
+    Example:
+      Of four query heads, the first two share a KV head, and so do the others:
+
+      >>> import jax.numpy as jnp
+      >>> gate_heads(jnp.ones((4, 1, 1)), jnp.array([1.0, 0.5])).ravel().tolist()
+      [1.0, 1.0, 0.5, 0.5]
     """
     each = _heads.repeat_per_kv_head(gates, outputs.shape[-3])
     return outputs * each[..., None, None].astype(outputs.dtype)

@@ -18,18 +18,72 @@ Compete = Callable[[Group], Hashable]
 
 
 def all_groups(group: Group) -> Hashable:
-    """Key for `choose`: all groups compete, so their scores must be on one scale."""
+    """Key for `choose`: all groups compete, so their scores must be on one scale.
+
+    Args:
+      group: a group.
+
+    Returns:
+      None, the same key for all groups.
+
+    Example:
+      Of four entries, the lowest-scoring one is removed:
+
+      >>> import jax.numpy as jnp
+      >>> from jprune import graph as jg
+      >>> net = lambda p, x: jnp.tanh(jnp.tanh(x @ p["a"]) @ p["b"]) @ p["c"]
+      >>> params = {"a": jnp.ones((3, 2)), "b": jnp.ones((2, 2)), "c": jnp.ones((2, 1))}
+      >>> graph = jg.trace(net, params, jnp.ones((5, 3)))
+      >>> scores = {"a[1]": jnp.array([1.0, 2.0]), "b[1]": jnp.array([3.0, 4.0])}
+      >>> jg.choose(graph, scores, 0.25, compete=jg.all_groups)
+      {'a[1]': array([False,  True])}
+    """
     del group
     return None
 
 
 def each_group(group: Group) -> Hashable:
-    """Key for `choose`: entries compete within their own group only."""
+    """Key for `choose`: entries compete within their own group only.
+
+    Args:
+      group: a group.
+
+    Returns:
+      Its name.
+
+    Example:
+      Each group loses half of its entries, although both scores of `b[1]` are higher:
+
+      >>> import jax.numpy as jnp
+      >>> from jprune import graph as jg
+      >>> net = lambda p, x: jnp.tanh(jnp.tanh(x @ p["a"]) @ p["b"]) @ p["c"]
+      >>> params = {"a": jnp.ones((3, 2)), "b": jnp.ones((2, 2)), "c": jnp.ones((2, 1))}
+      >>> graph = jg.trace(net, params, jnp.ones((5, 3)))
+      >>> scores = {"a[1]": jnp.array([1.0, 2.0]), "b[1]": jnp.array([3.0, 4.0])}
+      >>> jg.choose(graph, scores, 0.5, compete=jg.each_group)
+      {'a[1]': array([False,  True]), 'b[1]': array([False,  True])}
+    """
     return group.name
 
 
 def same_kind(group: Group) -> Hashable:
-    """Key for `choose`: heads compete with heads, channels with channels."""
+    """Key for `choose`: heads compete with heads, channels with channels.
+
+    Args:
+      group: a group.
+
+    Returns:
+      Its kind; see `Group`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jprune import graph as jg
+      >>> mlp = lambda p, x: jnp.tanh(x @ p["in"]) @ p["out"]
+      >>> params = {"in": jnp.ones((3, 8)), "out": jnp.ones((8, 2))}
+      >>> graph = jg.trace(mlp, params, jnp.ones((5, 3)))
+      >>> jg.same_kind(graph.groups["in[1]"])
+      'hidden'
+    """
     return group.kind
 
 
@@ -40,7 +94,22 @@ def isomorphic(group: Group) -> Hashable:
       group: a group.
 
     Returns:
-      Its kind, its size, and the names and axes of its members.
+      Its kind, its size, and for each member the name of the leaf without its module,
+      the axis, and the size of the axis.
+
+    Example:
+      The groups of two layers have the same key:
+
+      >>> import jax.numpy as jnp
+      >>> from jprune import graph as jg
+      >>> layer = lambda p, x: jnp.tanh(x @ p["in"]) @ p["out"]
+      >>> net = lambda p, x: layer(p["b"], layer(p["a"], x))
+      >>> shapes = {"in": jnp.ones((3, 8)), "out": jnp.ones((8, 3))}
+      >>> graph = jg.trace(net, {"a": shapes, "b": shapes}, jnp.ones((5, 3)))
+      >>> jg.isomorphic(graph.groups["a/in[1]"])
+      ('hidden', 8, (('in', 1, 8), ('out', 0, 8)))
+      >>> jg.isomorphic(graph.groups["b/in[1]"])
+      ('hidden', 8, (('in', 1, 8), ('out', 0, 8)))
 
     References:
       Fang et al., Isomorphic Pruning for Vision Models, 2024, arXiv:2407.04616.
@@ -50,7 +119,26 @@ def isomorphic(group: Group) -> Hashable:
 
 
 def is_width(group: Group) -> bool:
-    """Returns True for all groups except stacked layers: what `choose` prunes."""
+    """Returns True for all groups except stacked layers: what `choose` prunes.
+
+    Args:
+      group: a group.
+
+    Returns:
+      Whether its kind is not "layer".
+
+    Example:
+      Three layers of four hidden units, stacked for `lax.scan`:
+
+      >>> import jax, jax.numpy as jnp
+      >>> from jprune import graph as jg
+      >>> layer = lambda x, p: (x + jnp.tanh(x @ p["in"]) @ p["out"], None)
+      >>> net = lambda p, x: jax.lax.scan(layer, x, p)[0]
+      >>> params = {"in": jnp.ones((3, 2, 4)), "out": jnp.ones((3, 4, 2))}
+      >>> graph = jg.trace(net, params, jnp.ones((5, 2)))
+      >>> {name: jg.is_width(group) for name, group in graph.groups.items()}
+      {'in[0]': False, 'in[2]': True}
+    """
     return group.kind != "layer"
 
 
@@ -251,6 +339,15 @@ def sizes(graph: Graph, keep: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
       PruningError: if there is no such group.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jprune import graph as jg
+      >>> mlp = lambda p, x: jnp.tanh(x @ p["in"]) @ p["out"]
+      >>> params = {"in": jnp.ones((3, 8)), "out": jnp.ones((8, 2))}
+      >>> graph = jg.trace(mlp, params, jnp.ones((5, 3)))
+      >>> jg.sizes(graph, {"in[1]": [0, 2, 5]})
+      {'in[1]': 3}
     """
     check_known(graph.groups, keep)
     return {name: _count(each) for name, each in keep.items()}

@@ -64,6 +64,15 @@ def operations(graph: Graph) -> list[Operation]:
 
     Returns:
       One `Operation` for each product in the program.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jprune import graph as jg
+      >>> mlp = lambda p, x: jnp.tanh(x @ p["in"]) @ p["out"]
+      >>> params = {"in": jnp.ones((3, 8)), "out": jnp.ones((8, 2))}
+      >>> graph = jg.trace(mlp, params, jnp.ones((5, 3)))
+      >>> [(o.name, o.leaves) for o in jg.operations(graph)]
+      [('dot_general', ('in',)), ('dot_general', ('out',))]
     """
     return _operations(graph.program, param_values(graph), ())
 
@@ -144,6 +153,9 @@ def multiply_adds(graph: Graph, sizes: Sizes | None = None) -> Any:
     Returns:
       Number of multiply-adds, half the FLOPs; an exact integer for integer sizes.
 
+    Raises:
+      PruningError: if there is no such group.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from jprune import graph as jg
@@ -166,6 +178,18 @@ def parameters(graph: Graph, sizes: Sizes | None = None) -> Any:
 
     Returns:
       Number of elements of all params; an exact integer for integer sizes.
+
+    Raises:
+      PruningError: if there is no such group.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jprune import graph as jg
+      >>> mlp = lambda p, x: jnp.tanh(x @ p["in"]) @ p["out"]
+      >>> params = {"in": jnp.ones((3, 8)), "out": jnp.ones((8, 2))}
+      >>> graph = jg.trace(mlp, params, jnp.ones((5, 3)))
+      >>> jg.parameters(graph), jg.parameters(graph, {"in[1]": 4})
+      (40, 20)
     """
     size = measure(graph, sizes)
     return sum(_product(size, axes) for axes in graph.axes.values())
@@ -180,6 +204,18 @@ def parameter_bytes(graph: Graph, sizes: Sizes | None = None) -> Any:
 
     Returns:
       Bytes; an exact integer for integer sizes.
+
+    Raises:
+      PruningError: if there is no such group.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jprune import graph as jg
+      >>> mlp = lambda p, x: jnp.tanh(x @ p["in"]) @ p["out"]
+      >>> params = {"in": jnp.ones((3, 8)), "out": jnp.ones((8, 2))}
+      >>> graph = jg.trace(mlp, params, jnp.ones((5, 3)))
+      >>> jg.parameter_bytes(graph), jg.parameter_bytes(graph, {"in[1]": 4})
+      (160, 80)
     """
     size = measure(graph, sizes)
     values = zip(graph.axes.values(), graph.program.inputs, strict=False)
@@ -195,6 +231,20 @@ def activation_bytes(graph: Graph, sizes: Sizes | None = None) -> Any:
 
     Returns:
       Bytes; an exact integer for integer sizes.
+
+    Raises:
+      PruningError: if there is no such group.
+
+    Example:
+      Results of shapes (5, 8) and (5, 2), in float32:
+
+      >>> import jax.numpy as jnp
+      >>> from jprune import graph as jg
+      >>> mlp = lambda p, x: jnp.tanh(x @ p["in"]) @ p["out"]
+      >>> params = {"in": jnp.ones((3, 8)), "out": jnp.ones((8, 2))}
+      >>> graph = jg.trace(mlp, params, jnp.ones((5, 3)))
+      >>> jg.activation_bytes(graph), jg.activation_bytes(graph, {"in[1]": 4})
+      (200, 120)
     """
     size = measure(graph, sizes)
     return sum(_product(size, o.result) * o.item_bytes[-1] for o in operations(graph))
@@ -209,6 +259,21 @@ def bytes_moved(graph: Graph, sizes: Sizes | None = None) -> Any:
 
     Returns:
       Bytes; an exact integer for integer sizes.
+
+    Raises:
+      PruningError: if there is no such group.
+
+    Example:
+      The first product reads 5 x 3 and 3 x 8 numbers and writes 5 x 8, the second reads
+      5 x 8 and 8 x 2 and writes 5 x 2, each of four bytes:
+
+      >>> import jax.numpy as jnp
+      >>> from jprune import graph as jg
+      >>> mlp = lambda p, x: jnp.tanh(x @ p["in"]) @ p["out"]
+      >>> params = {"in": jnp.ones((3, 8)), "out": jnp.ones((8, 2))}
+      >>> graph = jg.trace(mlp, params, jnp.ones((5, 3)))
+      >>> jg.bytes_moved(graph), jg.bytes_moved(graph, {"in[1]": 4})
+      (580, 340)
     """
     size = measure(graph, sizes)
     return sum(
@@ -230,6 +295,16 @@ def measure(graph: Graph, sizes: Sizes | None = None) -> Callable[[Dim], Any]:
 
     Raises:
       PruningError: if there is no such group.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jprune import graph as jg
+      >>> mlp = lambda p, x: jnp.tanh(x @ p["in"]) @ p["out"]
+      >>> params = {"in": jnp.ones((3, 8)), "out": jnp.ones((8, 2))}
+      >>> graph = jg.trace(mlp, params, jnp.ones((5, 3)))
+      >>> size = jg.measure(graph, {"in[1]": 4})
+      >>> [size(dim) for dim in graph.axes["out"]]
+      [4, 2]
     """
     check_known(graph.groups, sizes or {})
     given = {graph.groups[n].dim: s for n, s in (sizes or {}).items()}
@@ -259,6 +334,18 @@ def penalty(cost: Cost, target: float) -> Callable[[Graph, Sizes], Any]:
 
     Returns:
       `(graph, sizes) -> penalty`, on the same scale for every model and unit of cost.
+
+    Example:
+      The target is half of 200 multiply-adds, so the full function pays log 2:
+
+      >>> import jax.numpy as jnp
+      >>> from jprune import graph as jg
+      >>> mlp = lambda p, x: jnp.tanh(x @ p["in"]) @ p["out"]
+      >>> params = {"in": jnp.ones((3, 8)), "out": jnp.ones((8, 2))}
+      >>> graph = jg.trace(mlp, params, jnp.ones((5, 3)))
+      >>> charge = jg.penalty(jg.multiply_adds, target=0.5)
+      >>> [round(float(charge(graph, {"in[1]": n})), 3) for n in (8, 4)]
+      [0.693, 0.0]
 
     References:
       The form is that of the resource loss of APTP (Ganjdanesh et al., 2024,

@@ -133,7 +133,20 @@ def branch_scores(graph: Graph, scores: base.Scores) -> dict[str, jax.Array]:
       scores: the params' tree, a score for each weight.
 
     Returns:
-      Branch name -> scalar.
+      Branch name -> float scalar.
+
+    Raises:
+      ValueError: if the tree of scores has another number of leaves than the params.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jprune import graph as jg
+      >>> block = lambda p, x: x + jnp.tanh(x @ p["a"]) @ p["b"]
+      >>> params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 3))}
+      >>> graph = jg.trace(block, params, jnp.ones((2, 3)))
+      >>> scores = {"a": jnp.full((3, 4), 1.0), "b": jnp.full((4, 3), 3.0)}
+      >>> jg.branch_scores(graph, scores)
+      {'a': Array(2., dtype=float32)}
     """
     leaves = dict(zip(graph.axes, jax.tree.leaves(scores), strict=True))
     found: dict[str, jax.Array] = {}

@@ -241,6 +241,16 @@ def gain_scores(
     Returns:
       Group name -> scores `(size,)` in [0, 1], float32; zeros for groups without
       filters of a kernel with a gain, and for kernels whose R are all equal.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jprune import graph as jg
+      >>> mlp = lambda p, x: jnp.tanh(x @ p["in"]) @ p["out"]
+      >>> params = {"in": jnp.array([[1.0, 2.0, 3.0]]), "out": jnp.ones((3, 1))}
+      >>> graph = jg.trace(mlp, params, jnp.ones((5, 1)))
+      >>> gain = {"in": jnp.array([[1.0, 1.0, 3.0]])}  # R = 1, 2, 9
+      >>> jg.gain_scores(graph, params, gain)["in[1]"].tolist()
+      [0.0, 0.125, 1.0]
     """
     leaves = tree.by_path(scores)
 
@@ -263,8 +273,23 @@ def filter_members(
     Args:
       graph: the recorded function.
       group: one of its groups.
-      gains: path of a leaf -> gains, as from `gains`.
+      gains: path of a leaf -> gains, as from `gains`; only the paths are used.
       layout: `(path, leaf) -> KernelAxes`, which names the output axes of a kernel.
+
+    Returns:
+      Members, in the order of the group.
+
+    Example:
+      The group is the output axis of `in`, and the input axis of `out`:
+
+      >>> import jax.numpy as jnp, jprune as jp
+      >>> from jprune import graph as jg
+      >>> mlp = lambda p, x: jnp.tanh(x @ p["in"]) @ p["out"]
+      >>> params = {"in": jnp.ones((3, 8)), "out": jnp.ones((8, 2))}
+      >>> graph = jg.trace(mlp, params, jnp.ones((5, 3)))
+      >>> group = graph.groups["in[1]"]
+      >>> print(*jg.filter_members(graph, group, params, jp.kernel_axes))
+      in[1]
     """
     shapes = tree.by_path(graph.params)
     members = [m for m in group.members if m.path in gains]

@@ -128,6 +128,17 @@ def check_known(groups: Mapping[str, Group], names: Iterable[str]) -> None:
 
     Raises:
       PruningError: if a name is unknown; lists the known ones.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jprune import graph as jg
+      >>> mlp = lambda p, x: jnp.tanh(x @ p["in"]) @ p["out"]
+      >>> params = {"in": jnp.ones((3, 8)), "out": jnp.ones((8, 2))}
+      >>> graph = jg.trace(mlp, params, jnp.ones((5, 3)))
+      >>> jg.check_known(graph.groups, ["out[0]"])
+      Traceback (most recent call last):
+        ...
+      jprune._core.base.PruningError: There is no group 'out[0]'; there are: in[1]
     """
     for name in names:
         if name not in groups:

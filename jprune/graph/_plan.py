@@ -67,18 +67,7 @@ def plan_of(graph: Graph, masks: Mapping[str, np.ndarray]) -> Plan:
 
 
 def entry_masks(graph: Graph, keep: Keep) -> dict[str, np.ndarray]:
-    """Returns the kept entries of groups as bools, after checking them.
-
-    Args:
-      graph: the recorded function.
-      keep: as in `make_plan`.
-
-    Returns:
-      Group name -> bools `(size,)`.
-
-    Raises:
-      PruningError: as in `make_plan`.
-    """
+    """Returns name -> bools `(size,)` of kept entries, checked as by `make_plan`."""
     check_known(graph.groups, keep)
     return {n: _entry_mask(graph.groups[n], each) for n, each in keep.items()}
 
@@ -210,6 +199,11 @@ def slice_tree(plan: Plan, full: Any) -> Any:
 
     Raises:
       PruningError: if a leaf at a path of the plan is too small for it.
+
+    Example:
+      >>> import numpy as np
+      >>> slice_tree({"w": {1: np.array([0, 2])}}, {"w": np.array([[5, 6, 7]])})
+      {'w': array([[5, 7]])}
     """
 
     def leaf(path: str, x: Any) -> Any:
@@ -251,6 +245,12 @@ def expand(plan: Plan, small: Any, full: Any) -> Any:
 
     Returns:
       The full tree with the entries of the small one.
+
+    Example:
+      >>> import numpy as np
+      >>> plan, small = {"w": {0: np.array([0, 2])}}, {"w": np.array([5.0, 7.0])}
+      >>> expand(plan, small, {"w": np.zeros(3, np.float32)})
+      {'w': Array([5., 0., 7.], dtype=float32)}
     """
 
     def leaf(path: str, x: Any, y: Any) -> Any:
@@ -294,6 +294,11 @@ def compose(first: Plan, then: Plan) -> Plan:
 
     Returns:
       A plan for the full params.
+
+    Example:
+      >>> import numpy as np
+      >>> compose({"w": {0: np.array([1, 3, 5])}}, {"w": {0: np.array([0, 2])}})
+      {'w': {0: array([1, 5])}}
     """
     found: Plan = {path: dict(axes) for path, axes in first.items()}
     for path, axes in then.items():
@@ -325,6 +330,10 @@ def loads(text: str) -> Plan:
 
     Raises:
       PruningError: if the text does not describe a plan.
+
+    Example:
+      >>> loads('{"w": {"1": [0, 2]}}')
+      {'w': {1: array([0, 2])}}
     """
     try:
         return {
@@ -352,6 +361,11 @@ def shapes(plan: Plan, params: Any) -> Any:
 
     Returns:
       The params' tree of `jax.ShapeDtypeStruct`s.
+
+    Example:
+      >>> import jax.numpy as jnp, numpy as np
+      >>> shapes({"w": {1: np.array([0, 2])}}, {"w": jnp.ones((4, 3))})["w"].shape
+      (4, 2)
     """
 
     def leaf(path: str, x: Any) -> jax.ShapeDtypeStruct:

@@ -22,12 +22,36 @@ _TINY = float(np.finfo(np.float32).tiny)  # so that scores of 0 stay 0
 
 
 def by_mean(scores: Any) -> Any:
-    """Divides the scores of a group by their mean, so that groups can compete."""
+    """Divides the scores of a group by their mean, so that groups can compete.
+
+    Args:
+      scores: `(size,)`, not negative.
+
+    Returns:
+      `(size,)`, with mean 1; zeros stay zeros if all scores are 0.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> by_mean(jnp.array([1.0, 2.0, 3.0])).tolist()
+      [0.5, 1.0, 1.5]
+    """
     return scores / (scores.mean() + _TINY)
 
 
 def by_max(scores: Any) -> Any:
-    """Divides the scores of a group by their maximum."""
+    """Divides the scores of a group by their maximum.
+
+    Args:
+      scores: `(size,)`, not negative.
+
+    Returns:
+      `(size,)`, with maximum 1; zeros stay zeros if all scores are 0.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> by_max(jnp.array([1.0, 2.0, 4.0])).tolist()
+      [0.25, 0.5, 1.0]
+    """
     return scores / (scores.max() + _TINY)
 
 
@@ -37,7 +61,20 @@ def mean(scores: Any, axis: int = 0) -> Any:
 
 
 def first_member(scores: Any, axis: int = 0) -> Any:
-    """Returns the scores of the first member alone, as without coupled layers."""
+    """Returns the scores of the first member alone, as if its layer were not coupled.
+
+    Args:
+      scores: `(members, size)`.
+      axis: not used; that of `combine` in `group_scores`.
+
+    Returns:
+      `(size,)`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> first_member(jnp.array([[1.0, 2.0], [8.0, 9.0]])).tolist()
+      [1.0, 2.0]
+    """
     del axis
     return scores[0]
 
@@ -205,6 +242,9 @@ def spread_to_params(graph: Graph, values: Mapping[str, Any]) -> base.Params:
     Returns:
       The params' tree; leaves broadcast to the params.
 
+    Raises:
+      PruningError: if there is no such group.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from jprune import graph as jg
@@ -228,6 +268,19 @@ def param_masks(graph: Graph, keep: Mapping[str, Any]) -> base.Masks:
 
     Returns:
       The params' tree of bool arrays that broadcast to the params.
+
+    Raises:
+      PruningError: if there is no such group.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jprune import graph as jg
+      >>> mlp = lambda p, x: jnp.tanh(x @ p["in"]) @ p["out"]
+      >>> params = {"in": jnp.ones((3, 2)), "out": jnp.ones((2, 1))}
+      >>> graph = jg.trace(mlp, params, jnp.ones((5, 3)))
+      >>> masks = jg.param_masks(graph, {"in[1]": jnp.array([True, False])})
+      >>> masks["in"].tolist(), masks["out"].tolist()
+      ([[True, False]], [[True], [False]])
     """
     return _onto(graph, keep, jnp.ones((), bool), jnp.logical_and)
 

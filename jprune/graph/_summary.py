@@ -187,6 +187,19 @@ def print_summary(
     Raises:
       ImportError: if rich is not installed.
       PruningError: as in `summary`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jprune import graph as jg
+      >>> mlp = lambda p, x: jnp.tanh(x @ p["in"]) @ p["out"]
+      >>> params = {"in": jnp.ones((3, 8)), "out": jnp.ones((8, 2))}
+      >>> graph = jg.trace(mlp, params, jnp.ones((5, 3)))
+      >>> jg.print_summary(graph, sizes={"in[1]": 4})  # doctest: +ELLIPSIS
+      ┏━...
+      ┃ line...┃ multiplies by ┃ parameters ┃ multiply-adds ┃ bytes moved ┃
+      ...
+      │ all ...│               │    40 → 20 │     200 → 100 │   580 → 340 │
+      ...
     """
     try:
         from rich import console, table, text
@@ -245,6 +258,18 @@ def draw_widths(graph: Graph, sizes: Sizes, path_or_axes: Any) -> Any:
     Raises:
       ImportError: if matplotlib is not installed.
       PruningError: if there is no such group, or no group at all.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jprune import graph as jg
+      >>> from matplotlib.figure import Figure
+      >>> mlp = lambda p, x: jnp.tanh(x @ p["in"]) @ p["out"]
+      >>> params = {"in": jnp.ones((3, 8)), "out": jnp.ones((8, 2))}
+      >>> graph = jg.trace(mlp, params, jnp.ones((5, 3)))
+      >>> axes = jg.draw_widths(graph, {"in[1]": 4}, Figure().subplots())
+      >>> full, kept = axes.containers
+      >>> [int(bar.get_width()) for bar in (*full, *kept)]
+      [8, 4]
     """
     check_known(graph.groups, sizes)
     if not graph.groups:

@@ -192,6 +192,15 @@ def explain(graph: Graph) -> str:
       One line for each frozen axis of params, with the reason and the line of code,
       and one for each note about axes that may shrink. Frozen does not mean
       important: such an axis was not ranked at all.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jprune import graph as jg
+      >>> mlp = lambda p, x: jnp.tanh(x @ p["in"]) @ p["out"]
+      >>> params = {"in": jnp.ones((3, 8)), "out": jnp.ones((8, 2))}
+      >>> print(jg.explain(jg.trace(mlp, params, jnp.ones((5, 3)))))
+      in[0] is frozen: it is an axis of an input
+      out[1] is frozen: it is an axis of the result ''
     """
     frozen = []
     for path, axes in graph.axes.items():
