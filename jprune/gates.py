@@ -33,11 +33,10 @@ from jprune._core import base, precision
 def straight_through(hard: jax.Array, soft: jax.Array) -> jax.Array:
     """Returns `hard` with the derivative of `soft`.
 
-    Forward h, tangent ds. Exact in every dtype, where the common s + stop(h - s)
-    is wrong in bfloat16 from |s| of about 256 on, and twice differentiable in
-    any mode, which a custom vjp is not. With masks from `jprune.selection` it is the
-    top-k gate of methods that learn scores:
-    `jax.tree.map(straight_through, masks, scores)`.
+    Forward h, tangent ds. Exact in every dtype, where the common s + stop(h - s) is
+    wrong in bfloat16 from |s| of about 256 on, and twice differentiable in any mode,
+    which a custom vjp is not. With masks from `jprune.selection` it is the top-k gate
+    of methods that learn scores: `jax.tree.map(straight_through, masks, scores)`.
 
     Args:
       hard: value of any shape, such as a mask. Its derivative is not used.
@@ -47,8 +46,7 @@ def straight_through(hard: jax.Array, soft: jax.Array) -> jax.Array:
       `hard` in the dtype of `soft`.
 
     Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> scores = jnp.array([0.2, -0.3])
       >>> gate = lambda s: jnp.sum(3 * straight_through(s > 0, s))
       >>> float(gate(scores)), jax.grad(gate)(scores).tolist()
@@ -100,8 +98,7 @@ def threshold_gate(
       Zeros and ones, with the shape and dtype of the scores.
 
     Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> threshold_gate(jnp.array([-1.0, 1.0]), 0.5).tolist()
       [0.0, 1.0]
       >>> float(jax.grad(threshold_gate)(jnp.array(0.5), 0.5))
@@ -135,8 +132,7 @@ def gumbel_gate(
       Gates in [0, 1], with the shape and dtype of the logits.
 
     Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> gates = gumbel_gate(jnp.zeros(1000), jax.random.key(0), 0.5, hard=True)
       >>> bool(jnp.all((gates == 0) | (gates == 1))), 450 < float(gates.sum()) < 550
       (True, True)
@@ -186,8 +182,7 @@ def hard_concrete(
       that of the formula, so it is 0 where z is 0 or 1.
 
     Example:
-      >>> import jax
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> logits = jnp.array([-20.0, 20.0])
       >>> hard_concrete(logits, jax.random.key(0)).tolist()
       [0.0, 1.0]
@@ -330,6 +325,12 @@ def weighted(params: base.Params, gates: Any) -> list[tuple[int, Any]]:
 
     Raises:
       PruningError: if gates do not fit their leaf; names the leaf.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> params, gates = {"w": jnp.ones((3, 2))}, {"w": jnp.array([[1.0, 0.5]])}
+      >>> [(n, p.shape) for n, p in weighted(params, gates)]  # a gate per column
+      [(3, (1, 2))]
     """
     found: list[tuple[int, Any]] = []
 

@@ -105,6 +105,10 @@ def full(params: base.Params) -> base.Masks:
 
     Returns:
       The params' tree of boolean scalars.
+
+    Example:
+      >>> full({"kernel": 0.5})
+      {'kernel': Array(True, dtype=bool)}
     """
     return jax.tree.map(lambda _: jnp.ones((), bool), params)
 
@@ -120,6 +124,12 @@ def intersect(*masks: base.Masks) -> base.Masks:
 
     Raises:
       PruningError: if the trees differ; names the first path that does.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> a, b = jnp.array([[True], [False]]), jnp.array([[True, False]])
+      >>> intersect({"w": a}, {"w": b})["w"].tolist()
+      [[True, False], [False, False]]
     """
     first, both = masks[0], jnp.logical_and
     alike = [tree.in_tree_of(first, m, "masks", of="first masks") for m in masks]
@@ -203,6 +213,14 @@ def sparsity_per_leaf(params: base.Params, masks: base.Masks) -> Any:
 
     Raises:
       PruningError: if the masks do not fit the params.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
+      >>> masks = {"w": jnp.array([[True], [False]]), "b": jnp.array(True)}
+      >>> found = sparsity_per_leaf(params, masks)
+      >>> float(found["w"]), float(found["b"])
+      (0.5, 0.0)
     """
 
     # The integer difference is exact, so that a leaf without a zero has 0: in float32,
@@ -331,7 +349,17 @@ def unpack(packed: Any, params: base.Params) -> base.Masks:
 
 
 def is_packed(mask: Any) -> bool:
-    """Returns True if a leaf holds a packed mask, not booleans."""
+    """Returns True if a leaf holds a packed mask, not booleans.
+
+    Args:
+      mask: a leaf of masks, boolean or from `pack` (uint8).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> mask = jnp.array([[True, False, True]])
+      >>> is_packed(mask), is_packed(pack({"w": mask}, {"w": jnp.ones((1, 3))})["w"])
+      (False, True)
+    """
     return jnp.result_type(mask) == jnp.uint8
 
 

@@ -18,6 +18,12 @@ def mask_gradient(params: base.Params, grads: base.Params) -> base.Params:
     Returns:
       The params' tree, float32 or wider.
 
+    Example:
+      >>> import jax.numpy as jnp
+      >>> w, g = {"w": jnp.array([2.0, -1.0])}, {"w": jnp.array([3.0, 4.0])}
+      >>> mask_gradient(w, g)["w"].tolist()
+      [6.0, -4.0]
+
     References:
       Lee et al., SNIP: Single-shot Network Pruning based on Connection
       Sensitivity, 2019, arXiv:1810.02340, equation 4.

@@ -208,6 +208,13 @@ def check(machine: Accelerator) -> Accelerator:
     Raises:
       PruningError: if a field is NaN, infinite or negative, 0 where it must be
         positive, above 1 where it is a fraction, or of another shape; names it.
+
+    Example:
+      >>> chip = accelerator(clock=1.0, rows=8, columns=8, sram=256, dram_bandwidth=32)
+      >>> check(chip._replace(clock=0.0))  # doctest: +ELLIPSIS
+      Traceback (most recent call last):
+          ...
+      jprune._core.base.PruningError: clock of an accelerator has to be positive; ...
     """
     for name, value in machine._asdict().items():
         if isinstance(value, jax.core.Tracer):

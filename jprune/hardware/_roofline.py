@@ -57,6 +57,14 @@ def draw_roofline(workload: Workload, machine: Accelerator, path_or_axes: Any) -
       PruningError: if the arguments are not a workload and an accelerator, the names do
         not fit the operations, or no operation can be drawn.
 
+    Example:
+      >>> from matplotlib.figure import Figure
+      >>> from jprune.hardware import machines, networks
+      >>> net = networks.attention(128, 128, 12)
+      >>> axes = draw_roofline(net, machines.h100(), Figure().subplots())
+      >>> axes.get_xscale(), len(axes.collections[0].get_offsets())  # two points
+      ('log', 2)
+
     References:
       Williams, Waterman and Patterson, Roofline: An Insightful Visual Performance Model
       for Multicore Architectures, 2009.

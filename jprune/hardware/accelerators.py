@@ -40,6 +40,12 @@ def peak_tops(machine: Accelerator, bits: float = 8) -> jax.Array:
 
     Returns:
       A scalar, TOPS.
+
+    Example:
+      >>> from jprune.hardware import machines
+      >>> chip = machines.spatten()  # 1024 multipliers at 1 GHz
+      >>> round(float(peak_tops(chip, 12)), 3)
+      2.048
     """
     macs = machine.rows * machine.columns * machine.arrays * rate(machine, bits)
     return 2e-3 * macs * machine.clock
@@ -56,6 +62,12 @@ def rate(machine: Accelerator, bits: Any) -> jax.Array:
 
     Returns:
       A scalar, multiply-adds per cycle.
+
+    Example:
+      >>> from jprune.hardware import machines
+      >>> chip = machines.tpu_v1()  # a quarter of the speed for 16 bits
+      >>> float(rate(chip, 8)), float(rate(chip, 12)), float(rate(chip, 16))
+      (1.0, 0.25, 0.25)
     """
     r = machine.rates
     wide = jnp.where(bits > 16, r[..., 3], r[..., 2])
@@ -94,6 +106,13 @@ def scaled(machine: Accelerator, node: Any) -> Accelerator:
     Returns:
       An `Accelerator`.
 
+    Example:
+      >>> from jprune.hardware import machines
+      >>> old = machines.spatten()
+      >>> new = scaled(old, 20)  # from 40 nm
+      >>> float(new.mac_energy / old.mac_energy), float(area(new) / area(old))
+      (0.5, 0.25)
+
     References:
       What s^2 and s neglect, voltage and wires: Stillmaker and Baas, Scaling Equations
       for the Accurate Prediction of CMOS Device Performance, 2017.
@@ -114,6 +133,11 @@ def area(machine: Accelerator) -> jax.Array:
 
     Returns:
       A scalar, mm^2.
+
+    Example:
+      >>> from jprune.hardware import machines
+      >>> round(float(area(machines.spatten())), 1)  # 18.71 mm^2 in the paper
+      18.6
     """
     multipliers = machine.rows * machine.columns * machine.arrays
     lanes = machine.softmax + machine.topk

@@ -29,6 +29,10 @@ def spatten() -> Accelerator:
     bytes; 392 KB for K and V, half of each being filled; 8 exponentials and 16
     comparisons of the selection per cycle; 18.71 mm^2 in 40 nm.
 
+    Example:
+      >>> int(spatten().rows * spatten().columns * spatten().arrays)  # multipliers
+      1024
+
     References:
       Wang et al., SpAtten: Efficient Sparse Attention Architecture with Cascade Token
       and Head Pruning, 2021, arXiv:2012.09852. HBM2 energy: O'Connor et al.,
@@ -130,6 +134,10 @@ def eyeriss() -> Accelerator:
     200 MHz, 16 bits, 108 KB of global buffer, a link of 64 bits at 60 MHz, single
     buffered; 65 nm, 12.25 mm^2. Data gating saves 45 % of an element's energy.
 
+    Example:
+      >>> int(eyeriss().rows * eyeriss().columns)  # processing elements
+      168
+
     References:
       Chen et al., Eyeriss: An Energy-Efficient Reconfigurable Accelerator for Deep
       Convolutional Neural Networks, JSSC 2017. Energies in units of a multiply-add:
@@ -193,6 +201,10 @@ def tpu_v1() -> Accelerator:
 def tpu_v5e() -> Accelerator:
     """TPU v5e, 2023: four 128 x 128 arrays; 197 TFLOPS bf16, 393 TOPS int8, 819 GB/s.
 
+    Example:
+      >>> float(tpu_v5e().dram_bandwidth)  # GB/s
+      819.0
+
     References:
       Google Cloud documentation, TPU v5e, 2023. The clock follows from 197 TFLOPS. The
       sizes of the arrays and of the SRAM, all energies, the static power and the areas
@@ -227,6 +239,10 @@ def a100() -> Accelerator:
 
     108 multiprocessors of 1024 multiply-adds at 1.41 GHz; 40 MB of L2; 826 mm^2.
 
+    Example:
+      >>> float(a100().dram_bandwidth)  # GB/s
+      1555.0
+
     References:
       NVIDIA, A100 Tensor Core GPU Architecture, 2020. 32 bits are TF32.
     """
@@ -246,6 +262,10 @@ def h100() -> Accelerator:
     """NVIDIA H100 SXM5, 2022: 989 TFLOPS bf16, 1979 TOPS int8, 3350 GB/s.
 
     132 multiprocessors of 2048 multiply-adds at 1.83 GHz; 50 MB of L2; 814 mm^2.
+
+    Example:
+      >>> float(h100().dram_bandwidth)  # GB/s
+      3350.0
 
     References:
       NVIDIA, H100 Tensor Core GPU Architecture, 2022. 32 bits are TF32.

@@ -110,6 +110,10 @@ def transformer_layer(
 
     Returns:
       A `Workload` of six operations.
+
+    Example:
+      >>> transformer_layer(128, width=768, heads=12, hidden=3072).names[:2]
+      ('qkv_projection', 'attention_scores')
     """
     dim = width / heads if dim is None else dim
     rows, inner = batch * tokens, heads * dim
@@ -182,13 +186,7 @@ def gpt2_small(
       Radford et al., Language Models are Unsupervised Multitask Learners, 2019.
     """
     layer = transformer_layer(
-        tokens,
-        width=768,
-        heads=12,
-        hidden=3072,
-        batch=batch,
-        context=context,
-        **fields,
+        tokens, width=768, heads=12, hidden=3072, batch=batch, context=context, **fields
     )
     return repeated(layer, 12)
 

@@ -123,6 +123,12 @@ def overlapped(found: Stages) -> Any:
 
     Returns:
       Cycles of each layer.
+
+    Example:
+      >>> layer = Stages(  # cycles
+      ...     0.0, dram=230.0, scores=128.0, values=26.0, topk=236.0, drain=231.0)
+      >>> float(overlapped(layer))  # the slowest, 236, and the drain
+      467.0
     """
     work = jnp.maximum(found.scores, jnp.maximum(found.values, found.topk))
     return jnp.maximum(work, found.dram) + found.drain
@@ -139,6 +145,12 @@ def summed(found: Stages) -> Any:
 
     Returns:
       Cycles of each layer.
+
+    Example:
+      >>> layer = Stages(  # cycles
+      ...     0.0, dram=230.0, scores=128.0, values=26.0, topk=236.0, drain=231.0)
+      >>> summed(layer)  # 230 + 128 + 231 + 236
+      825.0
     """
     return found.dram + found.scores + found.drain + found.topk
 

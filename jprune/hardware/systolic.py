@@ -222,6 +222,13 @@ def multiply(a: jax.Array, b: jax.Array) -> Wide:
 
     Returns:
       A `Wide`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> a = jnp.uint32(2**31)
+      >>> product = multiply(a, jnp.uint32(6))  # 3 * 2^32
+      >>> int(product.high), int(product.low)
+      (3, 0)
     """
     shift, mask = np.uint32(16), np.uint32(0xFFFF)
     ah, al, bh, bl = a >> shift, a & mask, b >> shift, b & mask
@@ -241,6 +248,13 @@ def add(a: Wide, b: Wide) -> Wide:
 
     Returns:
       A `Wide`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> a = Wide(jnp.uint32(0), jnp.uint32(2**32 - 1))
+      >>> found = add(a, Wide(jnp.uint32(2), jnp.uint32(1)))
+      >>> int(found.high), int(found.low)
+      (3, 0)
     """
     low = a.low + b.low
     return Wide(a.high + b.high + (low < a.low).astype(jnp.uint32), low)
@@ -255,6 +269,12 @@ def minus_small(a: Wide, b: jax.Array) -> Wide:
 
     Returns:
       A `Wide`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> found = minus_small(Wide(jnp.uint32(1), jnp.uint32(0)), jnp.uint32(1))
+      >>> int(found.high), int(found.low)  # 2^32 - 1
+      (0, 4294967295)
     """
     borrow = (a.low < b).astype(jnp.uint32)
     return Wide(a.high - borrow, a.low - b)
@@ -268,6 +288,11 @@ def to_int(a: Wide) -> np.ndarray:
 
     Returns:
       An array of its shape.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> int(to_int(Wide(jnp.uint32(1), jnp.uint32(5))))  # 2^32 + 5
+      4294967301
     """
     high, low = (np.asarray(x, np.uint64) for x in a)
     return (high << np.uint64(32)) | low
@@ -283,6 +308,12 @@ def check_sizes(sizes: tuple[int, int, int], rows: int, columns: int) -> None:
 
     Raises:
       PruningError: names the size.
+
+    Example:
+      >>> check_sizes((64, 32, 0), rows=8, columns=8)
+      Traceback (most recent call last):
+          ...
+      jprune._core.base.PruningError: k has to be positive; got 0.
     """
     named = zip(
         ("m", "n", "k", "rows", "columns"), (*sizes, rows, columns), strict=True

@@ -47,6 +47,10 @@ def compared(n: Any, k: Any) -> Any:
 
     Returns:
       Number of comparisons.
+
+    Example:
+      >>> float(compared(1024.0, 512.0).round())  # 2 * 1024 * (1 + log 2)
+      3468.0
     """
     p = jnp.clip(k / jnp.maximum(n, 1.0), 1e-6, 1 - 1e-6)
     entropy = -p * jnp.log(p) - (1 - p) * jnp.log1p(-p)

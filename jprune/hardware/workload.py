@@ -108,6 +108,10 @@ def repeated(workload: Workload, times: float) -> Workload:
 
     Returns:
       A `Workload` of the same operations.
+
+    Example:
+      >>> repeated(product(64, 64, 64), 12).repeats.tolist()
+      [12.0]
     """
     return workload._replace(repeats=workload.repeats * times)
 
@@ -120,6 +124,12 @@ def sizes(workload: Workload) -> list[Any]:
 
     Returns:
       Four arrays, `(operations,)`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> half = product(64, 32, 16, keep=jnp.array([1.0, 1.0, 0.5, 1.0]))
+      >>> [x.tolist() for x in sizes(half)]
+      [[1.0], [64.0], [16.0], [16.0]]
     """
     whole = (workload.batch, workload.m, workload.n, workload.k)
     return [s * workload.keep[..., i] for i, s in enumerate(whole)]
@@ -133,6 +143,11 @@ def multiply_adds(workload: Workload) -> Any:
 
     Returns:
       A scalar; a multiply-add is two operations of a throughput.
+
+    Example:
+      >>> two = chain([product(4, 8, 16), product(4, 2, 8)])
+      >>> int(multiply_adds(two))  # 512 + 64
+      576
     """
     return jnp.sum(multiply_adds_per_operation(workload), axis=-1)
 
@@ -145,6 +160,11 @@ def multiply_adds_per_operation(workload: Workload) -> Any:
 
     Returns:
       An array, `(operations,)`; `multiply_adds` is its sum.
+
+    Example:
+      >>> two = chain([product(4, 8, 16), product(4, 2, 8)])
+      >>> multiply_adds_per_operation(repeated(two, 3)).tolist()
+      [1536.0, 192.0]
     """
     b, m, n, k = sizes(workload)
     return b * m * n * k * (1 + workload.refetch) * workload.repeats
@@ -161,6 +181,12 @@ def dense_multiply_adds(workload: Workload) -> Any:
 
     Returns:
       A scalar.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> half = product(4, 8, 16, keep=jnp.array([1.0, 1.0, 0.5, 1.0]))
+      >>> int(dense_multiply_adds(half)), int(multiply_adds(half))
+      (512, 256)
     """
     whole = workload.batch * workload.m * workload.n * workload.k
     return jnp.sum(whole * workload.repeats, axis=-1)

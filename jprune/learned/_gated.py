@@ -132,6 +132,21 @@ def constrained(
     Raises:
       PruningError: if the target is a number outside [0, 1].
 
+    Example:
+      The gradient for the linear multiplier is reversed, -(target - s), so that
+      descent raises it:
+
+      >>> import jax, jax.numpy as jnp, jprune as jp
+      >>> def sparsity(params, logits):
+      ...   open_ = jax.tree.map(jax.nn.sigmoid, logits)
+      ...   return jp.gates.expected_sparsity(logits, open_)
+      >>> method = constrained(gated(jp.gates.hard_concrete, logit=0.0), sparsity, 0.75)
+      >>> params = {"kernel": jnp.ones((2, 2))}
+      >>> logits, multipliers = method.init(params, jax.random.key(0))
+      >>> slope = jax.grad(method.penalty, 1)(params, (logits, multipliers), 0)[1]
+      >>> logits["kernel"].shape, float(slope.linear)
+      ((2, 2), -0.25)
+
     References:
       Wang et al., Structured Pruning of Large Language Models, 2019,
       arXiv:1910.04732. See `jprune.learned.controllers.lagrangian`.

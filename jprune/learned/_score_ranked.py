@@ -119,6 +119,16 @@ def swapped(method: Reparameterization, share: optax.Schedule) -> Reparameteriza
       PruningError: at `init`, if a mask has another shape than its scores, as masks of
         channels have.
 
+    Example:
+      Two swaps are possible, 1 for 5 and 2 for 4; half of them is one:
+
+      >>> import jax.numpy as jnp, jprune as jp
+      >>> method = swapped(score_ranked(jp.keep_top(0.5)), lambda step: 0.5)
+      >>> before = {"w": jnp.array([True, True, False, False])}
+      >>> scores = {"w": jnp.array([1.0, 2.0, 4.0, 5.0])}
+      >>> method.masks(scores, scores, before, 0)["w"].tolist()
+      [False, True, False, True]
+
     References:
       Zhang et al., Lottery Jackpots Exist in Pre-trained Models, 2021,
       arXiv:2104.08700 (short restriction).

@@ -85,6 +85,12 @@ def direct_gradient(
 
     Returns:
       The params' tree, float32 or wider.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> w, g, m = jnp.array([2.0]), jnp.array([3.0]), jnp.array([True])
+      >>> direct_gradient(w, m, g)
+      Array([6.], dtype=float32)
     """
     del masks
     return effective.mask_gradient(params, grads)
@@ -106,6 +112,12 @@ def reference_gradient(
 
     Returns:
       The params' tree, float32 or wider.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> w, g, m = jnp.array([2.0]), jnp.array([3.0]), jnp.array([True])
+      >>> reference_gradient(w, m, g, gamma=12.0)  # 6 - 36 / 12
+      Array([3.], dtype=float32)
 
     References:
       Zhang et al., Advancing Model Pruning via Bi-level Optimization, 2022,

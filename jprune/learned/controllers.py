@@ -35,7 +35,13 @@ class Multipliers(NamedTuple):
 
 
 def init_multipliers() -> Multipliers:
-    """Returns the initial multipliers, both 0."""
+    """Returns the initial multipliers, both 0.
+
+    Example:
+      >>> at = init_multipliers()
+      >>> float(at.linear), float(at.quadratic)
+      (0.0, 0.0)
+    """
     return Multipliers(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32))
 
 

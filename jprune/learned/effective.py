@@ -93,6 +93,12 @@ def masked_gradient(grads: base.Params, masks: base.Masks) -> base.Params:
 
     Returns:
       The tree of g, zero where the masks are False.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> g, m = {"w": jnp.array([3.0, 4.0])}, {"w": jnp.array([True, False])}
+      >>> masked_gradient(g, m)["w"].tolist()
+      [3.0, 0.0]
     """
     return masks_lib.apply(grads, masks)
 
@@ -106,6 +112,11 @@ def masked(w: jax.Array, m: jax.Array) -> jax.Array:
 
     Returns:
       The leaf's shape and dtype.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> masked(jnp.array([2.0, -1.0]), jnp.array([True, False])).tolist()
+      [2.0, 0.0]
     """
     return jnp.where(m, w, jnp.zeros_like(w))
 
@@ -119,6 +130,12 @@ def soft_masked(w: jax.Array, p: jax.Array) -> jax.Array:
 
     Returns:
       The leaf's shape and dtype.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> w, p = jnp.array([[4.0, 8.0], [2.0, 6.0]]), jnp.array([[0.25], [0.5]])
+      >>> soft_masked(w, p).tolist()
+      [[1.0, 2.0], [1.0, 3.0]]
     """
     # Broadcast before rounding, so that its gradient is summed in its own dtype.
     return w * jnp.broadcast_to(p, w.shape).astype(w.dtype)
@@ -135,6 +152,15 @@ def score_masked(w: jax.Array, m: jax.Array, s: jax.Array) -> jax.Array:
     Returns:
       The leaf's shape and dtype; its gradient is m g for w and, straight through
       the mask, w g for s.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> w, m = jnp.array([2.0, 3.0]), jnp.array([True, False])
+      >>> s = jnp.array([0.5, 0.25])
+      >>> score_masked(w, m, s).tolist()
+      [2.0, 0.0]
+      >>> jax.grad(lambda s: score_masked(w, m, s).sum())(s).tolist()  # g = 1
+      [2.0, 3.0]
 
     References:
       Ramanujan et al., What's Hidden in a Randomly Weighted Neural Network?, 2020,
@@ -156,6 +182,15 @@ def size_masked(w: jax.Array, m: jax.Array, s: jax.Array) -> jax.Array:
       The leaf's shape and dtype; its gradient is m g for w and, straight through
       the mask, sign(s) w g for s.
 
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> w, m = jnp.array([2.0, 3.0]), jnp.array([True, False])
+      >>> s = jnp.array([-0.5, 0.25])
+      >>> size_masked(w, m, s).tolist()
+      [2.0, 0.0]
+      >>> jax.grad(lambda s: size_masked(w, m, s).sum())(s).tolist()  # g = 1
+      [-2.0, 3.0]
+
     References:
       Ramanujan et al., What's Hidden in a Randomly Weighted Neural Network?, 2020,
       arXiv:1911.13299: the released code ranks |s|.
@@ -175,6 +210,15 @@ def sign_masked(w: jax.Array, m: jax.Array, s: jax.Array) -> jax.Array:
       The leaf's shape and dtype; its gradient is m sign(s) g for w and, straight
       through both the sign and the mask, w g for s.
 
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> w, m = jnp.array([2.0, 3.0]), jnp.array([True, False])
+      >>> s = jnp.array([-0.5, 0.25])
+      >>> sign_masked(w, m, s).tolist()
+      [-2.0, 0.0]
+      >>> jax.grad(lambda s: sign_masked(w, m, s).sum())(s).tolist()  # g = 1
+      [2.0, 3.0]
+
     References:
       Koster et al., Signing the Supermask: Keep, Hide, Invert, 2022,
       arXiv:2201.13361.
@@ -193,6 +237,11 @@ def soft_thresholded(w: jax.Array, s: jax.Array) -> jax.Array:
 
     Returns:
       The leaf's shape and dtype; zero where |w| <= sigmoid(s).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> soft_thresholded(jnp.array([2.0, -1.0, 0.25]), jnp.float32(0.0)).tolist()
+      [1.5, -0.5, 0.0]
 
     References:
       Kusupati et al., Soft Threshold Weight Reparameterization for Learnable

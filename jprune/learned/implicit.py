@@ -84,6 +84,12 @@ def conjugate_gradient(*, tol: float = 1e-6, maxiter: int | None = None) -> Inve
 
     Returns:
       A solver for `implicit_gradient_with`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> hessian = lambda v: jnp.array([2.0, 4.0]) * v  # diagonal
+      >>> conjugate_gradient()(hessian, jnp.array([2.0, 2.0])).round(4).tolist()
+      [1.0, 0.5]
     """
 
     def solve(hessian: Any, b: base.Params) -> base.Params:
@@ -104,6 +110,12 @@ def neumann(*, terms: int, rate: float) -> Inverse:
 
     Raises:
       PruningError: if a number is out of range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> solve = neumann(terms=3, rate=0.25)  # 0.25 (1 + 0.5 + 0.25) * 2; H^-1 b = 1
+      >>> solve(lambda v: 2 * v, jnp.array([2.0])).tolist()
+      [0.875]
 
     References:
       Lorraine et al., Optimizing Millions of Hyperparameters by Implicit

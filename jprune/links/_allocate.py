@@ -78,6 +78,13 @@ def erdos_renyi(
       PruningError: as `uniform`; or (when used) if a leaf has fewer than two axes, or
         none with a role.
 
+    Example:
+      >>> import jax.numpy as jnp
+      >>> scores = {"a": jnp.ones((4, 4)), "b": jnp.ones((4, 12))}  # 8/16 and 16/48
+      >>> counts = erdos_renyi()(scores, scores, 0.75)  # 16 of 64 entries, as 8 : 16
+      >>> int(counts["a"]), int(counts["b"])
+      (5, 11)
+
     References:
       Mocanu et al., Scalable Training of Artificial Neural Networks with
       Adaptive Sparse Connectivity, 2018, arXiv:1707.04780, equation 3.
@@ -107,6 +114,13 @@ def erdos_renyi_kernel(*, pins: Pins = ()) -> Allocation:
 
     Raises:
       PruningError: as `uniform`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> scores = {"a": jnp.ones((4, 4)), "b": jnp.ones((2, 2, 4, 4))}  # 8 : 12
+      >>> counts = erdos_renyi_kernel()(scores, scores, 0.75)  # 20 of 80 entries
+      >>> int(counts["a"]), int(counts["b"])
+      (8, 12)
 
     References:
       Evci et al., Rigging the Lottery: Making All Tickets Winners, 2020,
@@ -141,6 +155,16 @@ def rescaled_global(min_fraction: float = 0.0005) -> Allocation:
       PruningError: if the fraction is outside [0, 1], or (when used) the minimums sum
         to more than a known sparsity keeps. With a traced sparsity the minimums take
         precedence.
+
+    Example:
+      Of 8 entries, 4 are kept; a global selection keeps none in "b". With a minimum of
+      25 %, "b" keeps two:
+
+      >>> import jax.numpy as jnp
+      >>> scores = {"a": jnp.array([5.0, 6.0, 7.0, 8.0]), "b": jnp.arange(4.0)}
+      >>> counts = rescaled_global(0.25)(scores, scores, 0.5)
+      >>> int(counts["a"]), int(counts["b"])
+      (2, 2)
 
     References:
       Gupta et al., Is Complexity Required for Neural Network Pruning? A Case

@@ -97,6 +97,14 @@ def require(grads: Any, params: Any, needs_grads: bool) -> None:
     Raises:
       PruningError: if the params, or gradients that are needed, are None, or if these
         gradients have other paths or shapes than the params; names the first leaf.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> require(None, {"w": jnp.ones(3)}, needs_grads=False)  # magnitudes
+      >>> require(None, {"w": jnp.ones(3)}, needs_grads=True)  # doctest: +ELLIPSIS
+      Traceback (most recent call last):
+          ...
+      jprune._core.base.PruningError: This criterion scores by gradients and got ...
     """
     if params is None:
         raise base.PruningError(
@@ -122,6 +130,13 @@ def floating(params: base.Params) -> base.Params:
 
     Raises:
       PruningError: if a leaf is not floating point; names the leaf.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> floating({"w": jnp.arange(3)})  # doctest: +ELLIPSIS
+      Traceback (most recent call last):
+          ...
+      jprune._core.base.PruningError: 'w' has type int32: only floating-point ...
     """
 
     def leaf(path: str, w: Any) -> None:

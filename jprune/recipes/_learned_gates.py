@@ -45,6 +45,17 @@ def movement(
     Raises:
       PruningError: if a number is out of range.
 
+    Example:
+      Descent moves the second and the fourth weight away from zero:
+
+      >>> import jax, jax.numpy as jnp, optax, jprune as jp
+      >>> loss = lambda p, g: jnp.sum(p["kernel"] * g)  # the gradient is g
+      >>> method = jp.recipes.movement(loss, 0.5, optax.sgd(0.1), steps=1)
+      >>> state = method.init({"kernel": jnp.ones((4, 1))}, jax.random.key(0))
+      >>> state, info = method.step(state, jnp.array([[3.0], [-1.0], [2.0], [-2.0]]))
+      >>> method.finish(state)[1]["kernel"][:, 0].tolist()
+      [False, True, False, True]
+
     References:
       Sanh et al., Movement Pruning: Adaptive Sparsity by Fine-Tuning, 2020,
       arXiv:2005.07683, sections 4 and 5.
@@ -90,6 +101,17 @@ def soft_movement(
 
     Raises:
       PruningError: if a number is out of range.
+
+    Example:
+      Descent moves the second and the fourth weight away from zero:
+
+      >>> import jax, jax.numpy as jnp, optax, jprune as jp
+      >>> loss = lambda p, g: jnp.sum(p["kernel"] * g)  # the gradient is g
+      >>> method = jp.recipes.soft_movement(loss, 0.5, optax.sgd(0.1), steps=1)
+      >>> state = method.init({"kernel": jnp.ones((4, 1))}, jax.random.key(0))
+      >>> state, info = method.step(state, jnp.array([[3.0], [-1.0], [2.0], [-2.0]]))
+      >>> method.finish(state)[1]["kernel"][:, 0].tolist()
+      [False, True, False, True]
 
     References:
       Sanh et al., Movement Pruning: Adaptive Sparsity by Fine-Tuning, 2020,
@@ -146,6 +168,16 @@ def soft_threshold(
     Raises:
       PruningError: if a number is out of range.
 
+    Example:
+      One threshold is learned for the layer:
+
+      >>> import jax, jax.numpy as jnp, optax, jprune as jp
+      >>> loss = lambda p, g: jnp.sum(p["kernel"] * g)  # the gradient is g
+      >>> method = jp.recipes.soft_threshold(loss, 0.5, optax.sgd(0.1), steps=100)
+      >>> params = {"kernel": jnp.ones((4, 3))}
+      >>> jax.eval_shape(method.init, params, jax.random.key(0)).aux["kernel"].shape
+      ()
+
     References:
       Kusupati et al., Soft Threshold Weight Reparameterization for Learnable
       Sparsity, 2020, arXiv:2002.03231, equations 3 and 4.
@@ -195,6 +227,16 @@ def l0(
 
     Raises:
       PruningError: if a number is out of range, or `units` is not one of its values.
+
+    Example:
+      One gate for each of 3 output channels, beside the multipliers:
+
+      >>> import jax, jax.numpy as jnp, optax, jprune as jp
+      >>> loss = lambda p, g: jnp.sum(p["kernel"] * g)  # the gradient is g
+      >>> method = jp.recipes.l0(loss, 0.5, optax.sgd(0.1), steps=100, units="output")
+      >>> params = {"kernel": jnp.ones((4, 3))}
+      >>> jax.eval_shape(method.init, params, jax.random.key(0)).aux[0]["kernel"].shape
+      (1, 3)
 
     References:
       Louizos et al., Learning Sparse Neural Networks through L0 Regularization, 2018,
@@ -251,6 +293,16 @@ def consensus(
 
     Raises:
       PruningError: if a number is out of range, or `units` is not one of its values.
+
+    Example:
+      One gate for each of 3 output channels:
+
+      >>> import jax, jax.numpy as jnp, optax, jprune as jp
+      >>> loss = lambda p, g: jnp.sum(p["kernel"] * g)  # the gradient is g
+      >>> method = jp.recipes.consensus(loss, 0.5, optax.sgd(0.1))
+      >>> params = {"kernel": jnp.ones((4, 3))}
+      >>> jax.eval_shape(method.init, params, jax.random.key(0)).aux["kernel"].shape
+      (1, 3)
 
     References:
       Zhi et al., Learning a Consensus Sub-Network with Polarization Regularization

@@ -41,6 +41,18 @@ def hydra(
     Raises:
       PruningError: if the sparsity is outside [0, 1], or steps < 1.
 
+    Example:
+      The loss falls with the two smallest weights, so their scores grow:
+
+      >>> import jax, jax.numpy as jnp, jprune as jp
+      >>> loss = lambda p, g: jnp.sum(p["kernel"] * g)  # the gradient is g
+      >>> method = jp.recipes.hydra(loss, 0.5, steps=1)
+      >>> params = {"kernel": jnp.array([[4.0], [3.0], [2.0], [1.0]])}
+      >>> state = method.init(params, jax.random.key(0))
+      >>> state, info = method.step(state, jnp.array([[0.0], [0.0], [-90.0], [-90.0]]))
+      >>> method.finish(state)[1]["kernel"][:, 0].tolist()
+      [False, False, True, True]
+
     References:
       Sehwag et al., HYDRA: Pruning Adversarially Robust Neural Networks, 2020,
       arXiv:2002.10509, section 3. Robustness comes from the loss: pass a robust one.
@@ -75,6 +87,17 @@ def edge_popup(
 
     Raises:
       PruningError: if the sparsity is outside [0, 1], or steps < 1.
+
+    Example:
+      The loss falls with the second and the fourth weight, so their scores grow:
+
+      >>> import jax, jax.numpy as jnp, jprune as jp
+      >>> loss = lambda p, g: jnp.sum(p["kernel"] * g)  # the gradient is g
+      >>> method = jp.recipes.edge_popup(loss, 0.5, steps=1)
+      >>> state = method.init({"kernel": jnp.ones((4, 1))}, jax.random.key(0))
+      >>> state, info = method.step(state, jnp.array([[0.0], [-90.0], [0.0], [-90.0]]))
+      >>> method.finish(state)[0]["kernel"][:, 0].tolist()
+      [0.0, 1.0, 0.0, 1.0]
 
     References:
       Ramanujan et al., What's Hidden in a Randomly Weighted Neural Network?, 2020,
@@ -111,6 +134,17 @@ def sign_supermask(
 
     Raises:
       PruningError: if the sparsity is outside [0, 1], or steps < 1.
+
+    Example:
+      The first weight is inverted, the last one kept:
+
+      >>> import jax, jax.numpy as jnp, jprune as jp
+      >>> loss = lambda p, g: jnp.sum(p["kernel"] * g)  # the gradient is g
+      >>> method = jp.recipes.sign_supermask(loss, 0.5, steps=1)
+      >>> state = method.init({"kernel": jnp.ones((4, 1))}, jax.random.key(0))
+      >>> state, info = method.step(state, jnp.array([[90.0], [0.0], [0.0], [-90.0]]))
+      >>> method.finish(state)[0]["kernel"][:, 0].tolist()
+      [-1.0, 0.0, 0.0, 1.0]
 
     References:
       Koster et al., Signing the Supermask: Keep, Hide, Invert, 2022,
@@ -153,6 +187,18 @@ def lottery_jackpots(
 
     Raises:
       PruningError: if the sparsity is outside [0, 1], steps < 1, or restriction < 0.
+
+    Example:
+      The first mask keeps 4 and 3; the gradient swaps 4 for 1:
+
+      >>> import jax, jax.numpy as jnp, jprune as jp
+      >>> loss = lambda p, g: jnp.sum(p["kernel"] * g)  # the gradient is g
+      >>> method = jp.recipes.lottery_jackpots(loss, 0.5, steps=2)
+      >>> params = {"kernel": jnp.array([[4.0], [3.0], [2.0], [1.0]])}
+      >>> state = method.init(params, jax.random.key(0))
+      >>> state, info = method.step(state, jnp.array([[1.0], [0.0], [0.0], [-1.0]]))
+      >>> state.masks["kernel"][:, 0].tolist()
+      [False, True, False, True]
 
     References:
       Zhang et al., Lottery Jackpots Exist in Pre-trained Models, 2021,

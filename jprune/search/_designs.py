@@ -79,6 +79,13 @@ def check_bounds(bounds: Mapping[str, tuple[float, float]]) -> None:
 
     Raises:
       PruningError: if a bound is not positive, or bounds are out of order; names it.
+
+    Example:
+      >>> check_bounds({"rows": (8, 128)})
+      >>> check_bounds({"rows": (128, 8)})  # doctest: +ELLIPSIS
+      Traceback (most recent call last):
+          ...
+      jprune._core.base.PruningError: Bounds of rows have to be positive and ascend; ...
     """
     for name, (low, high) in bounds.items():
         if not 0 < low <= high:

@@ -37,6 +37,11 @@ def example_params(seed: int = 0, dtype: Any = jnp.float32) -> base.Params:
       A tree of kernels of a convolution, two dense layers and an attention projection,
       among them ties, zeros and a negative zero; and of biases, the scale of a norm and
       an embedding, which are not kernels. Each kernel has an axis that 8 divides.
+
+    Example:
+      >>> params = example_params()
+      >>> params["conv"]["kernel"].shape, params["query"]["kernel"].shape
+      ((3, 3, 8, 16), (16, 2, 8))
     """
     rng = np.random.default_rng(seed)
     shapes = {

@@ -180,6 +180,16 @@ def masks_of(opt_state: Any, params: base.Params | None = None) -> base.Masks:
     Raises:
       PruningError: if the state contains no masks, or they are packed and the params
         are missing.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, jprune as jp
+      >>> tx = sparsify(optax.sgd(0.1), jp.recipes.magnitude(0.5), end=0)
+      >>> tx = optax.chain(optax.clip(1.0), tx)
+      >>> params = {"kernel": jnp.array([[3.0, -1.0], [0.5, 2.0]]), "bias": jnp.ones(2)}
+      >>> _, state = tx.update(params, tx.init(params), params)
+      >>> masks = masks_of(state)
+      >>> masks["kernel"].tolist(), masks["bias"].tolist()
+      ([[True, False], [False, True]], True)
     """
     found = [
         leaf.masks
@@ -294,6 +304,15 @@ def refresh(
     Raises:
       PruningError: if the state does not contain exactly one `SparsifyState`, or the
         pruner's masks have other shapes than those in it.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, jprune as jp
+      >>> pruner = jp.recipes.magnitude(0.5)
+      >>> tx = sparsify(optax.sgd(0.1), pruner, every=None)
+      >>> params = {"kernel": jnp.array([[3.0, -1.0], [0.5, 2.0]])}
+      >>> params, state = refresh(pruner, tx.init(params), params)
+      >>> params["kernel"].tolist(), masks_of(state)["kernel"].tolist()
+      ([[3.0, 0.0], [0.0, 2.0]], [[True, False], [False, True]])
     """
     leaves, treedef = jax.tree.flatten(opt_state, is_leaf=_is_sparsify_state)
     found = [i for i, leaf in enumerate(leaves) if _is_sparsify_state(leaf)]
