@@ -1,13 +1,56 @@
 """Events during training: their schedule, and branches on it."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jprune._core import base
+
+
+@jax.tree_util.register_static
+class Interval(NamedTuple):
+    """The steps in which a schedule changes; in a state, static and without leaves.
+
+    Attributes:
+      begin: first step at which the schedule may leave its initial value.
+      end: first step with its final value.
+    """
+
+    begin: int
+    end: int
+
+
+def interval_of(schedule: Any) -> Interval | None:
+    """Returns the interval of a schedule with `begin` and `end`, else None."""
+    if callable(schedule) and hasattr(schedule, "begin") and hasattr(schedule, "end"):
+        return Interval(schedule.begin, schedule.end)
+    return None
+
+
+def interval_in(state: Any) -> Interval | None:
+    """Returns the interval that contains all those in a state, or None.
+
+    Args:
+      state: any pytree, such as the state of a pruner.
+
+    Returns:
+      The smallest such interval; None if the state has none.
+
+    Example:
+      >>> interval_in({"a": Interval(5, 10), "b": (jnp.zeros(3), Interval(0, 7))})
+      Interval(begin=0, end=10)
+    """
+
+    def is_interval(x: Any) -> bool:
+        return isinstance(x, Interval)
+
+    leaves = jax.tree.leaves(state, is_leaf=is_interval)
+    if not (found := [x for x in leaves if is_interval(x)]):
+        return None
+    return Interval(min(x.begin for x in found), max(x.end for x in found))
 
 
 def check(every: int | None, begin: int, end: int | None) -> None:

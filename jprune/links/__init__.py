@@ -37,7 +37,7 @@ Masks, from scores:
 
 Sparsities, for `keep_top`:
 
-    cubic, geometric       schedules: training step -> sparsity
+    cubic, geometric       schedules: training step -> sparsity (type `Ramp`)
     uniform, erdos_renyi, erdos_renyi_kernel, rescaled_global
                            allocations: how many entries each leaf keeps (types
                            `Allocation`, `Pins`)
@@ -78,6 +78,7 @@ from jprune.links._pooling import normalize_by_leaf_norm as normalize_by_leaf_no
 from jprune.links._pooling import pool_over_axes as pool_over_axes
 from jprune.links._pooling import pool_over_blocks as pool_over_blocks
 from jprune.links._pooling import spread as spread
+from jprune.links._schedules import Ramp as Ramp
 from jprune.links._schedules import cubic as cubic
 from jprune.links._schedules import geometric as geometric
 from jprune.links._scores import FisherState as FisherState

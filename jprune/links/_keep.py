@@ -21,7 +21,7 @@ import optax
 from jax import lax
 
 from jprune import selection, tree
-from jprune._core import base, compat, ordering
+from jprune._core import base, compat, events, ordering
 from jprune.links import _pooling, _values
 from jprune.links._allocate import Allocation, uniform
 from jprune.links._common import axes_of_role
@@ -33,9 +33,12 @@ class KeepState(NamedTuple):
     Attributes:
       count: int32 scalar, number of updates so far: the step of a schedule, unless the
         caller passes `step`.
+      interval: static, no array: the steps in which the link's schedule changes, which
+        `sparsify` reads; None for a number, or a schedule that has none.
     """
 
     count: base.Scalar
+    interval: events.Interval | None = None
 
 
 def keep_top(
@@ -106,7 +109,7 @@ def keep_top(
             counts = jax.tree.map(jnp.maximum, counts, floors)
         return selection.top_k_per_leaf(scores, counts)
 
-    return _link(select)
+    return _link(select, sparsity)
 
 
 def bytes_of(path: str, w: Any) -> int:
@@ -188,7 +191,7 @@ def keep_within_budget(
             floors = jax.tree.map(lambda x: min(min_kept, np.size(x)), scores)
         return selection.top_within_budget(scores, costs, most, floors=floors)
 
-    return _link(select)
+    return _link(select, budget)
 
 
 def keep_above(threshold: base.Sparsity) -> base.Pruner:
@@ -227,7 +230,7 @@ def keep_above(threshold: base.Sparsity) -> base.Pruner:
         t = _values.value_at(threshold, step)
         return jax.tree.map(lambda x: _values.above(jnp.asarray(x), t), scores)
 
-    return _link(select)
+    return _link(select, threshold)
 
 
 def keep_n_of_m(
@@ -323,12 +326,13 @@ def _n_of_m(x: jax.Array, n: int, m: int, axis: int) -> jax.Array:
     return jnp.concatenate(kept, axis + 1).reshape(x.shape)
 
 
-def _link(select: Any) -> base.Pruner:
+def _link(select: Any, schedule: Any = None) -> base.Pruner:
     """A link from `select(scores, params, step) -> masks` with the scores' shapes."""
+    interval = events.interval_of(schedule)
 
     def init(params: base.Params) -> Any:
         del params
-        return KeepState(jnp.zeros((), jnp.int32))
+        return KeepState(jnp.zeros((), jnp.int32), interval)
 
     def update(
         updates: base.Scores,

@@ -1,7 +1,10 @@
 """Sparsity schedules that Optax lacks.
 
-A schedule is `step -> sparsity`, so every Optax schedule is one already.
+A schedule is `step -> sparsity`, so every Optax schedule is one already. Those here
+also tell `sparsify` when they begin and end.
 """
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +14,37 @@ from jprune import selection
 from jprune._core import base
 
 
+# No tuple, because `jax.jit` and others keep weak references to what they call.
+@dataclasses.dataclass(frozen=True)
+class Ramp:
+    """A schedule that knows the steps in which it changes.
+
+    Attributes:
+      begin: first step at which it may leave its initial value.
+      end: first step with its final value.
+      at: the schedule, `step -> value`.
+
+    Example:
+      `sparsify` refreshes masks from `begin` to `end`, unless told otherwise:
+
+      >>> import optax
+      >>> warmup = Ramp(100, 400, optax.linear_schedule(0.0, 0.9, 300, 100))
+      >>> float(warmup(250)), warmup.end
+      (0.44999998807907104, 400)
+    """
+
+    begin: int
+    end: int
+    at: optax.Schedule
+
+    def __call__(self, step: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+        """Returns the value at a step."""
+        return self.at(step)
+
+
 def cubic(
     sparsity: jax.typing.ArrayLike, *, begin: int, steps: int, initial: float = 0.0
-) -> optax.Schedule:
+) -> Ramp:
     """Zhu and Gupta's cubic schedule, which prunes fast at first and slowly at the end.
 
     s(t) = s_f + (s_i - s_f) (1 - (t - begin) / steps)^3 from `begin` to
@@ -27,7 +58,7 @@ def cubic(
       initial: sparsity s_i before the rise, in [0, 1].
 
     Returns:
-      A schedule from an integer step to a sparsity.
+      A schedule from an integer step to a sparsity, which ends at `begin + steps`.
 
     Raises:
       PruningError: if an argument is out of its range.
@@ -47,14 +78,15 @@ def cubic(
         raise base.PruningError(
             f"A schedule needs begin >= 0 and steps >= 1; got {begin} and {steps}."
         )
-    return optax.polynomial_schedule(
+    rise = optax.polynomial_schedule(
         initial, sparsity, power=3, transition_steps=steps, transition_begin=begin
     )
+    return Ramp(begin, begin + steps, rise)
 
 
 def geometric(
     sparsity: float, *, begin: int = 0, steps: int, rounds: int | None = None
-) -> optax.Schedule:
+) -> Ramp:
     """Geometric schedule, which removes the same fraction of the rest in every round.
 
     s(t) = 1 - (1 - sparsity)^p with p = clip((t - begin) / steps, 0, 1). With rounds, p
@@ -71,7 +103,7 @@ def geometric(
 
     Returns:
       A schedule from an integer step to a float32 sparsity; exactly `sparsity` from
-      step `begin + steps` on (with rounds, from the last stair on).
+      step `begin + steps` on (with rounds, from the last stair on), where it ends.
 
     Raises:
       PruningError: if an argument is out of its range.
@@ -112,4 +144,6 @@ def geometric(
         left = jnp.power(jnp.float32(1 - sparsity), share)
         return jnp.where(share >= 1, jnp.float32(sparsity), 1 - left)
 
-    return schedule
+    # The last stair begins (rounds - 1) / rounds of the steps after the first.
+    end = begin + (steps if rounds is None else -(-(rounds - 1) * steps // rounds))
+    return Ramp(begin, end, schedule)

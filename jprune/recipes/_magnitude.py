@@ -63,8 +63,8 @@ def gradual_magnitude(
         together.
 
     Returns:
-      A pruner whose schedule runs on the training step. With `sparsify(...,
-      begin=begin, end=begin + steps)` the masks are fixed afterwards, as in the paper.
+      A pruner whose schedule runs on the training step. `sparsify` refreshes the masks
+      from `begin` to `begin + steps`; they are fixed afterwards, as in the paper.
 
     Raises:
       PruningError: if a number is out of range.
@@ -72,8 +72,7 @@ def gradual_magnitude(
     Example:
       >>> import optax, jprune as jp
       >>> pruner = jp.recipes.gradual_magnitude(0.9, begin=1_000, steps=20_000)
-      >>> tx = jp.sparsify(optax.adamw(1e-3), pruner,
-      ...                  every=100, begin=1_000, end=21_000)
+      >>> tx = jp.sparsify(optax.adamw(1e-3), pruner, every=100)
 
     References:
       Zhu and Gupta, To prune, or not to prune: exploring the efficacy of pruning

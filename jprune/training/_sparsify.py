@@ -43,7 +43,7 @@ def sparsify(
     pruner: base.Pruner,
     *,
     every: int | None = 1,
-    begin: int = 0,
+    begin: int | None = None,
     end: int | None = None,
     where: tree.Where = tree.is_kernel,
     track: optax.GradientTransformation | None = None,
@@ -60,7 +60,9 @@ def sparsify(
     The masks are refreshed before the optimizer's step in the updates begin,
     begin + every, ... and end, counted from 0. That number is the step of the
     pruner's schedules, so a schedule that reaches its target at or before `end` always
-    reaches it, whether or not `every` divides the interval. `end=begin` prunes once.
+    reaches it, whether or not `every` divides the interval. A schedule that knows its
+    interval, such as `jprune.cubic`, gives the begin and the end. `end=begin` prunes
+    once.
 
     In an `optax.chain`, put it last: a link after it would change the -w.
 
@@ -73,8 +75,12 @@ def sparsify(
       pruner: links from gradients to masks, such as a recipe of `jprune.recipes`.
       every: number of updates between refreshes; None for no refresh inside the step,
         to call `jprune.refresh` outside instead.
-      begin: first update with a refresh; nothing is pruned before it.
-      end: last update with a refresh; None for no end.
+      begin: first update with a refresh; nothing is pruned before it. None for the
+        begin of the pruner's schedule if that has one, as `jprune.cubic`,
+        `jprune.geometric` and the recipe `gradual_magnitude` do, else 0.
+      end: last update with a refresh. None for the end of such a schedule, after which
+        the masks stay as they are, else for no end. A later end goes on ranking the
+        weights at the final sparsity.
       where: the leaves that can be pruned: a predicate, a pattern, a list of patterns
         or a tree of bools (`jprune.tree.Where`); floating-point kernels by default.
       track: transform that sees the gradients of these leaves at every step, as
@@ -97,8 +103,9 @@ def sparsify(
     Raises:
       PruningError: if a number is out of range, or an argument is not what it should
         be, such as a recipe that was not called; at `init`, if the pruner or `where`
-        does not fit the params, or optimizer and pruner are swapped; at `update`, if
-        the gradients have other paths or shapes than the params. Names the first leaf.
+        does not fit the params, optimizer and pruner are swapped, or `end` is before
+        the end of the pruner's schedule; at `update`, if the gradients have other paths
+        or shapes than the params. Names the first leaf.
 
     Example:
       >>> import jax.numpy as jnp, optax, jprune as jp
@@ -110,7 +117,7 @@ def sparsify(
       ...  for row in optax.apply_updates(params, updates)["kernel"].tolist()]
       [[True, False], [False, True]]
     """
-    events.check(every, begin, end)
+    events.check(every, begin or 0, end)
     if moments not in ("keep", "zero"):
         raise base.PruningError(f'moments is "keep" or "zero"; got {moments!r}.')
     tx = as_pruner(tx, "optimizer")
@@ -120,6 +127,7 @@ def sparsify(
     def init(params: base.Params) -> SparsifyState:
         visible = tree.only(tree.flags(where, params), params)
         count, memory = jnp.zeros((), jnp.int32), chosen.init(params)
+        _interval(memory, every, begin, end)
 
         def first(params: base.Params) -> base.Masks:
             watched, _ = watch.update(visible, watch.init(visible), visible)
@@ -145,7 +153,9 @@ def sparsify(
             masks, memory = chosen.update(watched, state.pruner, params, **clock)
             return stored(masks, params), memory
 
-        due = events.is_due(state.count, every, begin, end)
+        due = events.is_due(
+            state.count, every, *_interval(state.pruner, every, begin, end)
+        )
         held, memory = events.when(due, fresh, lambda: (state.masks, state.pruner))
         # Unpacked outside the branch, where it is fused into what follows.
         masks = masks_lib.unpack(held, params)
@@ -163,6 +173,23 @@ def sparsify(
         return updates, SparsifyState(count, held, memory, track_state, inner)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _interval(
+    memory: Any, every: int | None, begin: int | None, end: int | None
+) -> tuple[int, int | None]:
+    """The first and the last refresh, by default those of the pruner's schedules."""
+    rise = events.interval_in(memory)
+    if rise is None:
+        return begin or 0, end
+    first = rise.begin if begin is None else begin
+    last = max(first, rise.end) if end is None else end
+    if every is not None and last < rise.end:
+        raise base.PruningError(
+            f"The pruner's schedule reaches its target at step {rise.end}, after the "
+            f"last refresh at end={end}: pass end={rise.end} or later, or no end."
+        )
+    return first, last
 
 
 def masks_of(opt_state: Any, params: base.Params | None = None) -> base.Masks:

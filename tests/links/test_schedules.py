@@ -90,3 +90,21 @@ def test_stairs_that_do_not_divide_the_steps_start_rounded_up():
     assert starts == [3, 5, 8]  # 2.5, 5 and 7.5, rounded up
     with pytest.raises(jp.PruningError, match="rounds <= steps"):
         jp.geometric(0.9, steps=3, rounds=4)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        jp.cubic(0.8, begin=3, steps=10),
+        jp.geometric(0.8, begin=3, steps=10),
+        jp.geometric(0.8, begin=3, steps=10, rounds=1),
+        jp.geometric(0.8, begin=3, steps=10, rounds=3),
+        jp.geometric(0.8, begin=0, steps=10, rounds=10),
+    ],
+)
+def test_the_interval_of_a_schedule(schedule):
+    values = [float(schedule(t)) for t in range(20)]
+    final = np.float32(0.8)
+    assert schedule.end == next(t for t, s in enumerate(values) if s == final)
+    assert all(s == final for s in values[schedule.end :])
+    assert all(s == values[0] for s in values[: schedule.begin])
