@@ -168,6 +168,7 @@ def l0(
     *,
     steps: int,
     units: Literal["output", "input"] | None = None,
+    layout: tree.KernelLayout = tree.kernel_axes,
     learning_rate: float = 0.05,
     where: base.Predicate = tree.is_kernel,
 ) -> base.Algorithm:
@@ -187,6 +188,7 @@ def l0(
       steps: number of steps until the target reaches `sparsity`.
       units: what has one gate: None for each weight, "output" or "input" for each
         output or input channel.
+      layout: `(path, leaf) -> KernelAxes`, the roles of the axes.
       learning_rate: learning rate of Adam for the gates and the multipliers.
       where: predicate for the leaves that can be pruned.
 
@@ -207,6 +209,7 @@ def l0(
         gates.hard_concrete_mean,
         logit=3.0,  # open with probability 0.99
         units=units,
+        layout=layout,
         final=links.keep_top(sparsity, scope="global"),
     )
     climb = links.cubic(sparsity, begin=0, steps=steps)
@@ -228,6 +231,7 @@ def consensus(
     polarization: float = 1.0,
     learning_rate: float = 0.05,
     units: Literal["output", "input"] = "output",
+    layout: tree.KernelLayout = tree.kernel_axes,
     where: base.Predicate = tree.is_kernel,
 ) -> base.Algorithm:
     """Consensus subnetwork: learns channel gates that polarize to open or closed.
@@ -244,6 +248,7 @@ def consensus(
       learning_rate: learning rate of Adam for the gates.
       units: what has one gate: "output" for each output channel, "input" for each
         input channel.
+      layout: `(path, leaf) -> KernelAxes`, the roles of the axes.
       where: predicate for the leaves that can be pruned.
 
     Returns:
@@ -270,6 +275,7 @@ def consensus(
         functools.partial(gates.gumbel_gate, temperature=1.0, hard=True),
         logit=2.0,
         units=units,
+        layout=layout,
         final=links.keep_top(sparsity, scope="global"),
         penalty=charge,
     )

@@ -8,6 +8,7 @@
     flags, only, merged                    mark leaves, hide the others, fill them in
     kernel_axes, KernelAxes                input and output axes of a kernel
     KernelLayout                           the type of `kernel_axes`
+    layout_from_names                      the same roles, from logical axis names
 
 A path joins the keys that lead to a leaf with `/`. It is the same for Flax Linen, Flax
 NNX, Equinox and plain dicts: boxes that hold one array under `.value` (an NNX Variable,
@@ -19,6 +20,7 @@ To read the code, start with `_paths.leaf_path`.
 from jprune.tree._axes import KernelAxes as KernelAxes
 from jprune.tree._axes import KernelLayout as KernelLayout
 from jprune.tree._axes import kernel_axes as kernel_axes
+from jprune.tree._axes import layout_from_names as layout_from_names
 from jprune.tree._paths import by_path as by_path
 from jprune.tree._paths import label as label
 from jprune.tree._paths import leaf_path as leaf_path
