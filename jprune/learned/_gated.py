@@ -25,6 +25,7 @@ def gated(
     *,
     logit: float,
     units: Literal["output", "input"] | None = None,
+    layout: tree.KernelLayout = tree.kernel_axes,
     final: base.Pruner | None = None,
     penalty: Callable[..., jax.Array] = no_penalty,
 ) -> Reparameterization:
@@ -43,6 +44,7 @@ def gated(
       logit: initial logit of all gates.
       units: what has one gate: None for each weight, "output" or "input" for each
         output or input channel.
+      layout: `(path, leaf) -> KernelAxes`, the roles of the axes.
       final: pruner of the logits for `finish`; None to finish with the masks in force.
       penalty: `(params, logits, step) -> scalar` to add to the loss, such as the price
         of open gates.
@@ -85,7 +87,7 @@ def gated(
 
     def init(params: base.Params, key: jax.Array) -> Any:
         del key
-        return _equal_logits(params, units, logit)
+        return _equal_logits(params, units, layout, logit)
 
     def masks(params: base.Params, logits: Any, before: Any, step: base.Scalar):
         del params, before, step
@@ -178,13 +180,15 @@ def constrained(
     )
 
 
-def _equal_logits(params: base.Params, role: str | None, logit: float) -> Any:
+def _equal_logits(
+    params: base.Params, role: str | None, layout: tree.KernelLayout, logit: float
+) -> Any:
     """The same logit for each weight, or for each index of some axes."""
 
     def leaf(path: str, w: jax.Array) -> jax.Array:
         if role is None:
             return jnp.full_like(w, logit, jnp.float32)
-        stay = getattr(tree.kernel_axes(path, w), role)
+        stay = getattr(layout(path, w), role)
         shape = [n if i in stay else 1 for i, n in enumerate(np.shape(w))]
         return jnp.full(shape, logit, jnp.float32)
 

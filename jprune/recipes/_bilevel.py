@@ -20,6 +20,7 @@ def bip(
     steps: int,
     preset: Literal["paper", "reference"] = "paper",
     units: Literal["output", "input"] | None = None,
+    layout: tree.KernelLayout = tree.kernel_axes,
     where: tree.Where = tree.is_kernel,
 ) -> base.Algorithm:
     """BiP: alternates gradient steps on weights and mask scores, sparse from step 0.
@@ -38,6 +39,7 @@ def bip(
         term, and weight decay on both levels. Momentum is 0.9 in both.
       units: what is pruned as one: None for single weights, "output" for filters,
         "input" for the input channels of a kernel.
+      layout: `(path, leaf) -> KernelAxes`, the roles of the axes.
       where: the leaves that can be pruned, a `jprune.tree.Where`.
 
     Returns:
@@ -68,7 +70,7 @@ def bip(
             f'preset must be "paper" or "reference"; got {preset!r}.'
         )
     chosen = _as_published(steps) if preset == "paper" else _as_released(steps)
-    pruner = _best(sparsity, units)
+    pruner = _best(sparsity, units, layout)
     return bilevel.bip(loss, pruner, **chosen._asdict(), where=where)
 
 
@@ -97,11 +99,13 @@ def _as_released(steps: int) -> _Preset:
     )
 
 
-def _best(sparsity: base.Sparsity, units: Any) -> base.Pruner:
+def _best(
+    sparsity: base.Sparsity, units: Any, layout: tree.KernelLayout
+) -> base.Pruner:
     """Keeps the best of all weights together, or of the channels of each layer."""
     if units is None:
         return links.keep_top(sparsity, scope="global")
-    summed = links.pool_over_axes(jnp.sum, keep=units)
+    summed = links.pool_over_axes(jnp.sum, keep=units, layout=layout)
     return optax.chain(summed, links.keep_top(sparsity))
 
 

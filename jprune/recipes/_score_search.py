@@ -1,5 +1,6 @@
 """Methods that learn a mask over frozen weights by training scores."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,7 @@ def hydra(
     *,
     steps: int,
     learning_rate: float = 0.1,
+    layout: tree.KernelLayout = tree.kernel_axes,
     where: tree.Where = tree.is_kernel,
 ) -> base.Algorithm:
     """HYDRA: learns the mask of a trained network for any loss, such as a robust one.
@@ -33,6 +35,7 @@ def hydra(
       sparsity: fraction of each layer to remove, in [0, 1], or a schedule.
       steps: total number of training steps, at which the cosine learning rate ends.
       learning_rate: initial learning rate of the scores.
+      layout: `(path, leaf) -> KernelAxes`, which gives the fan-in.
       where: the leaves that can be pruned, a `jprune.tree.Where`.
 
     Returns:
@@ -58,7 +61,8 @@ def hydra(
       arXiv:2002.10509, section 3. Robustness comes from the loss: pass a robust one.
     """
     scores = _sgd(learning_rate, steps, 1e-4)
-    return _search(loss, sparsity, scores, where, init=_scaled_weights)
+    init = functools.partial(_scaled_weights, layout=layout)
+    return _search(loss, sparsity, scores, where, init=init)
 
 
 def edge_popup(
@@ -67,6 +71,7 @@ def edge_popup(
     *,
     steps: int,
     learning_rate: float = 0.1,
+    layout: tree.KernelLayout = tree.kernel_axes,
     where: tree.Where = tree.is_kernel,
 ) -> base.Algorithm:
     """edge-popup: finds a subnetwork of frozen random weights, a supermask.
@@ -80,6 +85,7 @@ def edge_popup(
         0.5 are best in the paper.
       steps: total number of training steps, at which the cosine learning rate ends.
       learning_rate: initial learning rate of the scores.
+      layout: `(path, leaf) -> KernelAxes`, which gives the fan-in.
       where: the leaves that can be pruned, a `jprune.tree.Where`.
 
     Returns:
@@ -105,7 +111,8 @@ def edge_popup(
       deviation of a Kaiming normal: pass such params.
     """
     scores = _sgd(learning_rate, steps, 1e-4)
-    return _search(loss, sparsity, scores, where, init=_uniform)
+    init = functools.partial(_uniform, layout=layout)
+    return _search(loss, sparsity, scores, where, init=init)
 
 
 def sign_supermask(
@@ -114,6 +121,7 @@ def sign_supermask(
     *,
     steps: int,
     learning_rate: float = 0.1,
+    layout: tree.KernelLayout = tree.kernel_axes,
     where: tree.Where = tree.is_kernel,
 ) -> base.Algorithm:
     """Signed supermask: keeps, hides or inverts each of the frozen random weights.
@@ -126,6 +134,7 @@ def sign_supermask(
       sparsity: fraction of each layer to hide, in [0, 1], or a schedule.
       steps: total number of training steps, at which the cosine learning rate ends.
       learning_rate: initial learning rate of the scores.
+      layout: `(path, leaf) -> KernelAxes`, which gives the fan-in.
       where: the leaves that can be pruned, a `jprune.tree.Where`.
 
     Returns:
@@ -153,7 +162,8 @@ def sign_supermask(
     """
     scores = _sgd(learning_rate, steps, 1e-4)
     signed = effective.sign_masked
-    return _search(loss, sparsity, scores, where, init=_positive, masked=signed)
+    init = functools.partial(_positive, layout=layout)
+    return _search(loss, sparsity, scores, where, init=init, masked=signed)
 
 
 def lottery_jackpots(
@@ -245,32 +255,38 @@ def _sgd(rate: float, steps: int, weight_decay: float) -> optax.GradientTransfor
     )
 
 
-def _scaled_weights(params: base.Params, key: jax.Array) -> base.Scores:
+def _scaled_weights(
+    params: base.Params, key: jax.Array, *, layout: tree.KernelLayout
+) -> base.Scores:
     """sqrt(6 / fan-in) w / max |w|."""
     del key
 
     def leaf(path: str, w: jax.Array) -> jax.Array:
-        scale, w = math.sqrt(6 / _fan_in(path, w)), precision.wide(w)
+        scale, w = math.sqrt(6 / _fan_in(layout(path, w), w)), precision.wide(w)
         top = jnp.max(jnp.abs(w), initial=0)
         return scale * w / jnp.where(top > 0, top, 1)
 
     return tree.map_with_path(leaf, params)
 
 
-def _uniform(params: base.Params, key: jax.Array) -> base.Scores:
+def _uniform(
+    params: base.Params, key: jax.Array, *, layout: tree.KernelLayout
+) -> base.Scores:
     """Kaiming-uniform scores with a = sqrt(5): bounds of 1 / sqrt(fan-in)."""
 
     def leaf(path: str, w: jax.Array, key: jax.Array) -> jax.Array:
-        bound = 1 / math.sqrt(_fan_in(path, w))
+        bound = 1 / math.sqrt(_fan_in(layout(path, w), w))
         drawn = jax.random.uniform(key, w.shape, jnp.float32, -bound, bound)
         return drawn + jnp.zeros_like(w, jnp.float32)  # on the leaf's sharding
 
     return tree.map_with_path(leaf, params, optax.tree.split_key_like(key, params))
 
 
-def _positive(params: base.Params, key: jax.Array) -> base.Scores:
+def _positive(
+    params: base.Params, key: jax.Array, *, layout: tree.KernelLayout
+) -> base.Scores:
     """Uniform scores of one sign: at first no weight is inverted."""
-    return jax.tree.map(jnp.abs, _uniform(params, key))
+    return jax.tree.map(jnp.abs, _uniform(params, key, layout=layout))
 
 
 def _kept_first(best: base.Pruner) -> Callable[..., base.Scores]:
@@ -300,6 +316,5 @@ def _falling_share(power: float, steps: int) -> optax.Schedule:
     return share
 
 
-def _fan_in(path: str, w: Any) -> int:
-    outputs = tree.kernel_axes(path, w).output
-    return np.size(w) // max(1, math.prod(np.shape(w)[i] for i in outputs))
+def _fan_in(roles: tree.KernelAxes, w: Any) -> int:
+    return np.size(w) // max(1, math.prod(np.shape(w)[i] for i in roles.output))

@@ -67,6 +67,7 @@ def check_pruner(
     grads: Any = None,
     *,
     where: tree.Where = tree.is_kernel,
+    track: optax.GradientTransformation | None = None,
 ) -> None:
     """Checks the contract of a pruner.
 
@@ -79,13 +80,18 @@ def check_pruner(
       params: params to prune; `example_params()` if None.
       grads: gradients at the params; random if None.
       where: the leaves to prune, a `jprune.tree.Where`.
+      track: transform that sees the gradients of every step, as in `jprune.sparsify`,
+        for a pruner that takes its output in place of the gradients. It has to keep
+        the structure, shapes and dtypes of its state, as a pruner has to.
 
     Raises:
       AssertionError: if the pruner breaks the contract.
 
     Example:
-      >>> import jprune as jp
+      >>> import optax, jprune as jp
       >>> jp.testing.check_pruner(jp.recipes.magnitude(0.5))
+      >>> pruner = optax.chain(jp.score_by_taylor(), jp.keep_top(0.5))
+      >>> jp.testing.check_pruner(pruner, track=optax.ema(0.9))
     """
     params = example_params() if params is None else params
     grads = random_like(params) if grads is None else grads
@@ -96,14 +102,19 @@ def check_pruner(
         check_training,
         check_sharding,
     ):
-        check(pruner, params, grads, where=where)
+        check(pruner, params, grads, where=where, track=track)
 
 
 def check_masks(
-    pruner: base.Pruner, params: base.Params, grads: Any, *, where: tree.Where
+    pruner: base.Pruner,
+    params: base.Params,
+    grads: Any,
+    *,
+    where: tree.Where,
+    track: optax.GradientTransformation | None = None,
 ) -> None:
     """Masks fit the params, and are scalars for leaves that are not selected."""
-    masks = _masks(pruner, params, grads, where)
+    masks = _masks(pruner, params, grads, where, track)
     masks_lib.check(params, masks)
     chosen = tree.flags(where, params)
     for path, meant, mask in zip(
@@ -116,19 +127,29 @@ def check_masks(
 
 
 def check_jit(
-    pruner: base.Pruner, params: base.Params, grads: Any, *, where: tree.Where
+    pruner: base.Pruner,
+    params: base.Params,
+    grads: Any,
+    *,
+    where: tree.Where,
+    track: optax.GradientTransformation | None = None,
 ) -> None:
     """Masks under `jit` are the same, bit for bit."""
-    eager = _masks(pruner, params, grads, where)
-    jitted = jax.jit(lambda p, g: _masks(pruner, p, g, where))(params, grads)
+    eager = _masks(pruner, params, grads, where, track)
+    jitted = jax.jit(lambda p, g: _masks(pruner, p, g, where, track))(params, grads)
     chex.assert_trees_all_equal(eager, jitted)
 
 
 def check_abstract_init(
-    pruner: base.Pruner, params: base.Params, grads: Any, *, where: tree.Where
+    pruner: base.Pruner,
+    params: base.Params,
+    grads: Any,
+    *,
+    where: tree.Where,
+    track: optax.GradientTransformation | None = None,
 ) -> None:
     """`init` and `update` run on shapes alone, and the state keeps its structure."""
-    tx = sparsify(optax.adamw(1e-3), pruner, where=where)
+    tx = sparsify(optax.adamw(1e-3), pruner, where=where, track=track)
     state = jax.eval_shape(tx.init, params)
     chex.assert_trees_all_equal_shapes_and_dtypes(state, tx.init(params))
     _, after = jax.eval_shape(tx.update, grads, state, params)
@@ -143,6 +164,7 @@ def check_training(
     grads: Any,
     *,
     where: tree.Where,
+    track: optax.GradientTransformation | None = None,
     steps: int = 100,
 ) -> None:
     """A jitted step of AdamW is traced once in 100 steps, and leaves exact zeros.
@@ -151,7 +173,8 @@ def check_training(
     after the last step, and no dtype may change.
     """
     tx = optax.adamw(1e-2, weight_decay=0.1)
-    tx = sparsify(tx, pruner, every=10, begin=5, end=steps - 7, where=where)
+    when = {"every": 10, "begin": 5, "end": steps - 7}
+    tx = sparsify(tx, pruner, where=where, track=track, **when)
     traces = []
 
     @jax.jit
@@ -177,7 +200,12 @@ def check_training(
 
 
 def check_sharding(
-    pruner: base.Pruner, params: base.Params, grads: Any, *, where: tree.Where
+    pruner: base.Pruner,
+    params: base.Params,
+    grads: Any,
+    *,
+    where: tree.Where,
+    track: optax.GradientTransformation | None = None,
 ) -> None:
     """Masks on a mesh of all devices are the same, and shardings stay.
 
@@ -185,13 +213,13 @@ def check_sharding(
     with explicit axis types. One device checks little; for several on a CPU, use
     `jax.config.update("jax_num_cpu_devices", 8)`.
     """
-    alone = _masks(pruner, params, grads, where)
+    alone = _masks(pruner, params, grads, where, track)
     for axis_type in (AxisType.Auto, AxisType.Explicit):
         mesh = jax.make_mesh((len(jax.devices()),), ("d",), axis_types=(axis_type,))
         place = functools.partial(shard, mesh)
         with jax.set_mesh(mesh):
             sharded = jax.tree.map(place, params)
-            tx = sparsify(optax.adamw(1e-3), pruner, where=where)
+            tx = sparsify(optax.adamw(1e-3), pruner, where=where, track=track)
             state = jax.jit(tx.init)(sharded)
             updates, state = jax.jit(tx.update)(
                 jax.tree.map(place, grads), state, sharded
@@ -262,7 +290,16 @@ def random_like(params: base.Params, seed: int = 1) -> Any:
 
 
 def _masks(
-    pruner: base.Pruner, params: base.Params, grads: Any, where: tree.Where
+    pruner: base.Pruner,
+    params: base.Params,
+    grads: Any,
+    where: tree.Where,
+    track: optax.GradientTransformation | None = None,
 ) -> base.Masks:
-    chosen = select(pruner, where)
-    return chosen.update(grads, chosen.init(params), params, step=jnp.int32(0))[0]
+    """The masks of the first refresh of `sparsify`."""
+    chosen, step = select(pruner, where), jnp.int32(0)
+    if track is not None:
+        meant = tree.flags(where, params)
+        visible = tree.only(meant, params)
+        grads, _ = track.update(tree.only(meant, grads), track.init(visible), visible)
+    return chosen.update(grads, chosen.init(params), params, step=step)[0]

@@ -12,6 +12,7 @@
     in_tree_of                             raises unless two trees have the same paths
     kernel_axes, KernelAxes                input and output axes of a kernel
     KernelLayout                           the type of `kernel_axes`
+    layout_from_names                      the same roles, from logical axis names
 
 A path joins the keys that lead to a leaf with `/`. It is the same for Flax Linen, Flax
 NNX, Equinox and plain dicts: boxes that hold one array under `.value` (an NNX Variable,
@@ -23,6 +24,7 @@ To read the code, start with `_paths.leaf_path`.
 from jprune.tree._axes import KernelAxes as KernelAxes
 from jprune.tree._axes import KernelLayout as KernelLayout
 from jprune.tree._axes import kernel_axes as kernel_axes
+from jprune.tree._axes import layout_from_names as layout_from_names
 from jprune.tree._compare import in_tree_of as in_tree_of
 from jprune.tree._paths import by_path as by_path
 from jprune.tree._paths import check_pattern as check_pattern

@@ -13,10 +13,17 @@ from jprune.tree._compare import in_tree_of
 from jprune.tree._paths import check_pattern, leaf_path, matches
 
 # Arrays with one of these names in their path are not kernels, even with two axes or
-# more: lookup tables, and the biases and norms of attention and convolution layers.
+# more: lookup tables, among them rotary ones, and the biases and norms of attention and
+# convolution layers.
 _NOT_A_KERNEL = re.compile(
     r".*(embed|norm|bias).*|(.*_)?(emb|posemb|cls|tokens?)|scale|offset|wte|wpe|b"
+    r"|(rope|rotary)(_(freqs?|cos|sin|table|cache))?|(inv_)?freqs(_.*)?"
+    r"|(cos|sin)(_cached?|_table)?"
 )
+
+# Layers that return logits of a vocabulary, whose pruning costs more accuracy than it
+# saves, and which often share the weights of an embedding. Also if called `kernel`.
+_HEADS = frozenset({"lm_head", "logits_dense"})
 
 
 def is_float(path: str, leaf: Any, /) -> bool:
@@ -30,10 +37,12 @@ def is_kernel(path: str, leaf: Any, /) -> bool:
 
     The default choice of leaves to prune. A kernel is floating point, has two axes or
     more and at least one entry, and is called `kernel` (Flax), or has a path without
-    the names of biases, norms, embeddings and tokens.
+    the names of biases, norms, embeddings, tokens and rotary tables (`rope`, `freqs`,
+    `cos_cached`). The heads of language models, `lm_head` and `logits_dense`, are
+    left out too. `jprune.report.summary` lists what was left out for its name.
 
     Args:
-      path: `/`-joined path of the leaf.
+      path: path of the leaf, joined by `/` or, as in flat dicts, by dots.
       leaf: array or `jax.ShapeDtypeStruct`.
 
     Returns:
@@ -45,11 +54,12 @@ def is_kernel(path: str, leaf: Any, /) -> bool:
       True
       >>> is_kernel("embed/weight", jnp.ones((3, 2)))
       False
+      >>> is_kernel("lm_head.weight", jnp.ones((3, 2)))
+      False
     """
-    *parents, name = path.lower().split("/")
-    named = name == "kernel" or not any(
-        _NOT_A_KERNEL.fullmatch(part) for part in [*parents, name]
-    )
+    parts = re.split("[/.]", path.lower())
+    named = parts[-1] == "kernel" or not any(map(_NOT_A_KERNEL.fullmatch, parts))
+    named = named and _HEADS.isdisjoint(parts)
     return named and is_float(path, leaf) and np.ndim(leaf) >= 2 and np.size(leaf) > 0
 
 

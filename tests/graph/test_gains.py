@@ -166,11 +166,11 @@ def _network():
     """Two convolutions and a dense layer, in float64 too."""
 
     def net(p, x):
-        x = jax.nn.relu(_conv(x, p["first"]) + p["bias"].reshape(1, 1, 1, 8))
-        return jax.nn.relu(_conv(x, p["second"])).mean((1, 2)) @ p["head"]
+        x = jax.nn.relu(_conv(x, p["conv_1"]) + p["bias"].reshape(1, 1, 1, 8))
+        return jax.nn.relu(_conv(x, p["conv_2"])).mean((1, 2)) @ p["head"]
 
-    params = {"first": _draw(3, 3, 2, 8), "bias": 0 * _draw(8)}
-    params |= {"second": _draw(3, 3, 8, 6), "head": _draw(6, 3)}
+    params = {"conv_1": _draw(3, 3, 2, 8), "bias": 0 * _draw(8)}
+    params |= {"conv_2": _draw(3, 3, 8, 6), "head": _draw(6, 3)}
     return net, params, _draw(10, 6, 6, 2)
 
 
@@ -180,9 +180,9 @@ def test_beta_rank_by_numpy():
     graph = jg.trace(net, params, x)
     found = jg.gains(graph, params, x)
     scores = jg.gain_scores(graph, jax.tree.map(jnp.abs, params), found)
-    y = np.maximum(_conv(x, params["first"]), 0)
+    y = np.maximum(_conv(x, params["conv_1"]), 0)
     wanted = {}
-    for name, seen in (("first", x), ("second", y)):
+    for name, seen in (("conv_1", x), ("conv_2", y)):
         sizes = np.abs(np.asarray(params[name], np.float64)).sum((0, 1, 2))
         rank = sizes * _patch_gains(seen, params[name], 1, 1)
         wanted[f"{name}[3]"] = (rank - rank.min()) / (rank.max() - rank.min())
@@ -213,11 +213,11 @@ def test_ranks_do_not_depend_on_the_scale_of_the_input(factor):
 def test_groups_without_a_gain_are_left_alone():
     net, params, x = _network()
     graph = jg.trace(net, params, x)
-    some = {"second": jg.gains(graph, params, x)["second"]}
+    some = {"conv_2": jg.gains(graph, params, x)["conv_2"]}
     pruner = jp.recipes.beta_rank(graph, 0.5, some)
     keep = jg.kept_by(graph, jp.prune(params, pruner)[1])
-    assert list(keep) == ["second[3]"]
+    assert list(keep) == ["conv_2[3]"]
     with pytest.raises(jp.PruningError, match="No group may shrink"):
         jp.recipes.beta_rank(graph, 0.5, {})
     equal = jg.gain_scores(graph, jax.tree.map(jnp.ones_like, params), some)
-    assert np.isfinite(equal["second[3]"]).all()
+    assert np.isfinite(equal["conv_2[3]"]).all()

@@ -14,7 +14,7 @@ from jprune.links import _allocate
 
 NET = {
     "conv": {"kernel": (3, 3, 3, 16)},
-    "mid": {"kernel": (3, 3, 16, 32)},
+    "conv_1": {"kernel": (3, 3, 16, 32)},
     "dense": {"kernel": (288, 64)},
     "head": {"kernel": (64, 10)},
     "empty": {"kernel": (0, 4)},

@@ -200,10 +200,11 @@ def test_n_of_m_against_sorting(n, m, dtype):
     if np.dtype(dtype).kind == "f":
         x[1, ::2] = rng.choice([0.0, -0.0, np.inf, -np.inf, 6e-8], x[1, ::2].shape)
     link = jp.keep_n_of_m(n, m)
-    mask = np.asarray(_run(link, {"kernel": jnp.asarray(x)})["kernel"])
+    scores = {"conv": jnp.asarray(x)}
+    mask = np.asarray(_run(link, scores)["conv"])
     np.testing.assert_array_equal(mask, _n_of_m(x, n, m, 1))
-    jitted = jax.jit(lambda s: _run(link, s))({"kernel": jnp.asarray(x)})
-    np.testing.assert_array_equal(jitted["kernel"], mask)
+    jitted = jax.jit(lambda s: _run(link, s))(scores)
+    np.testing.assert_array_equal(jitted["conv"], mask)
     if n == m:
         assert mask.all()
 

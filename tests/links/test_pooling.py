@@ -67,9 +67,9 @@ def test_filters_are_pruned_as_a_whole():
     w = np.ones((2, 2, 3, 4), np.float32) * np.array([3, 1, 4, 2], np.float32)
     pruner = (jp.score_by_magnitude(), jp.pool_over_axes(jp.l2_norm), jp.keep_top(0.5))
     chain = jp.select(_chain(*pruner), jp.is_kernel)
-    masks = _run(chain, {"kernel": jnp.asarray(w), "bias": jnp.ones(4)})
-    assert masks["kernel"].shape == (1, 1, 1, 4)
-    assert masks["kernel"].ravel().tolist() == [True, False, True, False]
+    masks = _run(chain, {"conv": jnp.asarray(w), "bias": jnp.ones(4)})
+    assert masks["conv"].shape == (1, 1, 1, 4)
+    assert masks["conv"].ravel().tolist() == [True, False, True, False]
 
 
 def _chain(*links):

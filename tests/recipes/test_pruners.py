@@ -34,6 +34,28 @@ def test_contract(case: Case):
     testing.check_pruner(case.make(case.sparsity))
 
 
+def test_contract_of_a_pruner_with_track():
+    """The pruner gets the output of track, which has to keep the types of its state."""
+    params = {"kernel": _example()[0]["blocks"][1]["kernel"]}
+
+    def score(grads, params):
+        assert grads["kernel"].dtype == jnp.float16, "not the output of track"
+        return jax.tree.map(lambda g, w: jnp.abs(g * w), grads, params)
+
+    def halved(counter):
+        return optax.GradientTransformation(
+            lambda params: counter,
+            lambda grads, n, params=None: (optax.tree.cast(grads, jnp.float16), n + 1),
+        )
+
+    pruner = optax.chain(jp.links.stateless(score, needs_grads=True), jp.keep_top(0.5))
+    testing.check_pruner(pruner, params, track=halved(jnp.int32(0)))
+    with pytest.raises(AssertionError, match="not the output of track"):
+        testing.check_pruner(pruner, params)
+    with pytest.raises(AssertionError, match="Weakly typed"):
+        testing.check_pruner(pruner, params, track=halved(jnp.asarray(0)))
+
+
 @pytest.mark.parametrize(
     "pool",
     [

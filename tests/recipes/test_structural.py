@@ -349,7 +349,7 @@ def test_attention_is_pruned_by_every_criterion():
         jp.recipes.group_magnitude(graph, 0.4),
         jp.recipes.group_taylor(graph, 0.4),
         jp.recipes.group_fisher(graph, 0.4),
-        jp.recipes.fpgm(graph, 0.4, scope="global"),
+        jp.recipes.fpgm(graph, 0.4, scope="global", layout=jg.layout(graph)),
     ):
         keep = jg.kept_by(graph, jp.prune(params, pruner, grads)[1])
         assert sum(int((~m).sum()) for m in keep.values()) >= round(0.4 * total)
