@@ -81,7 +81,7 @@ def test_bytes_of_another_shape_are_refused(shape, message):
     with pytest.raises(jp.PruningError, match=message):
         jp.masks.unpack(packed, like)
     with pytest.raises(
-        jp.PruningError, match="have no leaf 'layer/v'.* have 'layer/w'"
+        jp.PruningError, match=r"have no leaf 'layer/v'.* have 'layer/w'"
     ):
         jp.masks.unpack(packed, {"layer": {"v": mask["layer"]["w"]}})
     with pytest.raises(jp.PruningError, match="'layer/w' has type uint8"):
