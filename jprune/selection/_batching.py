@@ -18,6 +18,7 @@ from jprune._core import counting
 from jprune._core.ordering import greatest_number, ordered_bits, ordered_products
 
 _SMALL = 2**14  # entries: larger leaves get reductions of their own
+_SMALL_ON_CPU = 2**17  # where the host can read and stack leaves in place
 _MANY = 4  # leaves of one shape: fewer are not worth stacking
 
 
@@ -309,13 +310,17 @@ def _rows(table: jax.Array, leaves: jax.Array) -> jax.Array:
 def _class(i: int, x: Any, spec: Any, on_host: bool) -> Any:
     """Leaves of equal class are stacked; a leaf that is not is its own class."""
     size = np.size(x)
-    if size > _SMALL or spec is not None:
+    if spec is not None or size > (_SMALL_ON_CPU if on_host else _SMALL):
         return i
     if not on_host:
         return np.shape(x), jnp.result_type(x)
     device: Any = None
     if isinstance(x, jax.Array):
-        if len(x.sharding.device_set) > 1:
+        devices = x.sharding.device_set
+        if len(devices) > 1:
+            return i
+        # Elsewhere a large leaf stays on its device.
+        if size > _SMALL and any(d.platform != "cpu" for d in devices):
             return i
         device = x.committed and x.sharding
     return _row_length(size), jnp.result_type(x), device
@@ -347,8 +352,10 @@ def _stack_on_host(leaves: list[Any], dtype: jnp.dtype) -> jax.Array:
     larger than scores of other leaves.
     """
     host = [np.asarray(x) for x in jax.device_get(leaves)]
+    most = max(x.size for x in host)
     least = -np.inf if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).min
-    length = max(_row_length(x.size) for x in host)
+    # Large leaves, which are few, are not padded further than to the largest of them.
+    length = most if most > _SMALL else _row_length(most)
     rows = np.full((len(host), length), least, dtype)
     for row, x in zip(rows, host, strict=True):
         row[: x.size] = x.ravel()

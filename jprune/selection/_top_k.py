@@ -36,9 +36,10 @@ def top_k(scores: base.Scores, k: Count, *, specs: Any = None) -> base.Masks:
     leaves keep their shardings and are not gathered.
 
     Outside of a trace, a loop on the host calls small jitted functions, which compile
-    once per shape, so a tree of thousands of leaves takes seconds. Inside `jax.jit` the
-    selection is part of the caller's program, whose compile time grows with the number
-    of distinct shapes of small leaves and with the number of large leaves.
+    once per shape of a large leaf and once per stack of smaller ones, so a tree of
+    thousands of leaves takes seconds. Inside `jax.jit` the selection is part of the
+    caller's program, whose compile time grows with the number of distinct shapes of
+    small leaves and with the number of large leaves.
 
     Args:
       scores: tree of real arrays of any shapes, all floating point or all integer, with

@@ -206,3 +206,14 @@ def test_the_number_of_programs_does_not_grow_with_the_leaves(pool):
     with _compilations() as names:
         selection.top_k(others, 77)
     assert not names
+
+
+def test_the_number_of_programs_does_not_grow_with_the_shapes_of_larger_leaves():
+    scores = _tree_of(12, [(130 + i, 127) for i in range(12)])
+    assert min(x.size for x in scores) > 2**14
+    expected = oracles.top_k(np.concatenate([np.ravel(x) for x in scores]), 9_999)
+    jax.clear_caches()
+    with _compilations() as names:
+        found = selection.top_k(scores, 9_999)
+    np.testing.assert_array_equal(flat(found), expected)
+    assert 0 < len(names) <= 24, names  # apart: three or four for each leaf
