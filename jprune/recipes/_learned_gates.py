@@ -200,7 +200,6 @@ def l0(
     *,
     steps: int,
     units: Literal["output", "input"] | None = None,
-    layout: tree.KernelLayout = tree.kernel_axes,
     learning_rate: float = 0.05,
     where: tree.Where = tree.is_kernel,
 ) -> base.Algorithm:
@@ -219,8 +218,8 @@ def l0(
       weights: optimizer of the params.
       steps: number of steps until the target reaches `sparsity`.
       units: what has one gate: None for each weight, "output" or "input" for each
-        output or input channel.
-      layout: `(path, leaf) -> KernelAxes`, the roles of the axes.
+        output or input channel, by the names of `jprune.kernel_axes`. For another
+        layout, compose `jprune.learned.gated(layout=...)` as this recipe does.
       learning_rate: learning rate of Adam for the gates and the multipliers.
       where: the leaves that can be pruned, a `jprune.tree.Where`.
 
@@ -251,7 +250,6 @@ def l0(
         gates.hard_concrete_mean,
         logit=3.0,  # open with probability 0.99
         units=units,
-        layout=layout,
         final=links.keep_top(sparsity, scope="global"),
     )
     climb = links.cubic(sparsity, begin=0, steps=steps)
@@ -273,7 +271,6 @@ def consensus(
     polarization: float = 1.0,
     learning_rate: float = 0.05,
     units: Literal["output", "input"] = "output",
-    layout: tree.KernelLayout = tree.kernel_axes,
     where: tree.Where = tree.is_kernel,
 ) -> base.Algorithm:
     """Consensus subnetwork: learns channel gates that polarize to open or closed.
@@ -289,8 +286,8 @@ def consensus(
       polarization: weight lambda of the polarization term.
       learning_rate: learning rate of Adam for the gates.
       units: what has one gate: "output" for each output channel, "input" for each
-        input channel.
-      layout: `(path, leaf) -> KernelAxes`, the roles of the axes.
+        input channel, by the names of `jprune.kernel_axes`. For another layout, compose
+        `jprune.learned.gated(layout=...)` as this recipe does.
       where: the leaves that can be pruned, a `jprune.tree.Where`.
 
     Returns:
@@ -327,7 +324,6 @@ def consensus(
         functools.partial(gates.gumbel_gate, temperature=1.0, hard=True),
         logit=2.0,
         units=units,
-        layout=layout,
         final=links.keep_top(sparsity, scope="global"),
         penalty=charge,
     )

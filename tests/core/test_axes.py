@@ -165,12 +165,22 @@ def test_methods_with_units_take_a_layout():
     options = {"layout": lambda path, leaf: jp.KernelAxes((0,), (1, 2))}
     loss = lambda p, x: jnp.sum((x @ p["q_proj"]["kernel"].reshape(8, 8)) ** 2)  # noqa: E731
     sgd, key = optax.sgd(0.1), jax.random.key(0)
-    for method in (
-        jp.recipes.l0(loss, 0.5, sgd, steps=1, units="input", **options),
-        jp.recipes.consensus(loss, 0.5, sgd, units="input", **options),
+    gated = jp.learned.gated(
+        jp.gates.hard_concrete,
+        logit=3.0,
+        units="input",
+        final=jp.keep_top(0.5, scope="global"),
+        **options,
+    )
+    method = jp.learned.learn_masks(loss, gated, weights=sgd, scores=sgd)
+    masks = jax.eval_shape(lambda: method.finish(method.init(p, key))[1])
+    assert masks["q_proj"]["kernel"].shape == (8, 1, 1)
+    for method in (  # they have no layout, and refuse what names do not settle
+        jp.recipes.l0(loss, 0.5, sgd, steps=1, units="input"),
+        jp.recipes.consensus(loss, 0.5, sgd, units="input"),
     ):
-        masks = jax.eval_shape(lambda m=method: m.finish(m.init(p, key))[1])
-        assert masks["q_proj"]["kernel"].shape == (8, 1, 1)
+        with pytest.raises(jp.PruningError, match="'q_proj/kernel'"):
+            jax.eval_shape(method.init, p, key)
     method = jp.recipes.bip(loss, 0.5, steps=1, units="input", **options)
     masks = jax.eval_shape(lambda: method.finish(method.init(p))[1])
     assert masks["q_proj"]["kernel"].shape == (8, 1, 1)

@@ -89,7 +89,7 @@ def test_recipes_cite_their_source():
         assert re.search(r"\b(19|20)\d\d\b", references), name
         assert re.search(r"arXiv:\d{4}\.\d{4,5}", references), name
         arguments = inspect.signature(getattr(jp.recipes, name)).parameters
-        assert len(arguments) <= 8, name
+        assert len(arguments) <= 7, name
 
 
 def test_no_framework_is_imported_in_the_core():
