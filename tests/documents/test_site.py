@@ -45,7 +45,25 @@ def check_getting_started(names):
     assert small <= full / 2
 
 
-CHECKS = {"getting_started": check_getting_started}
+def check_training(names):
+    """One call prunes to 95 %, and four sparsities take one compilation."""
+    assert names["report"]["sparsity"] == pytest.approx(0.95, abs=0.01)
+    assert names["curve"].shape == (4,)
+
+
+def check_readme(names):
+    """Half of the weights stay by 2:4, and at most half of the multiply-adds."""
+    assert names["report"]["sparsity"] == 0.5
+    small = names["small"]
+    left = jp.graph.multiply_adds(small.graph, jp.graph.sizes(small.graph, small.keep))
+    assert left <= jp.graph.multiply_adds(small.graph) / 2
+
+
+CHECKS = {
+    "getting_started": check_getting_started,
+    "training": check_training,
+    "README": check_readme,
+}
 
 
 @pytest.mark.parametrize(
