@@ -41,3 +41,21 @@ def axes_of(path_or_axes: Any, size: tuple[float, float], what: str) -> Iterator
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     yield figure.subplots()
     figure.savefig(path_or_axes, format="png")
+
+
+def legend_above(axes: Any, columns: int, handles: Any = None) -> None:
+    """Puts the legend above the axes, where nothing is drawn.
+
+    Args:
+      axes: matplotlib axes.
+      columns: entries side by side.
+      handles: what the legend names; all that has a label if None.
+    """
+    axes.legend(
+        handles=handles,
+        ncols=columns,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        frameon=False,
+        fontsize=8,
+    )

@@ -48,11 +48,5 @@ def draw_tokens(plan: Schedule, path_or_axes: Any) -> Any:
         axes.set_xlabel("layer")
         axes.set_ylabel("tokens")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(
-            ncols=3,
-            loc="lower left",
-            bbox_to_anchor=(0, 1),  # above the axes, where no bar is
-            frameon=False,
-            fontsize=8,
-        )
+        canvas.legend_above(axes, columns=3)
     return axes

@@ -280,14 +280,8 @@ def draw_widths(graph: Graph, sizes: Sizes, path_or_axes: Any) -> Any:
 
         _draw_bars(axes, list(graph.groups.values()), sizes)
         kinds = dict.fromkeys(g.kind for g in graph.groups.values())
-        axes.legend(
-            handles=[Patch(color=COLOURS[kind], label=kind) for kind in kinds],
-            ncols=len(kinds),
-            loc="lower left",
-            bbox_to_anchor=(0, 1),  # above the axes, where no bar is
-            frameon=False,
-            fontsize=8,
-        )
+        handles = [Patch(color=COLOURS[kind], label=kind) for kind in kinds]
+        canvas.legend_above(axes, len(kinds), handles)
     return axes
 
 

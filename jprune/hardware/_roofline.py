@@ -83,13 +83,7 @@ def draw_roofline(workload: Workload, machine: Accelerator, path_or_axes: Any) -
         axes.set_xlabel("arithmetic intensity (operations per byte of DRAM traffic)")
         axes.set_ylabel("rate ($10^{12}$ operations per second)")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(
-            ncols=3,
-            loc="lower left",
-            bbox_to_anchor=(0, 1),  # above the axes, where no point is
-            frameon=False,
-            fontsize=8,
-        )
+        canvas.legend_above(axes, columns=3)
         _label(axes, points)
     return axes
 
