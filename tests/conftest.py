@@ -7,9 +7,10 @@ import os
 import pathlib
 import resource
 
-# Before any backend starts: meshes in the tests are real ones.
+# Before any backend starts: meshes in the tests are real ones. (Some tests run again
+# with one device, where a trace selects by another program.)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+os.environ["JAX_NUM_CPU_DEVICES"] = os.environ.get("JPRUNE_TEST_DEVICES", "8")
 
 # XLA's fusion emitters for CPUs take twice as long to compile a small program as the
 # emitters before them, which jaxlib had until 0.10; and both cores run a test process.

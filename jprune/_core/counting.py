@@ -142,9 +142,8 @@ def count(conditions: Sequence[jax.Array]) -> jax.Array:
     Returns:
       (R,) uint32 counts.
     """
-    ones = [c.astype(jnp.int32) for c in conditions]  # wraps at 2^31, and back
-    sums = _reduce(ones, [0] * len(ones), [lax.add] * len(ones))
-    return lax.bitcast_convert_type(jnp.stack(sums), jnp.uint32)
+    ones = [(c.astype(jnp.int32), lax.add) for c in conditions]  # wraps, and back
+    return lax.bitcast_convert_type(jnp.stack(reduced(ones)), jnp.uint32)
 
 
 def extremes(keys: jax.Array) -> jax.Array:
@@ -157,20 +156,36 @@ def extremes(keys: jax.Array) -> jax.Array:
     Returns:
       (2,) array of the dtype of `keys`.
     """
-    info = jnp.iinfo(keys.dtype)
-    return jnp.stack(_reduce([keys, keys], [info.max, info.min], [lax.min, lax.max]))
+    return jnp.stack(reduced([(keys, lax.min), (keys, lax.max)]))
 
 
-def _reduce(
-    operands: Sequence[jax.Array], starts: Sequence[int], ops: Sequence[Callable]
+def reduced(
+    pairs: Sequence[tuple[jax.Array, Callable]], axes: Sequence[int] | None = None
 ) -> Sequence[jax.Array]:
-    """Reduces several arrays of one shape over all axes, in one pass."""
+    """Reduces several integer arrays of one shape, in one pass.
+
+    Args:
+      pairs: arrays, each with its operation: `lax.add`, `lax.min` or `lax.max`.
+      axes: axes to reduce over; all if None.
+
+    Returns:
+      A list with one array for each pair. Over no entries the sum is 0, the minimum the
+      largest integer of the type, and the maximum the smallest.
+    """
+    arrays, ops = zip(*pairs, strict=True)
     return lax.reduce(
-        list(operands),
-        [np.array(s, x.dtype) for s, x in zip(starts, operands, strict=True)],
+        list(arrays),
+        [_START[op](x.dtype) for x, op in pairs],
         lambda a, b: [op(x, y) for op, x, y in zip(ops, a, b, strict=True)],
-        tuple(range(operands[0].ndim)),
+        tuple(range(arrays[0].ndim)) if axes is None else tuple(axes),
     )
+
+
+_START: dict[Callable, Callable[[Any], np.ndarray]] = {
+    lax.add: lambda dtype: np.zeros((), dtype),
+    lax.min: lambda dtype: np.array(jnp.iinfo(dtype).max, dtype),
+    lax.max: lambda dtype: np.array(jnp.iinfo(dtype).min, dtype),
+}
 
 
 def ranks(x: jax.Array, top: jax.Array, spec: Any = None) -> jax.Array:

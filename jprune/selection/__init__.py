@@ -25,8 +25,8 @@ and on sharded leaves without gathering them. Ties go to the lower index. A NaN 
 in a trace it raises under `checkify` only, and otherwise ranks above all numbers.
 
 To read the code, start with `_top_k`. It gets the threshold of each leaf from
-`_cutoffs`; `_boundary` finds thresholds by counting, and `_batching` stacks leaves of
-equal shape.
+`_cutoffs`; `_boundary` finds thresholds by counting, which `_kernels` does; `_batching`
+stacks leaves, and `_rows` cuts those of all shapes into the rows of one array.
 """
 
 from jprune._core.deprecation import renamed as _renamed

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune._core import counting
-from jprune.selection import _batching, _boundary
+from jprune.selection import _boundary, _kernels
 from jprune.selection._batching import Batch
 from jprune.selection._boundary import Bracket, Task
 
@@ -49,13 +49,13 @@ def cutoffs(
     """
     order = np.argsort(np.concatenate([b.leaves for b in batches]))
     ranges = _in_order(
-        [_batching.key_range(b, dtype, task.rates) for b in batches], order, on_host
+        [_kernels.key_range(b, dtype, task.rates) for b in batches], order, on_host
     )
 
     def count_keys(pivots: Any, is_open: Any) -> jax.Array:
         return _in_order(
             [
-                _batching.key_counts(b, dtype, task.rates, pivots)
+                _kernels.key_counts(b, dtype, task.rates, pivots)
                 if _any_open(b, is_open, on_host)
                 else np.zeros((len(b.leaves), _boundary.PIVOTS), np.uint32)
                 for b in batches
@@ -75,7 +75,7 @@ def cutoffs(
     def count_ties(pivots: Any, is_open: Any) -> jax.Array:
         return _in_order(
             [
-                _batching.tie_counts(b, dtype, task.rates, keys, pivots)
+                _kernels.tie_counts(b, dtype, task.rates, keys, pivots)
                 if _any_open(b, is_open, on_host)
                 else np.zeros((len(b.leaves), _boundary.PIVOTS), np.uint32)
                 for b in batches
@@ -131,7 +131,7 @@ def _where_floors_bind(ranges: jax.Array, found: Bracket, floors: jax.Array):
 @jax.jit
 def _first_rank(ties: jax.Array, task: Task) -> _boundary.Turn:
     """The first turn of the search among the ranks of tied entries."""
-    low = _batching.least_rank(task.sizes)
+    low = _kernels.least_rank(task.sizes)
     last = jnp.full_like(low, 2**32 - 1)
     return _boundary.begin(_boundary.bracket(low, last, ties, evenly=False), task)
 

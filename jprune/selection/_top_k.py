@@ -19,7 +19,7 @@ from jax.experimental import checkify
 
 from jprune import tree
 from jprune._core import base, counting, words
-from jprune.selection import _batching, _boundary, _cutoffs, _dtypes
+from jprune.selection import _batching, _boundary, _cutoffs, _dtypes, _kernels
 
 Count = jax.typing.ArrayLike | counting.Total
 """A number of entries: an integer, or a `kept_count` of 2^31 entries or more."""
@@ -284,8 +284,12 @@ def _select(
     )
     work = jax.tree.leaves((leaves, task))
     on_host = not any(isinstance(x, jax.core.Tracer) for x in work)
-    run = _run if on_host else _run_traced
-    result, nan = run(leaves, task, dtype, tuple(spread), as_counts)
+    if on_host:
+        result, nan = _run(leaves, task, dtype, tuple(spread), as_counts)
+    else:
+        # With several devices, leaves may be sharded, which a trace does not tell.
+        alone = jax.device_count() == 1
+        result, nan = _run_traced(leaves, task, dtype, tuple(spread), as_counts, alone)
     _check_nan(scores, leaves, nan)
     return treedef.unflatten(result)
 
@@ -296,22 +300,23 @@ def _run(
     dtype: jnp.dtype,
     specs: tuple[Any, ...],
     as_counts: bool,
+    in_rows: bool = False,
     on_host: bool = True,
 ) -> tuple[list[Any], Any]:
     """Masks or counts, and for each leaf whether it has a NaN."""
-    batches = _batching.batch(leaves, specs, dtype, on_host)
+    batches = _batching.batch(leaves, specs, dtype, on_host, in_rows)
     cut = _cutoffs.cutoffs(batches, dtype, task, on_host)
-    nan = _batching.has_nan(cut.greatest, dtype)
+    nan = _kernels.has_nan(cut.greatest, dtype)
     if as_counts:
         return list(cut.counts), nan
-    found = [_batching.kept(b, dtype, task.rates, cut.keys, cut.ranks) for b in batches]
+    found = [_kernels.kept(b, dtype, task.rates, cut.keys, cut.ranks) for b in batches]
     return _batching.unbatch(batches, found, leaves), nan
 
 
 # Jitted for callers inside a `vmap` only, where it would run operation by operation.
 _run_traced = jax.jit(
     functools.partial(_run, on_host=False),
-    static_argnames=("dtype", "specs", "as_counts"),
+    static_argnames=("dtype", "specs", "as_counts", "in_rows"),
 )
 
 
@@ -323,6 +328,10 @@ def _integers(counts: Sequence[Any]) -> counting.Total:
         if not _is_integer(c):
             raise base.PruningError(f"A number of entries is an integer; got {c}.")
     if any(isinstance(c, jax.core.Tracer) for c in counts):
+        arrays = [c for c in counts if isinstance(c, jax.Array)]
+        if len(arrays) == len(counts) and len({c.dtype for c in arrays}) == 1:
+            # Stacked first: converted one by one, they compile for longer.
+            return counting.total(jnp.stack(arrays))
         each = [counting.total(c) for c in counts]
         return jax.tree.map(lambda *parts: jnp.stack(parts), *each)
     known = [int(c) for c in jax.device_get(list(counts))]
