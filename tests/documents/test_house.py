@@ -136,7 +136,7 @@ def test_an_import_loads_nothing_beside_the_core_dependencies():
 
 
 def test_public_modules_are_pages_or_namespaces():
-    top = {f"jprune.{n}" for n in ("masks", "gates", "distill")}
+    top = {f"jprune.{n}" for n in ("masks", "distill")}
     named = {f"jprune.{p}.{n}" for p, ns in NAMESPACES.items() for n in ns.split()}
     plain = {name for name, is_package in public_modules() if not is_package}
     assert plain == top | named
