@@ -91,6 +91,9 @@ def packed_sizes(packed: Any) -> dict[str, Any]:
       bytes_packed}, where `bytes_dense` counts the weight without its mask. `total`:
       the sums of both.
 
+    Raises:
+      PruningError: if two leaves have the same path.
+
     Example:
       >>> import jax.numpy as jnp
       >>> masks = {"w": jnp.arange(80) < 8}

@@ -149,6 +149,9 @@ def widths(plan: Plan, params: Any) -> dict[str, tuple[int, ...]]:
     Returns:
       Path -> shape.
 
+    Raises:
+      PruningError: if two leaves have the same path.
+
     Example:
       >>> import jax.numpy as jnp, numpy as np
       >>> params = {"in": jnp.ones((3, 4)), "out": jnp.ones((4, 2))}
