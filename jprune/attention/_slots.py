@@ -135,5 +135,13 @@ def check_protected(slots: int, sinks: int, recent: int) -> None:
 
 @jax.vmap
 def pick(x: jax.Array, ids: jax.Array) -> jax.Array:
-    """Returns each sequence's entries at the given places."""
+    """Returns the entries of each sequence at the given places.
+
+    Args:
+      x: `(batch, n, ...)`.
+      ids: `(batch, m)` int32, places in [0, n).
+
+    Returns:
+      `(batch, m, ...)`.
+    """
     return x.at[ids].get(mode="promise_in_bounds")
