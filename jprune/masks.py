@@ -349,10 +349,13 @@ def unpack(packed: Any, params: base.Params) -> base.Masks:
 
 
 def is_packed(mask: Any) -> bool:
-    """Returns True if a leaf holds a packed mask, not booleans.
+    """Tells whether a leaf holds a packed mask, not booleans.
 
     Args:
       mask: a leaf of masks, boolean or from `pack` (uint8).
+
+    Returns:
+      True for a packed mask.
 
     Example:
       >>> import jax.numpy as jnp

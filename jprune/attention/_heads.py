@@ -181,6 +181,9 @@ def keep_heads(
     Returns:
       (..., kv heads) booleans, True = keep.
 
+    Raises:
+      PruningError: if scores are not floating.
+
     Example:
       >>> import jax.numpy as jnp
       >>> keep_heads(jnp.array([[3.0, 1.0, 2.0]]), 2).tolist()

@@ -100,6 +100,9 @@ def dense(layers: int, length: int, heads: int) -> Schedule:
     Returns:
       A `Schedule`.
 
+    Raises:
+      PruningError: if a number is not positive.
+
     Example:
       >>> plan = dense(layers=3, length=10, heads=4)
       >>> plan.tokens, plan.heads

@@ -29,6 +29,9 @@ def keep_values(probs: jax.Array, count: Any) -> jax.Array:
     Returns:
       Booleans in the shape of `probs`, True = fetch.
 
+    Raises:
+      PruningError: if the probabilities are not floating.
+
     Example:
       >>> import jax.numpy as jnp
       >>> probs = jnp.array([[[0.5, 0.25, 0.25, 0.0], [1.0, 0.0, 0.0, 0.0]]])

@@ -16,47 +16,22 @@ Keys are `(batch * kv_heads, dim, slots)`, values `(batch * kv_heads, slots, dim
 that both products of a token are weighted sums of rows: on a CPU a tenth faster for
 caches larger than the processor's. With a separate axis for a batch of one, XLA's
 products are several times slower.
-"""
 
-from typing import NamedTuple
+`_slots` holds the types and what eviction reads; this module, what writes caches.
+"""
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jprune._core import base
-from jprune.attention import _choose
-
-
-class Cache(NamedTuple):
-    """Keys and values of the tokens that a decoder layer still attends to.
-
-    Attributes:
-      keys: `(batch * kv_heads, dim, slots)`; with rotary positions already applied.
-      values: `(batch * kv_heads, slots, dim)`.
-      positions: `(batch, slots)` int32, position in the sequence of each slot's token.
-      used: `(batch,)` int32, number of slots that hold a token: the first ones.
-    """
-
-    keys: jax.Array
-    values: jax.Array
-    positions: jax.Array
-    used: jax.Array
-
-
-class Stream(NamedTuple):
-    """State passed from layer to layer, and from the last layer to the next token.
-
-    Attributes:
-      scores: `(batch, length)` float32, accumulated importance of each position, summed
-        over heads, layers and queries. Positions from `length` on cannot be decoded.
-      position: `(batch,)` int32, position of the token being decoded.
-      evicted: `(batch,)` int32, position that the previous layer just evicted, or -1.
-    """
-
-    scores: jax.Array
-    position: jax.Array
-    evicted: jax.Array
+from jprune.attention import _choose, _slots
+from jprune.attention._slots import Cache as Cache
+from jprune.attention._slots import Stream as Stream
+from jprune.attention._slots import check_protected as check_protected
+from jprune.attention._slots import live_slots as live_slots
+from jprune.attention._slots import protected_slots as protected_slots
+from jprune.attention._slots import slot_scores as slot_scores
 
 
 def init(
@@ -187,6 +162,15 @@ def fill(
 
     Raises:
       PruningError: if `sinks` and `recent` leave no slot to evict.
+
+    Example:
+      Of a prompt of three tokens, the first and the last stay:
+
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([5.0, 6.0, 7.0]).reshape(1, 1, 3, 1)
+      >>> cache = fill(x, x, start(1, 4, scores=jnp.array([[2.0, 0.5, 1.0]])), slots=2)
+      >>> cache.positions.tolist(), cache.values.ravel().tolist()
+      ([[0, 2]], [5.0, 7.0])
     """
     batch, heads, prompt, dim = keys.shape
     if positions is None:
@@ -222,6 +206,16 @@ def compact(
 
     Raises:
       PruningError: if `sinks` and `recent` leave no slot to evict.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> x, scores = jnp.ones((1, 1, 3, 8)), jnp.array([[1.0, 2.0, 3.0]])
+      >>> stream = start(1, length=6, scores=scores)
+      >>> cache = fill(x, x, stream, slots=4)  # three tokens, and a free slot
+      >>> compact(cache, stream, 2).positions.tolist()
+      [[1, 2]]
+      >>> compact(cache, stream, 2, sinks=1).positions.tolist()
+      [[0, 2]]
     """
     check_protected(slots, sinks, recent)
     old = cache.positions.shape[1]
@@ -232,8 +226,8 @@ def compact(
         scores = slot_scores(cache, stream)
         ids = _choose.top_indices(scores, slots, valid=live, protected=stays)
     # Tokens first, then padding.
-    order = jnp.argsort(~_pick(live, ids), axis=1, stable=True)
-    ids = _pick(ids, order)
+    order = jnp.argsort(~_slots.pick(live, ids), axis=1, stable=True)
+    ids = _slots.pick(ids, order)
     rows = _for_heads(ids, cache.keys.shape[0] // max(ids.shape[0], 1))
 
     def room(x: jax.Array, axis: int = 1) -> jax.Array:
@@ -243,8 +237,8 @@ def compact(
 
     return Cache(
         room(_pick_columns(cache.keys, rows), axis=2),
-        room(_pick(cache.values, rows)),
-        room(_pick(cache.positions, ids)),
+        room(_slots.pick(cache.values, rows)),
+        room(_slots.pick(cache.positions, ids)),
         jnp.minimum(live.sum(1, dtype=jnp.int32), slots),
     )
 
@@ -296,7 +290,9 @@ def append(
         worst = jax.vmap(_least)(jnp.where(gone, -jnp.inf, scores), cache.positions)
         full = cache.used == slots
         slot = jnp.where(full, worst, cache.used)
-        evicted = jnp.where(full, _pick(cache.positions, worst[:, None])[:, 0], -1)
+        evicted = jnp.where(
+            full, _slots.pick(cache.positions, worst[:, None])[:, 0], -1
+        )
     rows = _for_heads(slot, k.shape[1])
     cache = Cache(
         _write_column(cache.keys, k.reshape(-1, k.shape[-1]), rows),
@@ -305,66 +301,6 @@ def append(
         jnp.minimum(cache.used + 1, slots),
     )
     return cache, stream._replace(evicted=evicted)
-
-
-def live_slots(cache: Cache) -> jax.Array:
-    """Returns which slots hold a token.
-
-    Args:
-      cache: any cache.
-
-    Returns:
-      `(batch, slots)` booleans.
-    """
-    slots = jnp.arange(cache.positions.shape[1], dtype=jnp.int32)
-    return slots[None] < cache.used[:, None]
-
-
-def slot_scores(cache: Cache, stream: Stream) -> jax.Array:
-    """Returns the accumulated importance of each slot's token.
-
-    Args:
-      cache: any cache.
-      stream: stream of its sequences.
-
-    Returns:
-      `(batch, slots)` float32; undefined for empty slots.
-    """
-    return _pick(stream.scores, cache.positions)
-
-
-def protected_slots(cache: Cache, stream: Stream, sinks: int, recent: int) -> jax.Array:
-    """Returns which slots hold a token that must not be evicted.
-
-    Args:
-      cache: any cache.
-      stream: stream of its sequences, at the position being decoded.
-      sinks: number of first tokens of the sequence that are never evicted.
-      recent: number of last tokens that are never evicted, including the one decoded.
-
-    Returns:
-      `(batch, slots)` booleans.
-    """
-    late = cache.positions > (stream.position - recent)[:, None]
-    return (cache.positions < sinks) | late
-
-
-def check_protected(slots: int, sinks: int, recent: int) -> None:
-    """Raises if protected tokens fill all slots.
-
-    Args:
-      slots: number of slots.
-      sinks: number of first tokens that are never evicted.
-      recent: number of last tokens that are never evicted.
-
-    Raises:
-      PruningError: if they leave no slot to evict.
-    """
-    if min(sinks, recent) < 0 or slots < 1 or sinks + max(recent, 1) > slots:
-        raise base.PruningError(
-            f"{slots} slots do not hold {sinks} sinks and the last {recent} tokens: "
-            "give more slots, or protect fewer tokens."
-        )
 
 
 def _least(scores: jax.Array, positions: jax.Array) -> jax.Array:
@@ -378,11 +314,6 @@ def _for_heads(x: jax.Array, heads: int) -> jax.Array:
     # Not `jnp.repeat`, which gathers a sharded batch on every device.
     wide = jnp.broadcast_to(x[:, None], (x.shape[0], heads, *x.shape[1:]))
     return wide.reshape(-1, *x.shape[1:])
-
-
-@jax.vmap
-def _pick(x: jax.Array, ids: jax.Array) -> jax.Array:
-    return x.at[ids].get(mode="promise_in_bounds")
 
 
 @jax.vmap

@@ -284,6 +284,9 @@ def mass_mask(scores: jax.Array, share: Any) -> jax.Array:
     Returns:
       (..., n) booleans, the earlier of equals first.
 
+    Raises:
+      PruningError: if scores are not floating.
+
     Example:
       >>> import jax.numpy as jnp
       >>> mass_mask(jnp.array([1.0, 5.0, 0.0, 4.0]), 0.9).tolist()

@@ -89,6 +89,9 @@ def straight_keep(
     Returns:
       (..., n) zeros and ones in the type of the scores.
 
+    Raises:
+      PruningError: if scores are not floating.
+
     Example:
       >>> import jax
       >>> import jax.numpy as jnp

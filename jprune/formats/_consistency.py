@@ -11,10 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from jprune.formats import _formats
+from jprune.formats import _packed
 
 
-def check(packed: _formats.Packed, shape: list[int], dtype: str) -> None:
+def check(packed: _packed.Packed, shape: list[int], dtype: str) -> None:
     """Raises unless the parts of a packed weight agree with each other.
 
     Args:
@@ -34,18 +34,18 @@ def check(packed: _formats.Packed, shape: list[int], dtype: str) -> None:
         f"mask_shape {packed.mask_shape} does not broadcast to shape {packed.shape}",
     )
     match packed:
-        case _formats.Dense():
+        case _packed.Dense():
             if packed.bits.size:  # none if everything is kept
                 _check_bits("bits", packed.bits, math.prod(packed.mask_shape))
-        case _formats.BitMask():
+        case _packed.BitMask():
             _check_bit_mask(packed)
-        case _formats.NOfM():
+        case _packed.NOfM():
             _check_n_of_m(packed)
-        case _formats.Blocks():
+        case _packed.Blocks():
             _check_blocks(packed)
 
 
-def _check_bit_mask(packed: _formats.BitMask) -> None:
+def _check_bit_mask(packed: _packed.BitMask) -> None:
     size = math.prod(packed.mask_shape)
     _check_bits("bits", packed.bits, size)
     kept = int(np.unpackbits(np.asarray(packed.bits), count=size).sum())
@@ -54,7 +54,7 @@ def _check_bit_mask(packed: _formats.BitMask) -> None:
     _same("shape of values", packed.values.shape, (kept,))
 
 
-def _check_n_of_m(packed: _formats.NOfM) -> None:
+def _check_n_of_m(packed: _packed.NOfM) -> None:
     n, m, axis = packed.n, packed.m, packed.axis
     _need(all(type(x) is int for x in (n, m, axis)), f"n, m, axis are {n, m, axis}")
     _need(1 <= n <= m <= 256, f"n:m is {n}:{m}")
@@ -67,7 +67,7 @@ def _check_n_of_m(packed: _formats.NOfM) -> None:
     _check_bits("positions", packed.positions, count)
 
 
-def _check_blocks(packed: _formats.Blocks) -> None:
+def _check_blocks(packed: _packed.Blocks) -> None:
     block, shape = packed.block, packed.shape
     _need(_is_shape(block) and len(block) == 2 and min(block) > 0, f"block is {block}")
     _need(len(shape) >= 2, f"shape {shape} is not that of a matrix")

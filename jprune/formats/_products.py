@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jprune._core import base
-from jprune.formats import _formats
+from jprune.formats import _packed
 
 AT_ONCE = 2**18
 """Number of partial products held at a time: a megabyte of float32, so that they stay
@@ -22,7 +22,7 @@ in the cache until they are summed."""
 
 
 def block_matmul(
-    x: jax.Array, w: _formats.Blocks, *, at_once: int = AT_ONCE
+    x: jax.Array, w: _packed.Blocks, *, at_once: int = AT_ONCE
 ) -> jax.Array:
     """Returns x W, from the kept blocks of W.
 
@@ -88,7 +88,7 @@ def block_matmul(
     return y.astype(dtype)
 
 
-def n_of_m_matmul(x: jax.Array, w: _formats.NOfM) -> jax.Array:
+def n_of_m_matmul(x: jax.Array, w: _packed.NOfM) -> jax.Array:
     """Returns x W for an n:m matrix W: a reference, which saves memory but no time.
 
     Unpacks W and multiplies. Types narrower than float32 are summed in float32.
@@ -117,8 +117,8 @@ def n_of_m_matmul(x: jax.Array, w: _formats.NOfM) -> jax.Array:
 
 
 def with_values(
-    w: _formats.Blocks | _formats.NOfM, values: jax.Array
-) -> _formats.Blocks | _formats.NOfM:
+    w: _packed.Blocks | _packed.NOfM, values: jax.Array
+) -> _packed.Blocks | _packed.NOfM:
     """Returns a packed weight with other values in the same positions.
 
     Args:
@@ -147,7 +147,7 @@ def with_values(
     return dataclasses.replace(w, values=values)
 
 
-def _check_product(x: jax.Array, w: _formats.Blocks | _formats.NOfM) -> None:
+def _check_product(x: jax.Array, w: _packed.Blocks | _packed.NOfM) -> None:
     if len(w.shape) != 2 or jnp.shape(x)[-1:] != w.shape[:1]:
         raise base.PruningError(
             "x W needs shapes (..., n_in) and (n_in, n_out); got "

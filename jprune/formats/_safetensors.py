@@ -33,14 +33,14 @@ from jprune import masks as masks_lib
 from jprune import tree
 from jprune._core import base, encoding, files, manifest
 from jprune.checkpoint import CheckpointError
-from jprune.formats import _consistency, _formats
+from jprune.formats import _consistency, _packed
 
 SCHEMA = 1
 _VERSIONS = ("jprune", "jax", "safetensors")
 _TEXT, _DIGEST = "jprune", "jprune.sha256"  # in the metadata
-_KINDS: dict[str, Callable[..., _formats.Packed]] = {
+_KINDS: dict[str, Callable[..., _packed.Packed]] = {
     kind.__name__: kind
-    for kind in (_formats.Dense, _formats.BitMask, _formats.NOfM, _formats.Blocks)
+    for kind in (_packed.Dense, _packed.BitMask, _packed.NOfM, _packed.Blocks)
 }
 # Types of all versions of safetensors that NumPy, with JAX's types, has as well.
 _STORED = {
@@ -85,7 +85,7 @@ def save_packed(
     with files.naming(f"cannot save {final}"):
         _check_free(final, overwrite)
         arrays, leaves = {}, []
-        for name, leaf in _named(packed, _formats.is_packed).items():
+        for name, leaf in _named(packed, _packed.is_packed).items():
             with files.naming(f"leaf {name!r}"):
                 fields, entry = _encode(leaf)
             arrays |= {f"{name}/{field}": value for field, value in fields.items()}
@@ -236,7 +236,7 @@ def _named(packed: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[st
 
 
 def _encode(leaf: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    if not _formats.is_packed(leaf):
+    if not _packed.is_packed(leaf):
         raise ValueError(f"it is a {type(leaf).__name__}, not a packed weight")
     arrays, entries, static = {}, {}, {}
     for field in dataclasses.fields(leaf):
@@ -253,7 +253,7 @@ def _encode(leaf: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return arrays, {**described, "format": kind, "static": static, "fields": entries}
 
 
-def _decode(entry: dict[str, Any], views: dict[str, Any]) -> _formats.Packed:
+def _decode(entry: dict[str, Any], views: dict[str, Any]) -> _packed.Packed:
     arrays = {}
     for field, array in entry["fields"].items():
         dtype, shape = encoding.stored_type(array)

@@ -9,7 +9,7 @@ import jax
 from jprune import masks as masks_lib
 from jprune import tree
 from jprune._core import base
-from jprune.formats import _formats
+from jprune.formats import _formats, _packed
 
 Rules = Sequence[tuple[str, _formats.Format]]
 """`(pattern, format)`: formats of leaves, by regular expressions on their paths."""
@@ -51,7 +51,7 @@ def pack_tree(
     masks = masks_lib.check(params, masks)
     chosen = tree.match_rules(rules, tree.leaf_paths(params))
 
-    def leaf(path: str, w: Any, m: Any) -> _formats.Packed:
+    def leaf(path: str, w: Any, m: Any) -> _packed.Packed:
         try:
             return _smaller(w, m, chosen.get(path, _formats.pack_dense))
         except base.PruningError as error:
@@ -75,7 +75,7 @@ def unpack_tree(packed: Any) -> tuple[base.Params, base.Masks]:
       >>> unpack_tree(pack_tree(params, masks))[0]
       {'w': Array([0., 0., 2.], dtype=float32)}
     """
-    leaves, treedef = jax.tree.flatten(packed, is_leaf=_formats.is_packed)
+    leaves, treedef = jax.tree.flatten(packed, is_leaf=_packed.is_packed)
     weights, masks = zip(*(leaf.unpack() for leaf in leaves), strict=True)
     return treedef.unflatten(weights), treedef.unflatten(masks)
 
@@ -91,6 +91,9 @@ def packed_sizes(packed: Any) -> dict[str, Any]:
       bytes_packed}, where `bytes_dense` counts the weight without its mask. `total`:
       the sums of both.
 
+    Raises:
+      PruningError: if two leaves have the same path.
+
     Example:
       >>> import jax.numpy as jnp
       >>> masks = {"w": jnp.arange(80) < 8}
@@ -98,9 +101,9 @@ def packed_sizes(packed: Any) -> dict[str, Any]:
       {'bytes_dense': 320, 'bytes_packed': 42}
     """
     paths = tree.leaf_paths(
-        jax.tree.map(lambda _: 0, packed, is_leaf=_formats.is_packed)
+        jax.tree.map(lambda _: 0, packed, is_leaf=_packed.is_packed)
     )
-    leaves = jax.tree.leaves(packed, is_leaf=_formats.is_packed)
+    leaves = jax.tree.leaves(packed, is_leaf=_packed.is_packed)
     rows = {path: _sizes(leaf) for path, leaf in zip(paths, leaves, strict=True)}
     total = {
         name: sum(row[name] for row in rows.values())
@@ -109,7 +112,7 @@ def packed_sizes(packed: Any) -> dict[str, Any]:
     return {"leaves": rows, "total": total}
 
 
-def _smaller(w: Any, m: Any, pack: _formats.Format) -> _formats.Packed:
+def _smaller(w: Any, m: Any, pack: _formats.Format) -> _packed.Packed:
     dense = _formats.pack_dense(w, m)
     try:
         packed = pack(w, m)
@@ -118,7 +121,7 @@ def _smaller(w: Any, m: Any, pack: _formats.Format) -> _formats.Packed:
     return packed if _nbytes(packed) < _nbytes(dense) else dense
 
 
-def _sizes(packed: _formats.Packed) -> dict[str, Any]:
+def _sizes(packed: _packed.Packed) -> dict[str, Any]:
     dtype = packed.values.dtype
     return {
         "format": type(packed).__name__,
@@ -129,5 +132,5 @@ def _sizes(packed: _formats.Packed) -> dict[str, Any]:
     }
 
 
-def _nbytes(packed: _formats.Packed) -> int:
+def _nbytes(packed: _packed.Packed) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(packed))

@@ -128,12 +128,8 @@ from jprune.graph._plan import Keep as Keep
 from jprune.graph._plan import Plan as Plan
 from jprune.graph._plan import compose as compose
 from jprune.graph._plan import dumps as dumps
-from jprune.graph._plan import expand as expand
 from jprune.graph._plan import loads as loads
 from jprune.graph._plan import make_plan as make_plan
-from jprune.graph._plan import shapes as shapes
-from jprune.graph._plan import slice_tree as slice_tree
-from jprune.graph._plan import widths as widths
 from jprune.graph._regularize import GrowingState as GrowingState
 from jprune.graph._regularize import add_group_decay as add_group_decay
 from jprune.graph._regularize import add_growing_decay as add_growing_decay
@@ -147,6 +143,10 @@ from jprune.graph._scores import param_masks as param_masks
 from jprune.graph._scores import spread_to_params as spread_to_params
 from jprune.graph._shrink import shrink as shrink
 from jprune.graph._shrink import without_entries as without_entries
+from jprune.graph._slicing import expand as expand
+from jprune.graph._slicing import shapes as shapes
+from jprune.graph._slicing import slice_tree as slice_tree
+from jprune.graph._slicing import widths as widths
 from jprune.graph._summary import draw_widths as draw_widths
 from jprune.graph._summary import print_summary as print_summary
 from jprune.graph._summary import summary as summary

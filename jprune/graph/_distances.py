@@ -44,6 +44,10 @@ def geometric_median_scores(
     Returns:
       Group name -> scores `(size,)`, float32; zeros for a group without such a leaf.
 
+    Raises:
+      PruningError: if `where` selects no leaf, a pattern matches none, or two leaves
+        have the same path.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from jprune import graph as jg

@@ -242,6 +242,9 @@ def gain_scores(
       Group name -> scores `(size,)` in [0, 1], float32; zeros for groups without
       filters of a kernel with a gain, and for kernels whose R are all equal.
 
+    Raises:
+      PruningError: if two leaves have the same path.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from jprune import graph as jg

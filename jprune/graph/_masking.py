@@ -106,6 +106,9 @@ def kept_by(graph: Graph, found: base.Masks) -> dict[str, np.ndarray]:
     Returns:
       Group name -> bools `(size,)`, for the groups that lose entries.
 
+    Raises:
+      PruningError: if two leaves have the same path.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from jprune import graph as jg

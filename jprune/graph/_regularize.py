@@ -62,6 +62,9 @@ def add_group_decay(
     Returns:
       An Optax link; its `update` needs the params.
 
+    Raises:
+      PruningError: at `update`, if the params are not given.
+
     Example:
       >>> import jax.numpy as jnp, optax
       >>> from jprune import graph as jg
@@ -119,7 +122,8 @@ def add_growing_decay(
       An Optax link; its `update` needs the params.
 
     Raises:
-      PruningError: if `every` is not positive.
+      PruningError: if `every` is not positive; at `update`, if the params are not
+        given.
 
     Example:
       >>> import jax.numpy as jnp
@@ -174,7 +178,8 @@ def add_l1(
       An Optax link; its `update` needs the params.
 
     Raises:
-      PruningError: at `update`, if the predicate selects no leaf.
+      PruningError: at `update`, if the predicate selects no leaf, or the params are not
+        given.
 
     Example:
       >>> import jax.numpy as jnp, jprune as jp

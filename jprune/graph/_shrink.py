@@ -9,7 +9,7 @@ import numpy as np
 
 from jprune import tree
 from jprune._core import base
-from jprune.graph import _plan
+from jprune.graph import _plan, _slicing
 from jprune.graph._engine import dims as dims_lib
 from jprune.graph._engine import layout
 from jprune.graph._engine.dims import Dim
@@ -68,7 +68,7 @@ def shrink(
     else:
         masks = _plan.entry_masks(graph, keep or {})
         plan = _plan.plan_of(graph, masks)
-    return _small_fn(graph, plan, masks), _plan.slice_tree(plan, params)
+    return _small_fn(graph, plan, masks), _slicing.slice_tree(plan, params)
 
 
 def _small_fn(
@@ -77,7 +77,7 @@ def _small_fn(
     """Returns the function on smaller arrays, recorded anew for each input shape."""
     key = _types(graph.params), signature(graph.inputs)
     views = {key: (graph, small_view(graph, masks))}
-    expected = _plan.shapes(plan, graph.params)
+    expected = _slicing.shapes(plan, graph.params)
 
     def small_fn(small_params: Any, *inputs: Any) -> Any:
         check_params(small_params, expected, "The shrunk params")

@@ -99,6 +99,9 @@ class Accelerator(NamedTuple):
     node: Any
 
 
+# Dataflows: weight, output and input stationary.
+WEIGHTS, OUTPUTS, INPUTS = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
+
 _VECTORS = {"dataflows": 3, "rates": 4}
 _POSITIVE = (
     *("clock", "rows", "columns", "arrays", "efficiency", "vector", "softmax", "topk"),

@@ -44,6 +44,9 @@ def worth(
       Rounded to multiples of a unit, of which the most expensive weight costs at most
       2^16, it is the cost for `jprune.keep_within_budget`.
 
+    Raises:
+      PruningError: if the function has no product, or a field does not exist.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from jprune import graph as jg

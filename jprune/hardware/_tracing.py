@@ -18,7 +18,7 @@ from jprune._core import base
 from jprune.graph import Graph
 from jprune.hardware._accelerator import Accelerator
 from jprune.hardware._cost import Cost, cost
-from jprune.hardware._workload import Names, Workload, arrays
+from jprune.hardware._workload import Names, Workload, arrays, check_fields
 from jprune.hardware.workload import product
 
 Metric = Callable[[Cost], Any]
@@ -57,8 +57,8 @@ def from_graph(
       multiply by; products of activations by their line of the program.
 
     Raises:
-      PruningError: if the function has no product, a group does not exist, or no
-        product uses a leaf that has a density.
+      PruningError: if the function has no product, a group or a field does not exist,
+        or no product uses a leaf that has a density.
 
     Example:
       >>> import jax.numpy as jnp
@@ -72,6 +72,7 @@ def from_graph(
       >>> half.names
       ('in', 'out')
     """
+    check_fields(fields)
     found = graph_lib.operations(graph)
     if not found:
         raise base.PruningError(
@@ -160,6 +161,9 @@ def as_graph_cost(
 
     Returns:
       `(graph, sizes) -> scalar`.
+
+    Raises:
+      PruningError: when used, as `from_graph`.
 
     Example:
       >>> import jax.numpy as jnp

@@ -9,6 +9,7 @@ kernel. Operations may have names, for tables and pictures; the cost does not re
 workload from any JAX function.
 """
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -199,6 +200,22 @@ def arrays(workload: Workload) -> dict[str, Any]:
     found = workload._asdict()
     del found["names"]
     return found
+
+
+def check_fields(names: Iterable[str]) -> None:
+    """Raises if operations have no fields of these names.
+
+    Args:
+      names: fields that were given for an operation.
+
+    Raises:
+      PruningError: if one is unknown; names it.
+    """
+    unknown = sorted(set(names) - (set(Workload._fields) - {"names"}))
+    if unknown:
+        raise base.PruningError(
+            f"An operation has no fields {unknown}: see `Workload`."
+        )
 
 
 def check_names(workload: Workload) -> None:

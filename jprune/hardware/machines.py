@@ -9,16 +9,22 @@
 
 Where a source gives no energies, they are fitted to a published power or assumed: good
 for ratios, and no evidence for the model. Read `sources` before quoting joules.
+
+GPUs, which share most of their numbers, are in `_gpus`; all others are here.
 """
 
-from typing import Any
-
+from jprune.hardware._accelerator import INPUTS as INPUTS
+from jprune.hardware._accelerator import OUTPUTS as OUTPUTS
+from jprune.hardware._accelerator import WEIGHTS as WEIGHTS
 from jprune.hardware._accelerator import Accelerator, accelerator
+from jprune.hardware._gpus import a100 as a100
+from jprune.hardware._gpus import h100 as h100
+from jprune.hardware._gpus import h200 as h200
+from jprune.hardware._gpus import jetson_nano as jetson_nano
+from jprune.hardware._gpus import titan_xp as titan_xp
 from jprune.hardware._sources import Source as Source
 from jprune.hardware._sources import sources as sources
 
-# Dataflows: weight, output and input stationary.
-WEIGHTS, OUTPUTS, INPUTS = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
 _ANY = (1.0, 1.0, 1.0)
 
 
@@ -28,6 +34,9 @@ def spatten() -> Accelerator:
     8 keys times 64 dims per cycle at 1 GHz, 12 bits; HBM2 of 16 channels times 32
     bytes; 392 KB for K and V, half of each being filled; 8 exponentials and 16
     comparisons of the selection per cycle; 18.71 mm^2 in 40 nm.
+
+    Returns:
+      An `Accelerator`.
 
     Example:
       >>> int(spatten().rows * spatten().columns * spatten().arrays)  # multipliers
@@ -70,6 +79,14 @@ def spatten_eighth() -> Accelerator:
 
     1.55 mm^2 in 40 nm.
 
+    Returns:
+      An `Accelerator`.
+
+    Example:
+      >>> chip = spatten_eighth()
+      >>> int(chip.rows * chip.columns * chip.arrays), float(chip.dram_bandwidth)
+      (128, 64.0)
+
     References:
       Wang et al., SpAtten: Efficient Sparse Attention Architecture with Cascade Token
       and Head Pruning, 2021, arXiv:2012.09852.
@@ -85,6 +102,14 @@ def a3() -> Accelerator:
 
     64 + 64 multipliers at 1 GHz; 320 keys and values on chip; a query takes n + 9
     cycles. 2.08 mm^2 in 40 nm.
+
+    Returns:
+      An `Accelerator`.
+
+    Example:
+      >>> from jprune.hardware import accelerators
+      >>> round(float(accelerators.area(a3())), 2)  # 2.08 mm^2 in the paper
+      2.01
 
     References:
       Ham et al., A3: Accelerating Attention Mechanisms in Neural Networks with
@@ -121,6 +146,13 @@ def mnnfast() -> Accelerator:
     That stages run one after another is inferred from its throughput in SpAtten's
     table, half of the peak: a fitted property, so that row is no evidence.
 
+    Returns:
+      An `Accelerator`.
+
+    Example:
+      >>> float(mnnfast().pipelined), float(a3().pipelined)
+      (0.0, 1.0)
+
     References:
       Jang et al., MnnFast: A Fast and Scalable System Architecture for
       Memory-Augmented Neural Networks, ISCA 2019.
@@ -133,6 +165,9 @@ def eyeriss() -> Accelerator:
 
     200 MHz, 16 bits, 108 KB of global buffer, a link of 64 bits at 60 MHz, single
     buffered; 65 nm, 12.25 mm^2. Data gating saves 45 % of an element's energy.
+
+    Returns:
+      An `Accelerator`.
 
     Example:
       >>> int(eyeriss().rows * eyeriss().columns)  # processing elements
@@ -172,6 +207,14 @@ def tpu_v1() -> Accelerator:
     700 MHz, 28 MiB on chip, weights from DDR3 at 34 GB/s; half speed for 16 bits by
     8, a quarter for 16 by 16; 28 nm, at most 331 mm^2, 40 W busy.
 
+    Returns:
+      An `Accelerator`.
+
+    Example:
+      >>> from jprune.hardware import accelerators
+      >>> round(float(accelerators.peak_tops(tpu_v1())))  # TOPS of 8 bits
+      92
+
     References:
       Jouppi et al., In-Datacenter Performance Analysis of a Tensor Processing Unit,
       2017, arXiv:1704.04760.
@@ -200,6 +243,9 @@ def tpu_v1() -> Accelerator:
 
 def tpu_v5e() -> Accelerator:
     """TPU v5e, 2023: four 128 x 128 arrays; 197 TFLOPS bf16, 393 TOPS int8, 819 GB/s.
+
+    Returns:
+      An `Accelerator`.
 
     Example:
       >>> float(tpu_v5e().dram_bandwidth)  # GB/s
@@ -234,116 +280,18 @@ def tpu_v5e() -> Accelerator:
     )
 
 
-def a100() -> Accelerator:
-    """NVIDIA A100 SXM4 40 GB, 2020: 312 TFLOPS bf16, 624 TOPS int8, 1555 GB/s.
-
-    108 multiprocessors of 1024 multiply-adds at 1.41 GHz; 40 MB of L2; 826 mm^2.
-
-    Example:
-      >>> float(a100().dram_bandwidth)  # GB/s
-      1555.0
-
-    References:
-      NVIDIA, A100 Tensor Core GPU Architecture, 2020. 32 bits are TF32.
-    """
-    return _gpu(
-        clock=1.41,
-        columns=16,
-        arrays=108,
-        sram=40 * 1024,
-        dram_bandwidth=1555,
-        leakage=90,
-        area_base=500,
-        node=7,
-    )
-
-
-def h100() -> Accelerator:
-    """NVIDIA H100 SXM5, 2022: 989 TFLOPS bf16, 1979 TOPS int8, 3350 GB/s.
-
-    132 multiprocessors of 2048 multiply-adds at 1.83 GHz; 50 MB of L2; 814 mm^2.
-
-    Example:
-      >>> float(h100().dram_bandwidth)  # GB/s
-      3350.0
-
-    References:
-      NVIDIA, H100 Tensor Core GPU Architecture, 2022. 32 bits are TF32.
-    """
-    return _gpu(
-        clock=1.83,
-        columns=32,
-        arrays=132,
-        sram=50 * 1024,
-        dram_bandwidth=3350,
-        leakage=120,
-        area_base=500,
-        node=4,
-    )
-
-
-def h200() -> Accelerator:
-    """NVIDIA H200, 2024: the H100's units with HBM3e, 4800 GB/s.
-
-    References:
-      NVIDIA, H200 Tensor Core GPU datasheet, 2024.
-    """
-    return accelerator(**{**h100()._asdict(), "dram_bandwidth": 4800})
-
-
-def titan_xp() -> Accelerator:
-    """NVIDIA TITAN Xp, 2017: 3840 lanes of 32 bits at 1.582 GHz, 547.6 GB/s.
-
-    References:
-      NVIDIA, TITAN Xp specifications, 2017: 12.15 TFLOPS, 250 W, 471 mm^2, 16 nm.
-    """
-    return _gpu(
-        clock=1.582,
-        columns=2,
-        arrays=30,
-        rates=(4, 4, 1, 1),
-        n_of_m=1,
-        sram=3 * 1024,
-        dram_bandwidth=547.6,
-        mac_energy=12,
-        mac_bits=32,
-        dram_energy=7,
-        leakage=60,
-        area_base=200,
-        node=16,
-    )
-
-
-def jetson_nano() -> Accelerator:
-    """NVIDIA Jetson Nano, 2019: 128 lanes at 0.921 GHz, 472 GFLOPS of 16 bits.
-
-    25.6 GB/s of LPDDR4; 10 W.
-
-    References:
-      NVIDIA, Jetson Nano data sheet, 2019.
-    """
-    return _gpu(
-        clock=0.9216,
-        columns=4,
-        arrays=1,
-        rates=(1, 1, 1, 0.5),
-        n_of_m=1,
-        vector=128,
-        softmax=32,
-        sram=256,
-        dram_bandwidth=25.6,
-        mac_energy=8,
-        dram_energy=15,
-        leakage=2,
-        area_base=60,
-        node=20,
-    )
-
-
 def xeon() -> Accelerator:
     """Intel Xeon E5-2640 v4, 2016: ten cores of 16 multiply-adds at 2.4 GHz.
 
     25 MB of L3, 68.3 GB/s, 90 W, 14 nm. Turbo is not counted.
+
+    Returns:
+      An `Accelerator`.
+
+    Example:
+      >>> from jprune.hardware import accelerators
+      >>> round(float(accelerators.peak_tops(xeon(), 32)), 3)  # TFLOPS
+      0.768
 
     References:
       Intel, Xeon Processor E5-2640 v4 specifications, 2016.
@@ -372,28 +320,3 @@ def xeon() -> Accelerator:
         area_lane=0,
         node=14,
     )
-
-
-def _gpu(**fields: Any) -> Accelerator:
-    """Returns a GPU: one array of 64 rows per multiprocessor, launched kernels."""
-    shared = {
-        "rows": 64,
-        "dataflows": OUTPUTS,
-        "rates": (2, 2, 1, 0.5),
-        "n_of_m": 2,  # 2:4
-        "efficiency": 0.8,  # 790 of 989 TFLOPS, a bf16 product on an H200: fitted
-        "vector": 128 * 108,
-        "softmax": 16 * 108,
-        "topk": 1024,
-        "launch": 4,  # assumed
-        # Assumed: 128 bytes of shared memory per multiprocessor, each byte used four
-        # times, as registers hold larger tiles than the units.
-        "sram_bandwidth": 512 * fields["arrays"],
-        "mac_energy": 0.6,  # assumed
-        "mac_bits": 16,
-        "dram_energy": 5,
-        "area_multiplier": 5e-4,
-        "area_sram": 2e-3,
-        "area_lane": 0,
-    }
-    return accelerator(**{**shared, **fields})

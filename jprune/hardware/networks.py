@@ -8,126 +8,20 @@ Element-wise work is counted where it accompanies a product: exponentials of a s
 the activation of a hidden layer. Norms and residual sums are not counted. Operations
 have names, such as "mlp_up"; one that is repeated in each layer has one name. Keyword
 arguments `**fields` set fields of `Workload`, such as `input_bits`, for all products.
+
+Parts are in `_layers`; networks, which chain them, are here.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from jprune._core import base
-from jprune._core.deprecation import renamed_arguments
+from jprune.hardware._layers import attention as attention
+from jprune.hardware._layers import convolution as convolution
+from jprune.hardware._layers import transformer_layer as transformer_layer
+from jprune.hardware._layers import within
 from jprune.hardware._workload import Workload
-from jprune.hardware.workload import chain, product, rename, repeated
-
-
-def attention(
-    queries: float,
-    keys: float,
-    heads: float,
-    *,
-    dim: float = 64,
-    values: float | None = None,
-    next_keys: float | None = None,
-    **fields: Any,
-) -> Workload:
-    """Returns the attention of one layer: scores, softmax, probabilities times values.
-
-    Two operations that a pipelined machine joins. Scores and probabilities stay on
-    chip. Selections are counted for the values of each query, where fewer than the keys
-    are kept, and for the tokens of the next layer, where those are fewer.
-
-    Args:
-      queries: queries of each head: all tokens, or 1 in generation.
-      keys: tokens kept.
-      heads: heads kept, times the batch.
-      dim: dimension of a head.
-      values: values kept for each query by local value pruning; all keys if None.
-      next_keys: tokens that the next layer keeps; all if None.
-      **fields: fields of both products: `input_bits`, `weight_bits`, `repeats`, ...
-
-    Returns:
-      A `Workload` of two operations.
-
-    Example:
-      >>> from jprune.hardware.workload import multiply_adds
-      >>> int(multiply_adds(attention(128, 128, 12)))  # 2 * 12 * 128^2 * 64
-      25165824
-    """
-    values = keys if values is None else values
-    next_keys = keys if next_keys is None else next_keys
-    rows = heads * queries
-    scores = product(
-        *(queries, keys, dim),
-        name="attention_scores",
-        batch=heads,
-        exponentials=rows * keys,
-        share=0.5,
-        output_dram=0,
-        selections=1.0 if next_keys < keys else 0.0,
-        select_from=keys,
-        select_keep=next_keys,
-        **fields,
-    )
-    # Only keys are split into MSBs and LSBs; values have one width.
-    fields = {k: v for k, v in fields.items() if k not in ("lsb_bits", "refetch")}
-    weighted = product(
-        *(queries, dim, values),
-        name="attention_values",
-        batch=heads,
-        joined=1,
-        share=0.5,
-        input_dram=0,
-        selections=rows if values < keys else 0.0,
-        select_from=keys,
-        select_keep=values,
-        **fields,
-    )
-    return chain([scores, weighted])
-
-
-def transformer_layer(
-    tokens: float,
-    *,
-    width: float,
-    heads: float,
-    hidden: float,
-    batch: float = 1,
-    context: float | None = None,
-    dim: float | None = None,
-    **fields: Any,
-) -> Workload:
-    """Returns projections, attention and MLP of a transformer layer.
-
-    Args:
-      tokens: tokens of a sequence that pass through the layer, 1 in generation.
-      width: width of the residual stream.
-      heads: heads kept.
-      hidden: width of the MLP.
-      batch: number of sequences.
-      context: keys that a query sees; the tokens if None.
-      dim: dimension of a head; width / heads if None.
-      **fields: fields of all products.
-
-    Returns:
-      A `Workload` of six operations.
-
-    Example:
-      >>> transformer_layer(128, width=768, heads=12, hidden=3072).names[:2]
-      ('qkv_projection', 'attention_scores')
-    """
-    dim = width / heads if dim is None else dim
-    rows, inner = batch * tokens, heads * dim
-    keys = tokens if context is None else context
-    up: dict[str, Any] = {"name": "mlp_up", "elementwise": rows * hidden, **fields}
-    return chain(
-        [
-            product(rows, 3 * inner, width, name="qkv_projection", **fields),
-            attention(tokens, keys, batch * heads, dim=dim, **fields),
-            product(rows, width, inner, name="output_projection", **fields),
-            product(rows, hidden, width, **up),
-            product(rows, width, hidden, name="mlp_down", **fields),
-        ]
-    )
+from jprune.hardware.workload import chain, product, repeated
 
 
 def bert_base(tokens: float = 128, batch: float = 1, **fields: Any) -> Workload:
@@ -140,6 +34,14 @@ def bert_base(tokens: float = 128, batch: float = 1, **fields: Any) -> Workload:
 
     Returns:
       A `Workload` of six operations, each repeated 12 times.
+
+    Raises:
+      PruningError: if a field is unknown or out of range; names it.
+
+    Example:
+      >>> from jprune.hardware.workload import multiply_adds
+      >>> round(float(multiply_adds(bert_base(tokens=128))) / 1e9, 1)  # in 10^9
+      11.2
 
     References:
       Devlin et al., BERT: Pre-training of Deep Bidirectional Transformers for
@@ -161,6 +63,18 @@ def bert_large(tokens: float = 128, batch: float = 1, **fields: Any) -> Workload
 
     Returns:
       A `Workload` of six operations, each repeated 24 times.
+
+    Raises:
+      PruningError: if a field is unknown or out of range; names it.
+
+    Example:
+      >>> from jprune.hardware.workload import multiply_adds
+      >>> round(float(multiply_adds(bert_large(tokens=384))) / 1e9)  # in 10^9
+      123
+
+    References:
+      Devlin et al., BERT: Pre-training of Deep Bidirectional Transformers for
+      Language Understanding, 2019, arXiv:1810.04805.
     """
     layer = transformer_layer(
         tokens, width=1024, heads=16, hidden=4096, batch=batch, **fields
@@ -181,6 +95,15 @@ def gpt2_small(
 
     Returns:
       A `Workload` of six operations, each repeated 12 times.
+
+    Raises:
+      PruningError: if a field is unknown or out of range; names it.
+
+    Example:
+      >>> from jprune.hardware.workload import multiply_adds
+      >>> nets = gpt2_small(context=1), gpt2_small(context=1024)
+      >>> [round(float(multiply_adds(net)) / 1e6) for net in nets]  # in 10^6
+      [85, 104]
 
     References:
       Radford et al., Language Models are Unsupervised Multitask Learners, 2019.
@@ -204,6 +127,17 @@ def gpt2_medium(
 
     Returns:
       A `Workload` of six operations, each repeated 24 times.
+
+    Raises:
+      PruningError: if a field is unknown or out of range; names it.
+
+    Example:
+      >>> from jprune.hardware.workload import multiply_adds
+      >>> round(float(multiply_adds(gpt2_medium(context=1024))) / 1e6)  # in 10^6
+      352
+
+    References:
+      Radford et al., Language Models are Unsupervised Multitask Learners, 2019.
     """
     layer = transformer_layer(
         tokens,
@@ -228,6 +162,14 @@ def vit_base(side: int = 224, batch: float = 1, **fields: Any) -> Workload:
     Returns:
       A `Workload` of eight operations.
 
+    Raises:
+      PruningError: if a field is unknown or out of range; names it.
+
+    Example:
+      >>> from jprune.hardware.workload import multiply_adds
+      >>> round(float(multiply_adds(vit_base())) / 1e9, 1)  # in 10^9
+      17.6
+
     References:
       Dosovitskiy et al., An Image is Worth 16x16 Words, 2021, arXiv:2010.11929.
     """
@@ -246,59 +188,6 @@ def vit_base(side: int = 224, batch: float = 1, **fields: Any) -> Workload:
     )
 
 
-@renamed_arguments(groups="feature_group_count")
-def convolution(
-    side: int,
-    inputs: int,
-    outputs: int,
-    *,
-    kernel: int = 3,
-    stride: int = 1,
-    feature_group_count: int = 1,
-    batch: float = 1,
-    **fields: Any,
-) -> Workload:
-    """Returns a convolution with "same" padding, as a product of patches with kernels.
-
-    Args:
-      side: side of the input image in pixels.
-      inputs: input channels.
-      outputs: output channels.
-      kernel: side of the kernel in pixels.
-      stride: stride of the kernel in pixels.
-      feature_group_count: number of groups of a grouped convolution, as in `jax.lax`;
-        the number of channels for a depthwise one.
-      batch: number of images.
-      **fields: fields of the product.
-
-    Returns:
-      A `Workload` of one operation.
-
-    Raises:
-      PruningError: if `feature_group_count` does not divide the channels.
-
-    Example:
-      >>> conv = convolution(56, 64, 64)
-      >>> conv.m.tolist(), conv.k.tolist(), round(1 / float(conv.input_unique[0]))
-      ([3136.0], [576.0], 9)
-    """
-    parts = feature_group_count
-    if inputs % parts or outputs % parts:
-        raise base.PruningError(
-            f"feature_group_count={parts} does not divide {inputs} input and {outputs} "
-            "output channels."
-        )
-    places = batch * math.ceil(side / stride) ** 2
-    k = inputs // parts * kernel**2
-    pixels = batch * side * side * inputs / parts
-    return product(
-        *(places, outputs // parts, k),
-        batch=parts,
-        input_unique=min(1.0, pixels / (places * k)),
-        **fields,
-    )
-
-
 def resnet50(side: int = 224, batch: float = 1, **fields: Any) -> Workload:
     """Returns ResNet-50 with 1000 classes and the stride in its 3 x 3 convolutions.
 
@@ -309,6 +198,15 @@ def resnet50(side: int = 224, batch: float = 1, **fields: Any) -> Workload:
 
     Returns:
       A `Workload` of 54 operations: 53 convolutions and one product.
+
+    Raises:
+      PruningError: if a field is unknown or out of range; names it.
+
+    Example:
+      >>> from jprune.hardware.workload import multiply_adds
+      >>> net = resnet50()
+      >>> net.names[:2], round(float(multiply_adds(net)) / 1e9, 1)  # in 10^9
+      (('stem', 'stage_0/block_0/conv_0'), 4.1)
 
     References:
       He et al., Deep Residual Learning for Image Recognition, 2016,
@@ -321,7 +219,7 @@ def resnet50(side: int = 224, batch: float = 1, **fields: Any) -> Workload:
         for block in range(blocks):
             width, stride = 64 * 2**stage, 2 if stage and not block else 1
             parts = _bottleneck(side, inputs, width, stride, block == 0, fields)
-            found.append(_within(f"stage_{stage}/block_{block}", parts))
+            found.append(within(f"stage_{stage}/block_{block}", parts))
             side, inputs = side // stride, 4 * width
     del fields["batch"]
     return chain([*found, product(batch, 1000, 2048, name="head", **fields)])
@@ -341,10 +239,6 @@ def _bottleneck(
         one |= {"stride": stride, "name": "shortcut"}
         found.append(convolution(side, inputs, outputs, **one))
     return chain(found)
-
-
-def _within(prefix: str, parts: Workload) -> Workload:
-    return rename(parts, [f"{prefix}/{name}" for name in parts.names])
 
 
 def scheduled(
@@ -370,7 +264,8 @@ def scheduled(
       A `Workload` of two operations per layer.
 
     Raises:
-      PruningError: if the sequences have different lengths.
+      PruningError: if the sequences have different lengths, or a field is unknown or
+        out of range; names it.
 
     Example:
       >>> net = scheduled((128, 96, 64), (12, 12, 10))
@@ -389,7 +284,7 @@ def scheduled(
     rows = zip(queries, tokens, heads, values, following, strict=True)
     return chain(
         [
-            _within(
+            within(
                 f"layer_{i}",
                 attention(q, t, h, dim=dim, values=v, next_keys=min(t, nxt), **fields),
             )

@@ -51,6 +51,10 @@ def evaluate(designs: Any, build: Build, *, chunk: int = 4096) -> Cost:
     Returns:
       A `Cost` with that leading axis.
 
+    Raises:
+      PruningError: if `build` does not return a workload and an accelerator, in this
+        order.
+
     Example:
       >>> from jprune import search
       >>> from jprune.hardware import machines, networks

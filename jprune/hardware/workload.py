@@ -12,7 +12,14 @@ import jax.numpy as jnp
 
 from jprune._core import base
 from jprune.hardware._accelerator import as_float32
-from jprune.hardware._workload import DEFAULTS, Names, Workload, check, check_names
+from jprune.hardware._workload import (
+    DEFAULTS,
+    Names,
+    Workload,
+    check,
+    check_fields,
+    check_names,
+)
 from jprune.hardware._workload import DENSE as DENSE
 from jprune.hardware._workload import N_OF_M as N_OF_M
 from jprune.hardware._workload import UNSTRUCTURED as UNSTRUCTURED
@@ -40,11 +47,7 @@ def product(m: Any, n: Any, k: Any, *, name: str = "", **fields: Any) -> Workloa
       1207959552.0
     """
     given = {**DEFAULTS, "m": m, "n": n, "k": k, **fields}
-    unknown = sorted(set(given) - (set(Workload._fields) - {"names"}))
-    if unknown:
-        raise base.PruningError(
-            f"An operation has no fields {unknown}: see `Workload`."
-        )
+    check_fields(given)
     rows = {k: as_float32(v)[None] for k, v in given.items()}
     return check(Workload(**rows, names=Names((name,) if name else ())))
 

@@ -37,6 +37,9 @@ class Multipliers(NamedTuple):
 def init_multipliers() -> Multipliers:
     """Returns the initial multipliers, both 0.
 
+    Returns:
+      `Multipliers`, float32 scalars.
+
     Example:
       >>> at = init_multipliers()
       >>> float(at.linear), float(at.quadratic)

@@ -94,6 +94,9 @@ def masked_gradient(grads: base.Params, masks: base.Masks) -> base.Params:
     Returns:
       The tree of g, zero where the masks are False.
 
+    Raises:
+      PruningError: if the trees differ or a mask does not fit its leaf.
+
     Example:
       >>> import jax.numpy as jnp
       >>> g, m = {"w": jnp.array([3.0, 4.0])}, {"w": jnp.array([True, False])}

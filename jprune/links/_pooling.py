@@ -152,6 +152,9 @@ def normalize_by_leaf_norm(norm: Reduce = l2_norm) -> base.Pruner:
       A link: scores -> scores of the same shapes, in float32 or wider; leaves of zeros
       stay zero.
 
+    Raises:
+      PruningError: at `update`, if the params are not given.
+
     Example:
       >>> link = normalize_by_leaf_norm()
       >>> params = {"w": jnp.array([3.0, 4.0])}
@@ -180,6 +183,9 @@ def normalize_by_lamp() -> base.Pruner:
     Returns:
       A link: magnitudes -> scores in [0, 1], in float32 or wider; leaves of zeros stay
       zero.
+
+    Raises:
+      PruningError: at `update`, if the params are not given.
 
     Example:
       >>> link = normalize_by_lamp()

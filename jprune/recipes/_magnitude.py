@@ -26,6 +26,10 @@ def magnitude(
     Returns:
       A pruner.
 
+    Raises:
+      PruningError: if the sparsity is no number in [0, 1], or `scope` is not one of its
+        values.
+
     Example:
       >>> import jax.numpy as jnp, jprune as jp
       >>> params = {"kernel": jnp.array([[3.0, -1.0], [0.5, 2.0]])}

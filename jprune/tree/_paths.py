@@ -19,6 +19,11 @@ def leaf_path(keys: jax.tree_util.KeyPath) -> str:
 
     Returns:
       A path such as `"encoder/0/attention/query/kernel"`; `""` for a bare array.
+
+    Example:
+      >>> found = jax.tree_util.tree_leaves_with_path({"dense": [1.0, {"bias": 2.0}]})
+      >>> [leaf_path(keys) for keys, leaf in found]
+      ['dense/0', 'dense/1/bias']
     """
     # Only an *attribute* called `value` is a box: attention layers are dicts with a
     # key of that name.
@@ -81,6 +86,10 @@ def by_path(tree: Any) -> dict[str, Any]:
 
     Raises:
       PruningError: if two leaves have the same path.
+
+    Example:
+      >>> by_path({"dense": {"kernel": 1.0, "bias": 2.0}})
+      {'dense/bias': 2.0, 'dense/kernel': 1.0}
     """
     return dict(zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True))
 

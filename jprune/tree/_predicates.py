@@ -27,7 +27,20 @@ _HEADS = frozenset({"lm_head", "logits_dense"})
 
 
 def is_float(path: str, leaf: Any, /) -> bool:
-    """Selects floating-point leaves, the only ones that can be pruned."""
+    """Selects floating-point leaves, the only ones that can be pruned.
+
+    Args:
+      path: path of the leaf, which is not used.
+      leaf: array, number or `jax.ShapeDtypeStruct`.
+
+    Returns:
+      True for a leaf of a floating-point type.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> is_float("dense/kernel", jnp.ones(2)), is_float("step", jnp.array(0))
+      (True, False)
+    """
     del path
     return jnp.issubdtype(_dtype(leaf), jnp.floating)
 
@@ -165,6 +178,12 @@ def merged(visible: Any, tree: Any) -> Any:
 
     Returns:
       The leaves of `visible`, and those of `tree` where `visible` has none.
+
+    Example:
+      >>> tree = {"a": 1.0, "b": 2.0}
+      >>> visible = only({"a": True, "b": False}, {"a": 10.0, "b": 20.0})
+      >>> merged(visible, tree)
+      {'a': 10.0, 'b': 2.0}
     """
     hidden = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
     return jax.tree.map(

@@ -10,6 +10,7 @@ import re
 import subprocess
 
 import pytest
+from support.docstrings import examples
 
 import jprune as jp
 
@@ -18,17 +19,10 @@ ROOT = pathlib.Path(__file__).parents[2]
 MODULES = [m.name for m in pkgutil.walk_packages(jp.__path__, "jprune.")]
 
 
-class Finder(doctest.DocTestFinder):
-    """Finds the examples of decorated functions, too."""
-
-    def _from_module(self, module, object):  # noqa: A002 - doctest's name
-        return super()._from_module(module, inspect.unwrap(object))
-
-
 @pytest.mark.parametrize("name", ["jprune", *MODULES])
 def test_docstring_examples(name):
     runner = doctest.DocTestRunner()
-    for test in Finder().find(importlib.import_module(name)):
+    for test in examples(importlib.import_module(name)):
         runner.run(test)
     assert runner.failures == 0
 

@@ -3,7 +3,6 @@
 import ast
 import importlib
 import pathlib
-import pkgutil
 import statistics
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from support.exports import exports, public_modules
 
 import jprune
 from jprune import attention as ja
@@ -111,15 +111,6 @@ def test_no_circle_of_imports():
         visit(module)
 
 
-def public_modules():
-    """Every module that is public by its path, but jprune's own page."""
-    found = []
-    for info in pkgutil.walk_packages([str(ROOT)], "jprune."):
-        if not any(part.startswith("_") for part in info.name.split(".")):
-            found.append((info.name, info.ispkg))
-    return found
-
-
 def test_an_import_loads_nothing_beside_the_core_dependencies():
     """SciPy alone takes as long as jprune; extras need not be installed at all."""
     code = (
@@ -136,7 +127,7 @@ def test_an_import_loads_nothing_beside_the_core_dependencies():
 
 
 def test_public_modules_are_pages_or_namespaces():
-    top = {f"jprune.{n}" for n in ("masks", "gates", "distill")}
+    top = {f"jprune.{n}" for n in ("masks", "distill")}
     named = {f"jprune.{p}.{n}" for p, ns in NAMESPACES.items() for n in ns.split()}
     plain = {name for name, is_package in public_modules() if not is_package}
     assert plain == top | named
@@ -146,30 +137,18 @@ def test_public_modules_are_pages_or_namespaces():
     assert all(importlib.import_module(name).__doc__ for name, _ in public_modules())
 
 
-def public_names(module):
-    """What a page or namespace offers: defined there, or re-exported `x as x`."""
-    body = ast.parse(pathlib.Path(module.__file__).read_text()).body
-    names = set()
-    for node in body:
-        if isinstance(node, ast.ImportFrom):
-            names |= {a.asname for a in node.names if a.asname == a.name}
-        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
-            names.add(node.name)
-    return {n for n in names if not n.startswith("_")}
-
-
 def test_every_public_name_has_one_home():
     homes = {}
     for name, _ in public_modules():
         module = importlib.import_module(name)
-        for each in public_names(module):
+        for each in exports(module):
             value = getattr(module, each)
             if callable(value):
                 homes.setdefault(id(value), []).append(f"{name}.{each}")
     twice = {tuple(paths) for paths in homes.values() if len(paths) > 1}
     assert not twice
     # jprune's own page has shortcuts only: to homes, or to what every file shares.
-    for each in public_names(jprune):
+    for each in exports(jprune):
         value = getattr(jprune, each)
         if callable(value):
             shared = not value.__module__.startswith(

@@ -8,6 +8,7 @@ import re
 import warnings
 
 import pytest
+from support.exports import exports
 
 import jprune
 
@@ -16,19 +17,6 @@ PROJECT = ROOT.parent
 PAGES = [p.name for p in pkgutil.iter_modules([str(ROOT)]) if p.name[0] != "_"]
 SHORT = {"jp": "jprune", "jg": "jprune.graph", "ja": "jprune.attention"}
 SHORT |= {"hw": "jprune.hardware", "jprune": "jprune"}
-
-
-def exports(module):
-    """Public names of a page -> the module that the page has them from."""
-    body = ast.parse(pathlib.Path(module.__file__).read_text()).body
-    found = {}
-    for node in body:
-        if isinstance(node, ast.ImportFrom):
-            kept = (a.name for a in node.names if a.asname == a.name)
-            found |= dict.fromkeys(kept, node.module)
-        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
-            found[node.name] = module.__name__
-    return {name: home for name, home in found.items() if name[0] != "_"}
 
 
 def in_maps(text):

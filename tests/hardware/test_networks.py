@@ -248,6 +248,8 @@ def test_errors_name_what_is_wrong(graph):
         hardware.from_graph(jg.trace(lambda p, x: x + p, jnp.ones(3), jnp.ones(3)))
     with pytest.raises(jp.PruningError, match=r"No product uses the leaves \['mud'\]"):
         hardware.from_graph(graph, density={"mud": 0.5})
+    with pytest.raises(jp.PruningError, match=r"has no fields \['input_drum'\]"):
+        hardware.from_graph(graph, input_drum=0.0)
     with pytest.raises(
         jp.PruningError, match="feature_group_count=3 does not divide 4"
     ):

@@ -12,7 +12,7 @@ from jprune.hardware import _sources, accelerators, machines
 PRESETS = {
     name: f
     for name, f in inspect.getmembers(machines, inspect.isfunction)
-    if name[0] != "_" and f.__module__ == machines.__name__
+    if name[0] != "_" and name not in ("accelerator", "sources")
 }
 
 
