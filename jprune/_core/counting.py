@@ -159,6 +159,20 @@ def extremes(keys: jax.Array) -> jax.Array:
     return jnp.stack(reduced([(keys, lax.min), (keys, lax.max)]))
 
 
+def unstacked(x: jax.Array) -> list[jax.Array]:
+    """Returns the entries of a vector; `list(x)` would compile a program with as many.
+
+    Args:
+      x: (n,) array.
+
+    Returns:
+      A list of n scalars.
+    """
+    if isinstance(x, jax.core.Tracer):
+        return list(x)
+    return jax.device_put(list(np.asarray(x)))
+
+
 def reduced(
     pairs: Sequence[tuple[jax.Array, Callable]], axes: Sequence[int] | None = None
 ) -> Sequence[jax.Array]:

@@ -185,8 +185,6 @@ def rescaled_global(min_fraction: float = 0.0005) -> Allocation:
         least = int(total * min_fraction)
         keep = selection.kept_count(total, sparsity)
         chosen = jax.tree.leaves(selection.count_top_k(scores, keep))
-        kept = jnp.stack(chosen).astype(jnp.int32)
-        shares = (jnp.asarray(sizes, jnp.int32) - kept).astype(jnp.float32)
         most = np.where(sizes < least, 0, np.maximum(sizes - least, 0))
         if not isinstance(sparsity, jax.Array) and total - keep > most.sum():
             raise base.PruningError(
@@ -195,10 +193,21 @@ def rescaled_global(min_fraction: float = 0.0005) -> Allocation:
                 f"{keep}: lower min_fraction or the sparsity."
             )
         gone: Any = counting.minus(counting.total(total), counting.total(keep))
-        removed = _fill(jnp, shares, np.zeros_like(sizes), most, gone)
-        return treedef.unflatten(list(jnp.asarray(sizes, jnp.int32) - removed))
+        counts = _rescaled(jnp.stack(chosen), gone, tuple(sizes), tuple(most))
+        return treedef.unflatten(counting.unstacked(counts))
 
     return allocate
+
+
+@functools.partial(jax.jit, static_argnames=("sizes", "most"))  # one program, not forty
+def _rescaled(
+    chosen: jax.Array, gone: Any, sizes: tuple[int, ...], most: tuple[int, ...]
+) -> jax.Array:
+    """How many entries leaves keep, if as many go as a global selection removes."""
+    whole = jnp.asarray(np.array(sizes), jnp.int32)
+    shares = (whole - chosen.astype(jnp.int32)).astype(jnp.float32)
+    low = np.zeros(len(sizes), np.int64)
+    return whole - _fill(jnp, shares, low, np.array(most, np.int64), gone)
 
 
 def _by_shares(share: Callable[[str, Any, int], float], pins: Pins) -> Allocation:

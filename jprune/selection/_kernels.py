@@ -19,7 +19,7 @@ from jprune._core.ordering import greatest_number, ordered_bits, ordered_product
 from jprune.selection._batching import Batch
 
 
-def key_range(b: Batch, dtype: jnp.dtype, rates: Any) -> jax.Array:
+def key_range(b: Batch, dtype: jnp.dtype, rates: Any) -> Any:
     """Returns the smallest and the largest key of each leaf of a batch.
 
     Args:
@@ -34,8 +34,11 @@ def key_range(b: Batch, dtype: jnp.dtype, rates: Any) -> jax.Array:
     found = _mapped(_key_range, b, dtype)(b.values, _leaf_of_each(b), rates)
     if b.layout is None:
         return found
-    low = _per_leaf(jax.ops.segment_min, found[:, 0], b)
-    return jnp.stack([low, _per_leaf(jax.ops.segment_max, found[:, 1], b)], axis=1)
+    low = _per_leaf(np.minimum, found[:, :1], b)
+    high = _per_leaf(np.maximum, found[:, 1:], b)
+    if isinstance(low, jax.core.Tracer):
+        return jnp.concatenate([low, high], axis=1)
+    return np.concatenate([low, high], axis=1)
 
 
 def key_counts(b: Batch, dtype: jnp.dtype, rates: Any, pivots: Any) -> jax.Array:
@@ -51,7 +54,7 @@ def key_counts(b: Batch, dtype: jnp.dtype, rates: Any, pivots: Any) -> jax.Array
       (B, R) uint32, without the first axis for a leaf that is not stacked.
     """
     found = _mapped(_key_counts, b, dtype)(b.values, _leaf_of_each(b), rates, pivots)
-    return _per_leaf(jax.ops.segment_sum, found, b)
+    return _per_leaf(np.add, found, b)
 
 
 def tie_counts(
@@ -74,7 +77,7 @@ def tie_counts(
     found = _mapped(_tie_counts, b, dtype)(
         b.values, _leaf_of_each(b), rates, keys, pivots, tops=_tops(b)
     )
-    return _per_leaf(jax.ops.segment_sum, found, b)
+    return _per_leaf(np.add, found, b)
 
 
 def kept(b: Batch, dtype: jnp.dtype, rates: Any, keys: Any, ranks: Any) -> jax.Array:
@@ -96,7 +99,7 @@ def kept(b: Batch, dtype: jnp.dtype, rates: Any, keys: Any, ranks: Any) -> jax.A
             b.values, _leaf_of_each(b), rates, keys, ranks, tops=_tops(b)
         )
 
-    if b.layout is None:
+    if b.layout is None or not isinstance(keys, jax.core.Tracer):
         return masks()
     # In a branch, so that XLA does not fuse it with the slice of each leaf, which would
     # compile it for each. (On CPUs, barriers are gone before fusion.)
@@ -142,12 +145,23 @@ def _tops(b: Batch) -> np.ndarray:
     return np.broadcast_to(_TOP_RANK - np.int32(first), _leaf_of_each(b).shape)
 
 
-def _per_leaf(reduce: Callable[..., jax.Array], found: jax.Array, b: Batch) -> Any:
+def _per_leaf(reduce: np.ufunc, found: jax.Array, b: Batch) -> Any:
     """What was found in each leaf; that of its rows is reduced."""
     if b.layout is None:
         return found
-    owner = jnp.asarray(b.layout.owner)
-    return reduce(found, owner, len(b.leaves), indices_are_sorted=True)
+    owner, number = b.layout.owner, len(b.leaves)
+    if isinstance(found, jax.core.Tracer):
+        traced = _TRACED[reduce]
+        return traced(found, jnp.asarray(owner), number, indices_are_sorted=True)
+    starts = np.searchsorted(owner, np.arange(number))
+    return reduce.reduceat(np.asarray(found), starts, dtype=found.dtype)
+
+
+_TRACED: dict[np.ufunc, Callable[..., jax.Array]] = {
+    np.add: jax.ops.segment_sum,
+    np.minimum: jax.ops.segment_min,
+    np.maximum: jax.ops.segment_max,
+}
 
 
 def _greatest(x: jax.Array) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Leaves of all shapes as the rows of one array, so that one program serves them all.
 
-A program for a leaf is compiled for its shape. Inside a trace, a network of a dozen
-shapes would compile each reduction of a search a dozen times, which takes longer than
-compiling the step of its optimizer. Cut into rows of one length, the leaves share one
+A program for a leaf is compiled for its shape. A network of a dozen shapes would
+compile each reduction of a search a dozen times; inside a trace, that takes longer than
+to compile the step of its optimizer. Cut into rows of one length, the leaves share one
 program, for the price of a copy of their scores.
 """
 
@@ -30,48 +30,94 @@ class Layout(NamedTuple):
     first: np.ndarray
 
 
-def cut(
-    leaves: Sequence[jax.Array], dtype: jnp.dtype, padding: Any
-) -> tuple[jax.Array, Layout]:
-    """Cuts leaves into rows; every leaf begins a row of its own, and has at least one.
+def layout_of(leaves: Sequence[Any]) -> tuple[Layout, int]:
+    """Returns how leaves are cut into rows; each has rows of its own, at least one.
 
     Args:
       leaves: arrays of any shapes.
-      dtype: dtype of the rows.
-      padding: value of the entries after the end of a leaf.
 
     Returns:
-      An array (rows, length) and its layout.
+      A layout, and the length of its rows.
     """
     sizes = np.array([np.size(x) for x in leaves])
     length = _row_length(sizes)
     numbers = np.maximum(1, -(-sizes // length))
+    first = np.concatenate([np.arange(n, dtype=np.int32) * length for n in numbers])
+    owner = np.repeat(np.arange(len(leaves), dtype=np.int32), numbers)
+    return Layout(owner, first), length
+
+
+def cut(
+    leaves: Sequence[jax.Array], layout: Layout, length: int, dtype: Any, padding: Any
+) -> jax.Array:
+    """Cuts traced leaves into rows.
+
+    Args:
+      leaves: arrays of any shapes.
+      layout: their layout.
+      length: length of a row.
+      dtype: dtype of the rows.
+      padding: value of the entries after the end of a leaf.
+
+    Returns:
+      An array (rows, length).
+    """
+    numbers = np.bincount(layout.owner)
     parts = []
     for x, n in zip(leaves, numbers, strict=True):
         flat = jnp.ravel(x).astype(dtype)
         flat = jnp.pad(flat, (0, n * length - flat.size), constant_values=padding)
         parts.append(flat.reshape(n, length))
-    first = np.concatenate([np.arange(n, dtype=np.int32) * length for n in numbers])
-    owner = np.repeat(np.arange(len(leaves), dtype=np.int32), numbers)
-    return jnp.concatenate(parts), Layout(owner, first)
+    return jnp.concatenate(parts)
 
 
-def join(rows: jax.Array, layout: Layout, like: Sequence[Any]) -> list[jax.Array]:
+def cut_on_host(
+    leaves: Sequence[np.ndarray], layout: Layout, length: int, dtype: Any, padding: Any
+) -> tuple[np.ndarray, Layout]:
+    """Cuts known leaves into rows, whose number is rounded up to a power of two.
+
+    Args:
+      leaves: arrays of any shapes.
+      layout: their layout.
+      length: length of a row.
+      dtype: dtype of the rows.
+      padding: value of the entries after the end of a leaf, and of the rows after all
+        leaves, so that few programs serve all trees.
+
+    Returns:
+      An array (rows, length), and a layout in which the last leaf owns those rows.
+    """
+    more = next_power_of_two(len(layout.owner)) - len(layout.owner)
+    rows = np.full((len(layout.owner) + more, length), padding, dtype)
+    starts = np.searchsorted(layout.owner, np.arange(len(leaves)))
+    for x, start in zip(leaves, starts, strict=True):
+        rows[start:].reshape(-1)[: x.size] = x.ravel()
+    after = layout.first[-1] + length * np.arange(1, more + 1, dtype=np.int32)
+    owner = np.pad(layout.owner, (0, more), "edge")
+    return rows, Layout(owner, np.concatenate([layout.first, after]))
+
+
+def join(rows: Any, layout: Layout, like: Sequence[Any]) -> list[Any]:
     """Returns the leaves that were cut into rows.
 
     Args:
-      rows: array (rows, length).
-      layout: layout from `cut`.
+      rows: array (rows, length), traced or of NumPy.
+      layout: their layout.
       like: the leaves, for their shapes.
 
     Returns:
-      A list of arrays.
+      A list of arrays, of NumPy if the rows are.
     """
     bounds = np.searchsorted(layout.owner, np.arange(len(like) + 1))
+    at = slice_at if isinstance(rows, jax.core.Tracer) else _slice
     return [
-        slice_at(rows, a, b - a).reshape(-1)[: np.size(x)].reshape(np.shape(x))
+        at(rows, a, b - a).reshape(-1)[: np.size(x)].reshape(np.shape(x))
         for x, a, b in zip(like, bounds[:-1], bounds[1:], strict=True)
     ]
+
+
+def _slice(x: np.ndarray, start: int, size: int) -> np.ndarray:
+    return x[start : start + size]
 
 
 def slice_at(x: jax.Array, start: int, size: int) -> jax.Array:
@@ -92,6 +138,11 @@ def slice_at(x: jax.Array, start: int, size: int) -> jax.Array:
     """
     halves = lax.optimization_barrier(jnp.asarray(np.array([start, 0], np.int32)))
     return lax.dynamic_slice_in_dim(x, jnp.sum(halves), size)
+
+
+def next_power_of_two(n: int) -> int:
+    """Returns the least power of two that is n or more, for n >= 1."""
+    return 1 << max(0, n - 1).bit_length()
 
 
 def _row_length(sizes: np.ndarray) -> int:

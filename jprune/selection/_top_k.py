@@ -308,7 +308,7 @@ def _run(
     cut = _cutoffs.cutoffs(batches, dtype, task, on_host)
     nan = _kernels.has_nan(cut.greatest, dtype)
     if as_counts:
-        return list(cut.counts), nan
+        return counting.unstacked(cut.counts), nan
     found = [_kernels.kept(b, dtype, task.rates, cut.keys, cut.ranks) for b in batches]
     return _batching.unbatch(batches, found, leaves), nan
 
