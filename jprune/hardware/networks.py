@@ -8,6 +8,7 @@ Element-wise work is counted where it accompanies a product: exponentials of a s
 the activation of a hidden layer. Norms and residual sums are not counted. Operations
 have names, such as "mlp_up"; one that is repeated in each layer has one name. Keyword
 arguments `**fields` set fields of `Workload`, such as `input_bits`, for all products.
+A size that is not positive is a `PruningError` with its name.
 """
 
 import math
@@ -16,6 +17,7 @@ from typing import Any
 
 from jprune._core import base
 from jprune._core.deprecation import renamed_arguments
+from jprune.hardware import _ranges
 from jprune.hardware._workload import Workload
 from jprune.hardware.workload import chain, product, rename, repeated
 
@@ -115,6 +117,7 @@ def transformer_layer(
       >>> transformer_layer(128, width=768, heads=12, hidden=3072).names[:2]
       ('qkv_projection', 'attention_scores')
     """
+    _ranges.check_numbers(_ranges.POSITIVE, width=width, heads=heads, batch=batch)
     dim = width / heads if dim is None else dim
     rows, inner = batch * tokens, heads * dim
     keys = tokens if context is None else context
@@ -205,15 +208,8 @@ def gpt2_medium(
     Returns:
       A `Workload` of six operations, each repeated 24 times.
     """
-    layer = transformer_layer(
-        tokens,
-        width=1024,
-        heads=16,
-        hidden=4096,
-        batch=batch,
-        context=context,
-        **fields,
-    )
+    sizes: dict[str, Any] = {"width": 1024, "heads": 16, "hidden": 4096, "batch": batch}
+    layer = transformer_layer(tokens, context=context, **sizes, **fields)
     return repeated(layer, 24)
 
 
@@ -231,6 +227,7 @@ def vit_base(side: int = 224, batch: float = 1, **fields: Any) -> Workload:
     References:
       Dosovitskiy et al., An Image is Worth 16x16 Words, 2021, arXiv:2010.11929.
     """
+    _ranges.check_multiple(16, side=side)
     patches = (side // 16) ** 2
     layer = transformer_layer(
         patches + 1, width=768, heads=12, hidden=3072, batch=batch, **fields
@@ -283,6 +280,9 @@ def convolution(
       ([3136.0], [576.0], 9)
     """
     parts = feature_group_count
+    sizes = {"side": side, "inputs": inputs, "outputs": outputs, "batch": batch}
+    sizes |= {"kernel": kernel, "stride": stride, "feature_group_count": parts}
+    _ranges.check_numbers(_ranges.POSITIVE, **sizes)
     if inputs % parts or outputs % parts:
         raise base.PruningError(
             f"feature_group_count={parts} does not divide {inputs} input and {outputs} "
@@ -314,6 +314,7 @@ def resnet50(side: int = 224, batch: float = 1, **fields: Any) -> Workload:
       He et al., Deep Residual Learning for Image Recognition, 2016,
       arXiv:1512.03385.
     """
+    _ranges.check_multiple(32, side=side)
     fields |= {"batch": batch}
     found = [convolution(side, 3, 64, kernel=7, stride=2, name="stem", **fields)]
     side, inputs = side // 4, 64
@@ -379,11 +380,11 @@ def scheduled(
     """
     queries = tokens if queries is None else queries
     values = tokens if values is None else values
-    if len({len(x) for x in (tokens, heads, queries, values)}) > 1:
+    if len({len(x) for x in (tokens, heads, queries, values)}) > 1 or not len(tokens):
         raise base.PruningError(
             f"A schedule has one number for each layer; got {len(tokens)} of tokens, "
             f"{len(heads)} of heads, {len(queries)} of queries and {len(values)} of "
-            "values."
+            "values, and at least one layer."
         )
     following = [*tokens[1:], tokens[-1]]
     rows = zip(queries, tokens, heads, values, following, strict=True)
