@@ -139,6 +139,8 @@ def _report(name: str, value: jax.Array, range_: Range) -> None:
 
 def _shown(found: np.ndarray, range_: Range) -> str:
     """Returns a few numbers, or of many the first that is out of range."""
+    if not found.ndim:
+        return f"{found.item():g}"
     if found.size <= 8:
         return str(found.tolist())
     at = tuple(np.argwhere(~range_.holds(found))[0].tolist())
