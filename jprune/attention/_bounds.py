@@ -204,13 +204,31 @@ def check_fits(cache: Any, stream: Any) -> None:
 
 @jax.vmap
 def write(x: jax.Array, row: jax.Array, slot: jax.Array) -> jax.Array:
-    """Returns rows `(slots, ...)` with one replaced; a slot that is none drops it."""
+    """Replaces one row of each array; a row whose slot does not exist is dropped.
+
+    Args:
+      x: `(rows, slots, ...)`.
+      row: `(rows, ...)`, one for each.
+      slot: `(rows,)` int32, not negative.
+
+    Returns:
+      The array in the shape and type of `x`.
+    """
     at = x.at[slot]
     return at.set(row.astype(x.dtype), mode="drop", unique_indices=True)
 
 
 @jax.vmap
 def write_column(x: jax.Array, column: jax.Array, slot: jax.Array) -> jax.Array:
-    """Returns columns `(dim, slots)` with one replaced, as `write`."""
+    """Replaces one column of each matrix, as `write`.
+
+    Args:
+      x: `(rows, dim, slots)`.
+      column: `(rows, dim)`, one for each.
+      slot: `(rows,)` int32, not negative.
+
+    Returns:
+      The array in the shape and type of `x`.
+    """
     at = x.at[:, slot]
     return at.set(column.astype(x.dtype), mode="drop", unique_indices=True)
