@@ -218,6 +218,8 @@ def average_precision(scores: np.ndarray, hits: np.ndarray, count: int) -> float
     References:
       The metric of the PASCAL VOC challenge from 2010 on.
     """
+    # Not scikit-learn's `average_precision_score`: it does not take the maximum, and
+    # leaves out objects that no box has found.
     if not len(scores):
         return 0.0
     right = np.cumsum(hits[np.argsort(-scores, kind="stable")])

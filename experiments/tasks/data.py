@@ -112,6 +112,8 @@ def stratified(
       One ascending index array per fraction. Every class is divided in these
       fractions, to within one example.
     """
+    # Not scikit-learn's `train_test_split(stratify=...)`: its parts for a seed differ,
+    # and the committed results are those of these.
     rng = np.random.default_rng(seed)
     parts: list[list[np.ndarray]] = [[] for _ in fractions]
     for value in np.unique(labels):

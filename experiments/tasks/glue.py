@@ -9,7 +9,7 @@ choices are made on a part of train that `held_out` sets aside.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -69,23 +69,28 @@ def matthews(predicted: np.ndarray, labels: np.ndarray) -> float:
 
     It is 0 if all predictions are of one class, as in GLUE's own scorer.
     """
-    return 100 * _correlation(np.asarray(predicted, float), np.asarray(labels, float))
+    from sklearn.metrics import matthews_corrcoef
+
+    if _constant(predicted) or _constant(labels):
+        return 0.0
+    return 100 * float(matthews_corrcoef(labels, predicted))
 
 
 def spearman(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the Spearman correlation in percent; ties share their mean rank."""
-    return 100 * _correlation(_ranks(predicted), _ranks(labels))
+    """Returns the Spearman correlation in percent; ties share their mean rank.
+
+    It is 0 where it is not defined: if all numbers are equal, or one is NaN.
+    """
+    from scipy import stats
+
+    if _constant(predicted) or _constant(labels):
+        return 0.0
+    found: Any = stats.spearmanr(predicted, labels)
+    return 100 * float(np.nan_to_num(found.statistic))
 
 
-def _correlation(x: np.ndarray, y: np.ndarray) -> float:
-    x, y = x - x.mean(), y - y.mean()
-    size = float(np.sqrt((x * x).sum() * (y * y).sum()))
-    return float((x * y).sum()) / size if size else 0.0
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[where.reshape(-1)]
+def _constant(values: np.ndarray) -> bool:
+    return bool(np.ptp(values) == 0)  # of which SciPy and scikit-learn warn
 
 
 BINARY = ("0", "1")

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+_LINE = 100  # characters of a line of text
+
 
 class Column(NamedTuple):
     """A column of a table.
@@ -23,15 +25,19 @@ class Column(NamedTuple):
     justify: Any = "right"
 
 
-def print_table(columns: Sequence[Column], caption: str, what: str) -> None:
+def print_table(
+    columns: Sequence[Column], caption: str, what: str, *, title: str = ""
+) -> None:
     """Prints columns side by side, at the width of the terminal.
 
     Cells break only in the first column, and only where nothing is left to leave out.
+    Texts above and below are folded to 100 characters, or to the terminal.
 
     Args:
       columns: the columns, all with the same number of cells.
       caption: text below the table, which names the columns that were left out.
       what: name of the function that prints, for the error.
+      title: text above the table; none if empty.
 
     Raises:
       ImportError: if rich is not installed.
@@ -50,6 +56,7 @@ def print_table(columns: Sequence[Column], caption: str, what: str) -> None:
         for i, c in enumerate(shown):
             fold: Any = {"overflow": "fold"} if i == 0 else {"no_wrap": True}
             out.add_column(c.title, c.footer, justify=c.justify, **fold)
+        out.show_footer = any(c.footer for c in shown)
         # As `Text`: a path may look like rich's markup.
         for cells in zip(*(c.cells for c in shown), strict=True):
             out.add_row(*map(text.Text, cells))
@@ -64,6 +71,9 @@ def print_table(columns: Sequence[Column], caption: str, what: str) -> None:
             break
         shown.remove(spare[-1])
         gone.append(spare[-1].title)
+    lines = min(_LINE, screen.width)
+    if title:
+        screen.print(text.Text(title, style="bold"), width=lines)
     screen.print(made(shown))
     note = f" Too narrow for: {', '.join(gone)}." if gone else ""
-    screen.print(text.Text(caption + note, style="italic"))
+    screen.print(text.Text(caption + note, style="italic"), width=lines)

@@ -22,10 +22,9 @@ products are several times slower.
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jprune._core import base
-from jprune.attention import _choose, _slots
+from jprune.attention import _bounds, _choose, _slots
 from jprune.attention._slots import Cache as Cache
 from jprune.attention._slots import Stream as Stream
 from jprune.attention._slots import check_protected as check_protected
@@ -86,13 +85,14 @@ def start(
       scores: `(batch, prompt)`, importance of the prompt's tokens, summed over layers
         (`token_importance`); None for an empty prompt.
       position: `(batch,)`, position of the next token, where prompts are padded at
-        their end; the width of the prompt if None.
+        their end, in [0, length]; the width of the prompt if None.
 
     Returns:
       A `Stream`.
 
     Raises:
-      PruningError: if the prompt is longer than `length`.
+      PruningError: if the prompt is longer than `length`, arrays have another batch, or
+        a position is outside of the length. A traced one is a `checkify` debug check.
 
     Example:
       >>> stream = start(1, 6, scores=jnp.array([[2.0, 0.5, 0.5]]))
@@ -102,12 +102,9 @@ def start(
     if scores is None:
         scores = jnp.zeros((batch, 0), jnp.float32)
     prompt = scores.shape[1]
-    if prompt > length:
-        raise base.PruningError(
-            f"A prompt of {prompt} tokens does not fit a length of {length}."
-        )
     if position is None:
         position = jnp.full(batch, prompt, jnp.int32)
+    _bounds.check_start(batch, length, scores, position)
     real = jnp.arange(prompt, dtype=jnp.int32)[None] < position[:, None]
     scores = jnp.where(real, scores.astype(jnp.float32), 0)
     scores = jnp.pad(scores, ((0, 0), (0, length - prompt)))
@@ -153,7 +150,7 @@ def fill(
         previous layer keeps.
       slots: the layer's budget.
       positions: `(batch, prompt)`, positions of the given tokens, if some were already
-        pruned; those from `stream.position` on are padding.
+        pruned; negative ones and those from `stream.position` on are padding.
       sinks: number of first tokens of the sequence that are never evicted.
       recent: number of last tokens that are never evicted, including the next one.
 
@@ -161,7 +158,8 @@ def fill(
       A `Cache`, its slots in the order of the sequence.
 
     Raises:
-      PruningError: if `sinks` and `recent` leave no slot to evict.
+      PruningError: if `sinks` and `recent` leave no slot to evict, shapes do not match,
+        or the prompt is longer than the stream.
 
     Example:
       Of a prompt of three tokens, the first and the last stay:
@@ -172,6 +170,7 @@ def fill(
       >>> cache.positions.tolist(), cache.values.ravel().tolist()
       ([[0, 2]], [5.0, 7.0])
     """
+    _bounds.check_prompt(keys, values, positions, stream)
     batch, heads, prompt, dim = keys.shape
     if positions is None:
         positions = jnp.broadcast_to(
@@ -218,8 +217,9 @@ def compact(
       [[0, 2]]
     """
     check_protected(slots, sinks, recent)
-    old = cache.positions.shape[1]
-    live = live_slots(cache) & (cache.positions < stream.position[:, None])
+    _bounds.check_batch(cache, stream)
+    old, at = cache.positions.shape[1], cache.positions
+    live = live_slots(cache) & (at >= 0) & (at < stream.position[:, None])
     ids = jnp.broadcast_to(jnp.arange(old, dtype=jnp.int32), cache.positions.shape)
     if slots < old:
         stays = protected_slots(cache, stream, sinks, recent)
@@ -258,6 +258,9 @@ def append(
     what a layer prunes is pruned in all later layers; otherwise the token of the lowest
     score, the latest among equals. Two rows are written; no other key or value moves.
 
+    A token past the stream's length, or past the slots of a cache that evicts nothing
+    as it has `length` of them, is not written and evicts nothing.
+
     Args:
       cache: the layer's cache.
       stream: stream from the previous layer.
@@ -270,7 +273,9 @@ def append(
       `(cache, stream)`: the cache with the token, the stream with the evicted position.
 
     Raises:
-      PruningError: if `sinks` and `recent` leave no slot to evict.
+      PruningError: if `sinks` and `recent` leave no slot to evict, shapes do not match,
+        or the token does not fit; of a traced position, that is a `checkify` debug
+        check.
 
     Example:
       >>> import jax.numpy as jnp
@@ -281,6 +286,10 @@ def append(
     """
     slots = cache.positions.shape[1]
     check_protected(slots, sinks, recent)
+    _bounds.check_batch(cache, stream)
+    _bounds.check_token(cache, k, v)
+    _bounds.check_fits(cache, stream)
+    fits = _bounds.fits(cache, stream)
     slot, evicted = cache.used, jnp.full_like(stream.evicted, -1)
     if slots < stream.scores.shape[1]:  # otherwise a slot is always free
         scores = slot_scores(cache, stream)
@@ -288,17 +297,17 @@ def append(
         scores = jnp.where(stays, jnp.inf, scores)
         gone = cache.positions == stream.evicted[:, None]
         worst = jax.vmap(_least)(jnp.where(gone, -jnp.inf, scores), cache.positions)
-        full = cache.used == slots
+        full = fits & (cache.used == slots)
         slot = jnp.where(full, worst, cache.used)
-        evicted = jnp.where(
-            full, _slots.pick(cache.positions, worst[:, None])[:, 0], -1
-        )
+        evicted = _slots.pick(cache.positions, worst[:, None])[:, 0]
+        evicted = jnp.where(full, evicted, -1)
+    slot = jnp.where(fits, slot, slots)  # there is none: writes are dropped
     rows = _for_heads(slot, k.shape[1])
     cache = Cache(
-        _write_column(cache.keys, k.reshape(-1, k.shape[-1]), rows),
-        _write(cache.values, v.reshape(-1, v.shape[-1]), rows),
-        _write(cache.positions, stream.position, slot),
-        jnp.minimum(cache.used + 1, slots),
+        _bounds.write_column(cache.keys, k.reshape(-1, k.shape[-1]), rows),
+        _bounds.write(cache.values, v.reshape(-1, v.shape[-1]), rows),
+        _bounds.write(cache.positions, stream.position, slot),
+        jnp.minimum(cache.used + fits.astype(jnp.int32), slots),
     )
     return cache, stream._replace(evicted=evicted)
 
@@ -319,13 +328,3 @@ def _for_heads(x: jax.Array, heads: int) -> jax.Array:
 @jax.vmap
 def _pick_columns(x: jax.Array, ids: jax.Array) -> jax.Array:
     return x.at[:, ids].get(mode="promise_in_bounds")
-
-
-@jax.vmap
-def _write(x: jax.Array, row: jax.Array, slot: jax.Array) -> jax.Array:
-    return lax.dynamic_update_index_in_dim(x, row.astype(x.dtype), slot, 0)
-
-
-@jax.vmap
-def _write_column(x: jax.Array, column: jax.Array, slot: jax.Array) -> jax.Array:
-    return lax.dynamic_update_index_in_dim(x, column.astype(x.dtype), slot, 1)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jprune._core import base
+from jprune.attention import _bounds
 from jprune.attention._attend import softmax
 from jprune.attention.cache import Cache, Stream, append, live_slots
 
@@ -53,10 +54,12 @@ def step(
 
     Returns:
       `(out, cache, stream)`: the output `(batch, heads, dim)`, and the cache and stream
-      after this layer.
+      after this layer. Of a token that does not fit (`cache.append`), such as one past
+      the stream's length, the output is NaN, and cache and scores do not change.
 
     Raises:
-      PruningError: if shapes do not match, or the protected tokens fill all slots.
+      PruningError: if shapes do not match, the protected tokens fill all slots, or the
+        token does not fit; of a traced position, that is a `checkify` debug check.
 
     Example:
       >>> import jax.numpy as jnp
@@ -76,10 +79,13 @@ def step(
       among all tokens that the previous layer kept; here, as its keys are gone, no
       evicted token comes back.
     """
-    _check(q, k, v, cache)
+    _bounds.check_token(cache, k, v)
+    _check_heads(q, cache)
+    fits = _bounds.fits(cache, stream)[:, None, None]
     cache, stream = append(cache, stream, k, v, sinks=sinks, recent=recent)
     out, probs = attend(q, cache)
-    return out, cache, credit(stream, cache, probs)
+    stream = credit(stream, cache, jnp.where(fits, probs, 0))
+    return jnp.where(fits, out, jnp.nan), cache, stream
 
 
 def attend(
@@ -96,6 +102,10 @@ def attend(
       `(out, probs)`: the output `(batch, heads, dim)` in the type of q, and the
       probabilities `(batch, heads, slots)` in float32, zero for empty slots.
 
+    Raises:
+      PruningError: if shapes do not match, or more slots are used than there are; of a
+        traced number, that is a `checkify` debug check, and all slots are read.
+
     Example:
       Two slots hold tokens with equal keys, the third is empty:
 
@@ -106,6 +116,7 @@ def attend(
       >>> out.shape, probs.tolist()
       ((1, 1, 2), [[[0.5, 0.5, 0.0]]])
     """
+    _bounds.check_used(cache)
     logits = query(q, cache, scale=scale)
     probs = softmax(logits, live_slots(cache)[:, None])
     return mix(probs, cache).astype(q.dtype), probs
@@ -122,6 +133,9 @@ def query(q: jax.Array, cache: Cache, *, scale: float | None = None) -> jax.Arra
     Returns:
       `(batch, heads, slots)` in float32; undefined for empty slots.
 
+    Raises:
+      PruningError: if the queries do not match the cache.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from jprune.attention import cache as caches
@@ -130,6 +144,7 @@ def query(q: jax.Array, cache: Cache, *, scale: float | None = None) -> jax.Arra
       >>> query(jnp.array([[[3.0]]]), cache).tolist()
       [[[3.0, 6.0]]]
     """
+    _check_heads(q, cache)
     batch, heads, dim = q.shape
     rows, _, slots = cache.keys.shape
     group = q.reshape(rows, batch * heads // max(rows, 1), dim)
@@ -150,6 +165,9 @@ def mix(probs: jax.Array, cache: Cache) -> jax.Array:
     Returns:
       `(batch, heads, dim)` in float32.
 
+    Raises:
+      PruningError: if the probabilities do not match the cache.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from jprune.attention import cache as caches
@@ -158,6 +176,7 @@ def mix(probs: jax.Array, cache: Cache) -> jax.Array:
       >>> mix(jnp.array([[[0.75, 0.25]]]), cache).tolist()
       [[[7.0]]]
     """
+    _check_probs(probs, cache)
     batch, heads, slots = probs.shape
     rows, _, dim = cache.values.shape
     group = probs.reshape(rows, batch * heads // max(rows, 1), slots)
@@ -175,6 +194,8 @@ def credit(stream: Stream, cache: Cache, probs: jax.Array) -> Stream:
 
         s[j] += sum_heads p[head, j]
 
+    Nothing is added for a token past the stream's length.
+
     Args:
       stream: the layer's stream.
       cache: the layer's cache.
@@ -182,6 +203,9 @@ def credit(stream: Stream, cache: Cache, probs: jax.Array) -> Stream:
 
     Returns:
       The stream with the new scores, `(batch, length)` float32.
+
+    Raises:
+      PruningError: if the probabilities or the stream do not match the cache.
 
     Example:
       Two heads look at the tokens of positions 2 and 0:
@@ -194,7 +218,10 @@ def credit(stream: Stream, cache: Cache, probs: jax.Array) -> Stream:
       >>> credit(caches.start(1, 4), cache, probs).scores.tolist()
       [[0.75, 0.0, 1.25, 0.0]]
     """
-    seen = probs.astype(jnp.float32).sum(1)
+    _check_probs(probs, cache)
+    _bounds.check_batch(cache, stream)
+    inside = _bounds.within(stream.position, stream.scores.shape[1])[:, None]
+    seen = jnp.where(inside, probs.astype(jnp.float32).sum(1), 0)
     return stream._replace(scores=_add(stream.scores, cache.positions, seen))
 
 
@@ -203,17 +230,21 @@ def _add(scores: jax.Array, positions: jax.Array, seen: jax.Array) -> jax.Array:
     return scores.at[positions].add(seen, mode="promise_in_bounds")
 
 
-def _check(q: jax.Array, k: jax.Array, v: jax.Array, cache: Cache) -> None:
-    rows, dim, _ = cache.keys.shape
-    batch = cache.positions.shape[0]
-    heads = rows // max(batch, 1) or k.shape[1]
-    if k.shape != (batch, heads, dim) or v.shape[:2] != k.shape[:2]:
+def _check_heads(q: jax.Array, cache: Cache) -> None:
+    batch, heads, dim = _bounds.sizes(cache, 1)
+    if q.ndim != 3 or q.shape[::2] != (batch, dim) or q.shape[1] % max(heads, 1):
         raise base.PruningError(
-            f"The cache holds {batch} sequences, {heads} KV heads, dim {dim}; got keys "
-            f"{k.shape} and values {v.shape}."
+            f"Queries {q.shape} do not match a cache of {batch} sequences, {heads} KV "
+            f"heads, dim {dim}: batch and dim have to be equal, and heads a multiple "
+            "of KV heads."
         )
-    if q.shape[0] != batch or q.shape[2] != dim or q.shape[1] % heads:
+
+
+def _check_probs(probs: jax.Array, cache: Cache) -> None:
+    batch, slots = cache.positions.shape
+    heads = _bounds.sizes(cache, 1)[1]
+    if probs.ndim != 3 or probs.shape[::2] != (batch, slots) or probs.shape[1] % heads:
         raise base.PruningError(
-            f"Queries {q.shape} do not match keys {k.shape}: batch and dim have to be "
-            "equal, and heads a multiple of KV heads."
+            f"Probabilities {probs.shape} do not match a cache of {batch} sequences, "
+            f"{heads} KV heads and {slots} slots."
         )

@@ -21,6 +21,7 @@ reading order:
     cost_per_operation       the terms of that sum
     RESOURCES                what can limit an operation
     summary, print_summary   a table of operations: times, energies, bytes, limits
+    print_comparison         a table of designs, with ratios to the first
     draw_roofline            a picture of operations under the limits of a machine
 
     as_graph_cost            the cost of group sizes on a machine, for `jprune.graph`
@@ -46,6 +47,7 @@ from jprune.hardware import topk as topk
 from jprune.hardware import workload as workload
 from jprune.hardware._accelerator import Accelerator as Accelerator
 from jprune.hardware._accelerator import accelerator as accelerator
+from jprune.hardware._compare import print_comparison as print_comparison
 from jprune.hardware._constraints import fit as fit
 from jprune.hardware._constraints import saving as saving
 from jprune.hardware._constraints import worth as worth

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune._core import base
+from jprune.hardware import _ranges
 
 
 class Accelerator(NamedTuple):
@@ -107,10 +108,14 @@ _POSITIVE = (
     *("clock", "rows", "columns", "arrays", "efficiency", "vector", "softmax", "topk"),
     *("sram", "sram_bandwidth", "dram_bandwidth", "lanes", "mac_bits", "node", "rates"),
 )
-_FRACTIONS = (
-    *("dataflows", "fill", "efficiency", "pipelined", "overlap", "skip"),
-    *("compressed", "gating"),
+_FRACTIONS = "dataflows", "fill", "pipelined", "overlap", "skip", "compressed", "gating"
+RANGES = (
+    dict.fromkeys(Accelerator._fields, _ranges.ANY)
+    | dict.fromkeys(_POSITIVE, _ranges.POSITIVE)
+    | dict.fromkeys(_FRACTIONS, _ranges.SHARE)
+    | {"efficiency": _ranges.SOME, "n_of_m": _ranges.FACTOR}
 )
+"""Ranges of an accelerator's fields."""
 
 # Defaults for fields that a machine's description does not give: plain digital logic in
 # which little but the multipliers limits. Energies: Horowitz, Computing's Energy
@@ -219,27 +224,18 @@ def check(machine: Accelerator) -> Accelerator:
           ...
       jprune._core.base.PruningError: clock of an accelerator has to be positive; ...
     """
-    for name, value in machine._asdict().items():
-        if isinstance(value, jax.core.Tracer):
-            continue
-        found = np.asarray(value, np.float64)
-        if name in _VECTORS and (not found.ndim or found.shape[-1] != _VECTORS[name]):
+    fields = machine._asdict()
+    known = {k: v for k, v in fields.items() if not isinstance(v, jax.core.Tracer)}
+    for name, count in _VECTORS.items():
+        shape = np.shape(fields[name])
+        if not shape or shape[-1] != count:
+            raise base.PruningError(f"{name} has {count} entries; got shape {shape}.")
+    _ranges.check_fields(known, RANGES, "an accelerator")
+    for name in _VECTORS.keys() & known.keys():
+        found = np.asarray(known[name])
+        if np.any(found.max(-1) == 0):
             raise base.PruningError(
-                f"{name} has {_VECTORS[name]} entries; got shape {found.shape}."
-            )
-        complaint = None
-        if not np.all(np.isfinite(found)) or np.any(found < 0):
-            complaint = "finite and not negative"
-        elif name in _POSITIVE and np.any(found == 0):
-            complaint = "positive"
-        elif name in _FRACTIONS and np.any(found > 1):
-            complaint = "at most 1"
-        elif name == "n_of_m" and np.any(found < 1):
-            complaint = "at least 1"
-        elif name in _VECTORS and np.any(found.max(-1) == 0):
-            complaint = "positive in at least one entry"
-        if complaint:
-            raise base.PruningError(
-                f"{name} of an accelerator has to be {complaint}; got {found.tolist()}."
+                f"{name} of an accelerator has to be positive in at least one entry; "
+                f"got {found.tolist()}."
             )
     return machine

@@ -21,7 +21,17 @@ import jax
 import jax.numpy as jnp
 
 from jprune._core import base
-from jprune.hardware import _arithmetic, _traffic, _zeros, accelerators, systolic, topk
+from jprune.hardware import (
+    _accelerator,
+    _arithmetic,
+    _ranges,
+    _traffic,
+    _workload,
+    _zeros,
+    accelerators,
+    systolic,
+    topk,
+)
 from jprune.hardware._accelerator import Accelerator
 from jprune.hardware._arithmetic import Arithmetic
 from jprune.hardware._workload import Names, Workload
@@ -115,7 +125,10 @@ def cost(workload: Workload, machine: Accelerator, *, temperature: Any = None) -
 
     Raises:
       PruningError: if the arguments are not a workload and an accelerator, in this
-        order.
+        order, or a number is out of its range: a size, width or keep ratio of the
+        workload, a field of the machine, the temperature. A keep ratio may be 0 here.
+        Inside `jit` and `vmap` that is a `checkify` debug check, without which the cost
+        of such a number has no meaning.
 
     Example:
       >>> from jprune.hardware import machines, workload
@@ -124,7 +137,7 @@ def cost(workload: Workload, machine: Accelerator, *, temperature: Any = None) -
       >>> RESOURCES[int(found.bound[0])], round(1e6 * float(found.seconds), 1)
       ('dram', 69.4)
     """
-    check_order(workload, machine)
+    check(workload, machine, temperature)
     return _cost(workload._replace(names=Names()), machine, temperature, jnp.sum)
 
 
@@ -145,7 +158,7 @@ def cost_per_operation(
       A `Cost` of `(operations,)` arrays, except for `area`, which is the machine's.
 
     Raises:
-      PruningError: if the arguments are not a workload and an accelerator.
+      PruningError: as in `cost`.
 
     Example:
       >>> from jprune.hardware import machines, networks
@@ -153,9 +166,31 @@ def cost_per_operation(
       >>> [RESOURCES[i] for i in found.bound[:4].tolist()]
       ['dram', 'dram', 'multipliers', 'multipliers']
     """
-    check_order(workload, machine)
+    check(workload, machine, temperature)
     plain = workload._replace(names=Names())
     return _cost(plain, machine, temperature, _each)
+
+
+_RANGES = _workload.RANGES | {"keep": _ranges.SHARE}  # 0: pruned away
+
+
+def check(workload: Any, machine: Any, temperature: Any) -> None:
+    """Raises unless arguments are a workload and a machine with fields in range.
+
+    Args:
+      workload: the operations.
+      machine: the accelerator.
+      temperature: None, or a positive number.
+
+    Raises:
+      PruningError: names the order, the field or the temperature.
+    """
+    check_order(workload, machine)
+    fields = _workload.arrays(workload)
+    _ranges.check_fields(fields, _RANGES, "an operation")
+    machine_fields = machine._asdict()
+    _ranges.check_fields(machine_fields, _accelerator.RANGES, "an accelerator")
+    _ranges.check_numbers(_ranges.POSITIVE, temperature=temperature)
 
 
 def check_order(workload: Any, machine: Any) -> None:

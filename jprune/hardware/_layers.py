@@ -5,6 +5,7 @@ from typing import Any
 
 from jprune._core import base
 from jprune._core.deprecation import renamed_arguments
+from jprune.hardware import _ranges
 from jprune.hardware._workload import Workload
 from jprune.hardware.workload import chain, product, rename
 
@@ -110,6 +111,7 @@ def transformer_layer(
       >>> transformer_layer(128, width=768, heads=12, hidden=3072).names[:2]
       ('qkv_projection', 'attention_scores')
     """
+    _ranges.check_numbers(_ranges.POSITIVE, width=width, heads=heads, batch=batch)
     dim = width / heads if dim is None else dim
     rows, inner = batch * tokens, heads * dim
     keys = tokens if context is None else context
@@ -163,6 +165,9 @@ def convolution(
       ([3136.0], [576.0], 9)
     """
     parts = feature_group_count
+    sizes = {"side": side, "inputs": inputs, "outputs": outputs, "batch": batch}
+    sizes |= {"kernel": kernel, "stride": stride, "feature_group_count": parts}
+    _ranges.check_numbers(_ranges.POSITIVE, **sizes)
     if inputs % parts or outputs % parts:
         raise base.PruningError(
             f"feature_group_count={parts} does not divide {inputs} input and {outputs} "

@@ -165,6 +165,10 @@ _PRESETS = {
 }
 
 
+PRESETS = tuple(_PRESETS)
+"""Names of the presets of `jprune.hardware.machines`."""
+
+
 def sources(preset: Callable[[], Accelerator]) -> dict[str, Source]:
     """Returns where each field of a preset comes from.
 

@@ -16,9 +16,10 @@ import numpy as np
 from jprune import graph as graph_lib
 from jprune._core import base
 from jprune.graph import Graph
+from jprune.hardware import _ranges
 from jprune.hardware._accelerator import Accelerator
 from jprune.hardware._cost import Cost, cost
-from jprune.hardware._workload import Names, Workload, arrays, check_fields
+from jprune.hardware._workload import RANGES, Names, Workload, arrays
 from jprune.hardware.workload import product
 
 Metric = Callable[[Cost], Any]
@@ -58,7 +59,8 @@ def from_graph(
 
     Raises:
       PruningError: if the function has no product, a group or a field does not exist,
-        or no product uses a leaf that has a density.
+        no product uses a leaf that has a density, or a size, width, density or field is
+        out of its range.
 
     Example:
       >>> import jax.numpy as jnp
@@ -72,13 +74,13 @@ def from_graph(
       >>> half.names
       ('in', 'out')
     """
-    check_fields(fields)
     found = graph_lib.operations(graph)
     if not found:
         raise base.PruningError(
             "The traced function has no matrix product or convolution."
         )
     shares = density or {}
+    _check(sizes, bits, shares, fields)
     unused = set(shares) - {path for o in found for path in o.leaves}
     if unused:
         raise base.PruningError(
@@ -109,6 +111,24 @@ def from_graph(
     }
     full |= measured | {"density": jnp.stack(kept)}
     return Workload(**full, names=Names(map(_name, found)))
+
+
+def _check(
+    sizes: graph_lib.Sizes | None,
+    bits: float | None,
+    density: Mapping[str, Any],
+    fields: Mapping[str, Any],
+) -> None:
+    _ranges.check_numbers(_ranges.POSITIVE, bits=bits)
+    for what, numbers, allowed in (
+        ("the sizes", sizes or {}, _ranges.ANY),
+        ("the densities", density, _ranges.SHARE),
+    ):
+        _ranges.check_fields(numbers, dict.fromkeys(numbers, allowed), what)
+    unknown = sorted(set(fields) - RANGES.keys())
+    if unknown:
+        raise base.PruningError(f"An operation has no fields {unknown}.")
+    _ranges.check_fields(fields, RANGES, "an operation")
 
 
 def _name(o: graph_lib.Operation) -> str:

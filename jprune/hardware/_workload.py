@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from jprune._core import base
+from jprune.hardware import _ranges
 
 
 @jax.tree_util.register_static
@@ -127,11 +128,18 @@ DEFAULTS = {
     "share": 1.0,
     "repeats": 1.0,
 }
-_POSITIVE = ("input_bits", "weight_bits", "output_bits", "keep", "share")
+_POSITIVE = "input_bits", "weight_bits", "output_bits"
 _SHARES = (
-    *("keep", "refetch", "input_dram", "weight_dram", "output_dram", "input_unique"),
-    *("density", "input_density", "joined", "share"),
+    *("refetch", "input_dram", "weight_dram", "output_dram", "input_unique"),
+    *("density", "input_density", "joined"),
 )
+RANGES = (
+    dict.fromkeys(Workload._fields[:-1], _ranges.ANY)
+    | dict.fromkeys(_POSITIVE, _ranges.POSITIVE)
+    | dict.fromkeys(_SHARES, _ranges.SHARE)
+    | {"keep": _ranges.SOME, "share": _ranges.SOME}
+)
+"""Ranges of an operation's fields."""
 
 
 def check(workload: Workload) -> Workload:
@@ -151,28 +159,22 @@ def check(workload: Workload) -> Workload:
         selected than there is, only some of m, n and k are 0, or the number of names is
         not that of operations; names the field.
     """
-    traced = any(isinstance(x, jax.core.Tracer) for x in workload)
     check_names(workload)
-    for name, value in arrays(workload).items():
-        if isinstance(value, jax.core.Tracer):
-            continue
-        found = np.asarray(value, np.float64)
-        complaint = None
-        if name == "keep" and (found.ndim < 2 or found.shape[-1] != 4):
-            complaint = "one fraction each of batch, m, n and k"
-        elif not np.all(np.isfinite(found)) or np.any(found < 0):
-            complaint = "finite and not negative"
-        elif name in _POSITIVE and np.any(found == 0):
-            complaint = "positive"
-        elif name in _SHARES and np.any(found > 1):
-            complaint = "at most 1"
-        elif name == "pattern" and not np.all(np.isin(found, (0, 1, 2))):
-            complaint = "DENSE, UNSTRUCTURED or N_OF_M"
-        if complaint:
-            raise base.PruningError(
-                f"{name} of an operation has to be {complaint}; got {found.tolist()}."
-            )
-    if traced:
+    if np.ndim(workload.keep) < 2 or np.shape(workload.keep)[-1] != 4:
+        raise base.PruningError(
+            "keep of an operation has to be one fraction each of batch, m, n and k; "
+            f"got shape {np.shape(workload.keep)[1:]}."
+        )
+    fields = arrays(workload)
+    known = {k: v for k, v in fields.items() if not isinstance(v, jax.core.Tracer)}
+    _ranges.check_fields(known, RANGES, "an operation")
+    pattern = known.get("pattern", DENSE)
+    if not np.all(np.isin(pattern, (DENSE, UNSTRUCTURED, N_OF_M))):
+        raise base.PruningError(
+            "pattern of an operation has to be DENSE, UNSTRUCTURED or N_OF_M; got "
+            f"{np.asarray(pattern).tolist()}."
+        )
+    if len(known) < len(fields):
         return workload
     product_sizes = [np.asarray(x) > 0 for x in (workload.m, workload.n, workload.k)]
     if np.any(np.any(product_sizes, axis=0) != np.all(product_sizes, axis=0)):

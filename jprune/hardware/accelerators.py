@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jprune._core.deprecation import renamed
+from jprune.hardware import _ranges
 from jprune.hardware._accelerator import Accelerator
 from jprune.hardware._accelerator import check as check
 
@@ -41,12 +42,16 @@ def peak_tops(machine: Accelerator, bits: float = 8) -> jax.Array:
     Returns:
       A scalar, TOPS.
 
+    Raises:
+      PruningError: if the width is not positive.
+
     Example:
       >>> from jprune.hardware import machines
       >>> chip = machines.spatten()  # 1024 multipliers at 1 GHz
       >>> round(float(peak_tops(chip, 12)), 3)
       2.048
     """
+    _ranges.check_numbers(_ranges.POSITIVE, bits=bits)
     macs = machine.rows * machine.columns * machine.arrays * rate(machine, bits)
     return 2e-3 * macs * machine.clock
 
@@ -106,6 +111,10 @@ def scaled(machine: Accelerator, node: Any) -> Accelerator:
     Returns:
       An `Accelerator`.
 
+    Raises:
+      PruningError: if the node is not positive; a traced one is a `checkify` debug
+        check.
+
     Example:
       >>> from jprune.hardware import machines
       >>> old = machines.spatten()
@@ -117,6 +126,7 @@ def scaled(machine: Accelerator, node: Any) -> Accelerator:
       What s^2 and s neglect, voltage and wires: Stillmaker and Baas, Scaling Equations
       for the Accurate Prediction of CMOS Device Performance, 2017.
     """
+    _ranges.check_numbers(_ranges.POSITIVE, node=node)
     s = jnp.asarray(node, jnp.result_type(machine.node)) / machine.node
     energies = ("mac_energy", "vector_energy", "topk_energy", "sram_energy")
     areas = ("area_base", "area_multiplier", "area_sram", "area_lane")

@@ -9,13 +9,15 @@ the activation of a hidden layer. Norms and residual sums are not counted. Opera
 have names, such as "mlp_up"; one that is repeated in each layer has one name. Keyword
 arguments `**fields` set fields of `Workload`, such as `input_bits`, for all products.
 
-Parts are in `_layers`; networks, which chain them, are here.
+Parts are in `_layers`; networks, which chain them, are here. A size that is not
+positive is a `PruningError` with its name.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 from jprune._core import base
+from jprune.hardware import _ranges
 from jprune.hardware._layers import attention as attention
 from jprune.hardware._layers import convolution as convolution
 from jprune.hardware._layers import transformer_layer as transformer_layer
@@ -139,15 +141,8 @@ def gpt2_medium(
     References:
       Radford et al., Language Models are Unsupervised Multitask Learners, 2019.
     """
-    layer = transformer_layer(
-        tokens,
-        width=1024,
-        heads=16,
-        hidden=4096,
-        batch=batch,
-        context=context,
-        **fields,
-    )
+    sizes: dict[str, Any] = {"width": 1024, "heads": 16, "hidden": 4096, "batch": batch}
+    layer = transformer_layer(tokens, context=context, **sizes, **fields)
     return repeated(layer, 24)
 
 
@@ -173,6 +168,7 @@ def vit_base(side: int = 224, batch: float = 1, **fields: Any) -> Workload:
     References:
       Dosovitskiy et al., An Image is Worth 16x16 Words, 2021, arXiv:2010.11929.
     """
+    _ranges.check_multiple(16, side=side)
     patches = (side // 16) ** 2
     layer = transformer_layer(
         patches + 1, width=768, heads=12, hidden=3072, batch=batch, **fields
@@ -212,6 +208,7 @@ def resnet50(side: int = 224, batch: float = 1, **fields: Any) -> Workload:
       He et al., Deep Residual Learning for Image Recognition, 2016,
       arXiv:1512.03385.
     """
+    _ranges.check_multiple(32, side=side)
     fields |= {"batch": batch}
     found = [convolution(side, 3, 64, kernel=7, stride=2, name="stem", **fields)]
     side, inputs = side // 4, 64
@@ -274,11 +271,11 @@ def scheduled(
     """
     queries = tokens if queries is None else queries
     values = tokens if values is None else values
-    if len({len(x) for x in (tokens, heads, queries, values)}) > 1:
+    if len({len(x) for x in (tokens, heads, queries, values)}) > 1 or not len(tokens):
         raise base.PruningError(
             f"A schedule has one number for each layer; got {len(tokens)} of tokens, "
             f"{len(heads)} of heads, {len(queries)} of queries and {len(values)} of "
-            "values."
+            "values, and at least one layer."
         )
     following = [*tokens[1:], tokens[-1]]
     rows = zip(queries, tokens, heads, values, following, strict=True)

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from jprune._core import base
+from jprune.hardware import _ranges
 from jprune.hardware._accelerator import Accelerator
 from jprune.hardware.topk import topk_cycles
 
@@ -164,13 +166,18 @@ def ramp(
     the mean that they need.
 
     Args:
-      layers: number of layers.
+      layers: number of layers, positive.
       average: keep ratio averaged over all layers, in (0, 1].
-      first: fraction of the layers that keep all, rounded up to whole layers.
-      least: lower bound of the keep ratios.
+      first: fraction of the layers that keep all, in [0, 1], rounded up to whole
+        layers.
+      least: lower bound of the keep ratios, in [0, 1].
 
     Returns:
       A keep ratio for each layer, not increasing.
+
+    Raises:
+      PruningError: if a number is out of its range, or the layers that keep all and the
+        lower bound leave no ratios with that average.
 
     Example:
       >>> [round(x, 2) for x in ramp(6, 0.7, first=1 / 3)]
@@ -180,8 +187,19 @@ def ramp(
       Wang et al., SpAtten, 2021, arXiv:2012.09852, section V.A: no tokens are pruned
       in the first 15 % of layers, no heads in the first 30 %.
     """
+    _ranges.check_numbers(_ranges.POSITIVE, layers=layers)
+    _ranges.check_numbers(_ranges.SOME, average=average)
+    _ranges.check_numbers(_ranges.SHARE, first=first, least=least)
     whole = math.ceil(first * layers)
     rest = layers - whole
+    lowest = (whole + rest * least) / layers
+    if average < lowest - 1e-9 or (not rest and average < 1):
+        raise base.PruningError(
+            f"{whole} of {layers} layers keep all, and the others at least {least}: "
+            f"the average is at least {lowest:.4g}; got {average}."
+        )
+    if not rest:
+        return [1.0] * whole
     mean = (average * layers - whole) / rest
     # Midpoints of equal parts of a line from mean + span to mean - span.
     span = min(1 - mean, mean - least)

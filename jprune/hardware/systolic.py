@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jprune._core import base
+from jprune.hardware import _ranges
 from jprune.hardware._arithmetic import Arithmetic, hard
 
 DATAFLOWS = ("weights", "outputs", "inputs")
@@ -95,6 +95,9 @@ def cycles(
       `(3,)` in the order of `DATAFLOWS`; exact in float32 below 2^24, see
       `exact_cycles`.
 
+    Raises:
+      PruningError: as in `check_sizes`.
+
     Example:
       >>> cycles((512, 768, 768), 128, 128).tolist()
       [32183.0, 24527.0, 27599.0]
@@ -103,6 +106,7 @@ def cycles(
       Samajdar et al., SCALE-Sim: Systolic CNN Accelerator Simulator, 2018,
       arXiv:1811.02883. The formulas are those of its version 3.
     """
+    check_sizes(sizes, rows, columns)
     found = tiling(sizes, rows, columns, r)
     each = [t.down * t.across * (t.lines + fill * t.fill) - fill for t in found]
     return jnp.stack(each)
@@ -135,6 +139,10 @@ def hidden_cycles(
     Returns:
       A scalar, cycles.
 
+    Raises:
+      PruningError: if a size, the bandwidth or the SRAM is not positive; a traced one
+        is a `checkify` debug check.
+
     Example:
       >>> float(hidden_cycles((512, 768, 768), 32, 32, bytes_per_cycle=64, sram=2**21))
       301072.0
@@ -143,6 +151,9 @@ def hidden_cycles(
       Mei et al., ZigZag: Enlarging Joint Architecture-Mapping Design Space Exploration
       for DNN Accelerators, 2021. The formula was inferred from its version 3.9.1.
     """
+    check_sizes(sizes, rows, columns)
+    given = {"bytes_per_cycle": bytes_per_cycle, "sram": sram}
+    _ranges.check_numbers(_ranges.POSITIVE, **given)
     r = r or hard()
     m, n, k = sizes
     kept = tiling(sizes, rows, columns, r)[0]
@@ -187,10 +198,14 @@ def exact_cycles(
     Returns:
       `(3,)` in the order of `DATAFLOWS`; below 2^64 if batch times tiles is below 2^32.
 
+    Raises:
+      PruningError: as in `check_sizes`.
+
     Example:
       >>> to_int(exact_cycles((2**20, 2**14, 2**14), 128, 128)).tolist()
       [17186127871, 17446207487, 17580425215]
     """
+    check_sizes(sizes, rows, columns)
     m, n, k, rows, columns, batch = (
         jnp.asarray(x).astype(jnp.uint32) for x in (*sizes, rows, columns, batch)
     )
@@ -298,7 +313,7 @@ def to_int(a: Wide) -> np.ndarray:
     return (high << np.uint64(32)) | low
 
 
-def check_sizes(sizes: tuple[int, int, int], rows: int, columns: int) -> None:
+def check_sizes(sizes: tuple[Any, Any, Any], rows: Any, columns: Any) -> None:
     """Raises if sizes of a product or an array are not positive.
 
     Args:
@@ -307,7 +322,7 @@ def check_sizes(sizes: tuple[int, int, int], rows: int, columns: int) -> None:
       columns: C.
 
     Raises:
-      PruningError: names the size.
+      PruningError: names the size; a traced one is a `checkify` debug check.
 
     Example:
       >>> check_sizes((64, 32, 0), rows=8, columns=8)
@@ -315,9 +330,6 @@ def check_sizes(sizes: tuple[int, int, int], rows: int, columns: int) -> None:
           ...
       jprune._core.base.PruningError: k has to be positive; got 0.
     """
-    named = zip(
-        ("m", "n", "k", "rows", "columns"), (*sizes, rows, columns), strict=True
-    )
-    for name, value in named:
-        if not value > 0:
-            raise base.PruningError(f"{name} has to be positive; got {value}.")
+    m, n, k = sizes
+    named = {"m": m, "n": n, "k": k, "rows": rows, "columns": columns}
+    _ranges.check_numbers(_ranges.POSITIVE, **named)

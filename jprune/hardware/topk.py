@@ -6,7 +6,12 @@ repeats; a final pass over all scores drops those below the threshold.
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+
+from jprune._core import base
+from jprune.hardware import _ranges
 
 
 def topk_cycles(n: Any, k: Any, parallelism: Any) -> Any:
@@ -25,6 +30,10 @@ def topk_cycles(n: Any, k: Any, parallelism: Any) -> Any:
     Returns:
       Cycles, a mean over pivots; 0 where k = n or k = 0, as nothing is selected.
 
+    Raises:
+      PruningError: if n is below 1, k negative or above n, or the parallelism not
+        positive. Traced ones are not checked: where k is above n, the cycles are 0.
+
     Example:
       >>> [round(float(topk_cycles(1024.0, k, 16)), 1) for k in (128.0, 512.0)]
       [219.9, 260.4]
@@ -33,9 +42,20 @@ def topk_cycles(n: Any, k: Any, parallelism: Any) -> Any:
       Wang et al., SpAtten, 2021, arXiv:2012.09852, section IV.B. The mean of
       quick-select: Knuth, Mathematical Analysis of Algorithms, 1971.
     """
+    _check(n, k, parallelism)
     rounds = jnp.maximum(1.9 * jnp.log(jnp.maximum(n, 1.0)) - 0.7, 0.0)
     busy = compared(n, k) / parallelism + 3.5 * rounds
     return jnp.where((k > 0) & (k < n), busy, 0.0 * busy)
+
+
+def _check(n: Any, k: Any, parallelism: Any) -> None:
+    if any(isinstance(x, jax.core.Tracer) for x in (n, k, parallelism)):
+        return  # the cost model's, which has checked them
+    _ranges.check_numbers(_ranges.FACTOR, n=n)
+    _ranges.check_numbers(_ranges.ANY, k=k)
+    _ranges.check_numbers(_ranges.POSITIVE, parallelism=parallelism)
+    if np.any(np.asarray(k) > np.asarray(n)):
+        raise base.PruningError(f"Of {n} scores at most {n} are kept; got {k}.")
 
 
 def compared(n: Any, k: Any) -> Any:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jprune._core import base
+from jprune.hardware import _ranges
 from jprune.hardware._accelerator import as_float32
 from jprune.hardware._workload import (
     DEFAULTS,
@@ -107,15 +108,19 @@ def repeated(workload: Workload, times: float) -> Workload:
 
     Args:
       workload: the operations.
-      times: factor by which `repeats` is multiplied.
+      times: factor by which `repeats` is multiplied, not negative.
 
     Returns:
       A `Workload` of the same operations.
+
+    Raises:
+      PruningError: if the factor is negative; a traced one is a `checkify` debug check.
 
     Example:
       >>> repeated(product(64, 64, 64), 12).repeats.tolist()
       [12.0]
     """
+    _ranges.check_numbers(_ranges.ANY, times=times)
     return workload._replace(repeats=workload.repeats * times)
 
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import matthews_corrcoef
 
 from experiments.loops import finetune
 from experiments.tasks import corpora, glue, wordpiece
@@ -67,14 +66,19 @@ def test_what_is_missing_and_unknown_is_said(tmp_path):
 def test_measures_are_those_of_others():
     rng = np.random.default_rng(0)
     labels, predicted = rng.integers(0, 2, (2, 50))
-    expected = 100 * matthews_corrcoef(labels, predicted)
+    # Matthews' coefficient is the correlation of two binary variables.
+    expected = 100 * np.corrcoef(labels, predicted)[0, 1]
     assert glue.matthews(predicted, labels) == pytest.approx(expected)
     assert glue.matthews(np.ones(50), labels) == 0
+    assert glue.matthews(np.ones(3), np.ones(3)) == 0
     assert glue.accuracy(labels, labels) == 100
     # By hand: ranks 1, 2.5, 2.5, 4 and 1, 2, 3, 4.
     x, y = np.asarray([0.0, 5.0, 5.0, 9.0]), np.asarray([1.0, 2.0, 3.0, 4.0])
     assert glue.spearman(x, y) == pytest.approx(100 * 4.5 / np.sqrt(4.5 * 5))
     assert glue.spearman(-y, y) == pytest.approx(-100)
+    # Not defined: a network that says the same of all pairs, or NaN.
+    assert glue.spearman(np.ones(4), y) == 0
+    assert glue.spearman(np.asarray([1.0, 2.0, np.nan, 4.0]), y) == 0
 
 
 def test_held_out_sentences_are_apart():

@@ -142,9 +142,14 @@ def test_the_printed_table(capsys, monkeypatch):
     hw.print_summary(net, chip)
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     # By hand: 2 (64 512 + 512 512 + 64 512) and 3 * 256^2 bytes.
-    assert "[bold]first 2 33.6M 655 µs 76.9% 5.24 µJ 76.9% 655 kB dram 655k" in lines
-    assert "second 1 16.8M 197 µs 23.1% 1.57 µJ 23.1% 197 kB dram 197k" in lines
+    assert "[bold]first 2 8 33.6M 655 µs 76.9% 5.24 µJ 76.9% 655 kB dram 655k" in lines
+    assert "second 1 8 16.8M 197 µs 23.1% 1.57 µJ 23.1% 197 kB dram 197k" in lines
     assert "all 50.3M 852 µs 6.82 µJ 852 kB 852k" in lines
+    assert lines[0] == (
+        "2 operations on an array of 64 x 64 multipliers at 1 GHz, 4 MiB of SRAM, "
+        "1 GB/s of DRAM"
+    )
+    assert "rounded, so columns may not add up" in " ".join(lines)
     monkeypatch.setenv("COLUMNS", "85")
     hw.print_summary(networks.scheduled((8, 4), (2, 2)), machines.spatten())
     narrow = capsys.readouterr().out

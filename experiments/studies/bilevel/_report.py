@@ -172,6 +172,8 @@ def clock_share(s: float, figures: dict[str, Any]) -> tuple[float, None]:
 
 def in_standard_errors(s: float, figures: dict[str, Any]) -> tuple[float, None]:
     """Measures BiP at IMP's budget minus IMP, over the standard error of the mean."""
+    from scipy import stats
+
     each = np.asarray(gaps(figures, "BiP, climbing, full", "IMP", s))
-    error = each.std(ddof=1) / np.sqrt(each.size) if each.size > 1 else 1.0
+    error = float(stats.sem(each)) if each.size > 1 else 1.0
     return rounded(each.mean() / max(error, 1e-9)), None
