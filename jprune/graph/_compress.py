@@ -56,7 +56,8 @@ def group_l2(graph: Graph, params: base.Params) -> dict[str, jax.Array]:
       Group name -> scores `(size,)`, float32.
 
     Raises:
-      PruningError: if a leaf is not one of the params, or has another shape.
+      PruningError: if a leaf is not one of the params, has another shape, or is a
+        shape without values.
 
     Example:
       >>> import jax.numpy as jnp

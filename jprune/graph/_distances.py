@@ -10,7 +10,7 @@ import numpy as np
 from jprune import tree
 from jprune._core import base, compat
 from jprune.graph._groups import Group, Member, entry_indices
-from jprune.graph._scores import by_mean, mean, over_members
+from jprune.graph._scores import by_mean, checked_leaves, mean, over_members
 from jprune.graph._trace import Graph
 
 
@@ -44,6 +44,10 @@ def geometric_median_scores(
     Returns:
       Group name -> scores `(size,)`, float32; zeros for a group without such a leaf.
 
+    Raises:
+      PruningError: if a leaf is not one of the params, has another shape, or is a
+        shape without values.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from jprune import graph as jg
@@ -57,7 +61,7 @@ def geometric_median_scores(
       He et al., Filter Pruning via Geometric Median for Deep Convolutional Neural
       Networks Acceleration, 2018, arXiv:1811.00250, section 3.
     """
-    leaves, shapes = tree.by_path(params), tree.by_path(graph.params)
+    leaves, shapes = checked_leaves(graph, params), tree.by_path(graph.params)
     counts = tree.by_path(tree.flags(where, graph.params))
 
     def distances(group: Group) -> list[jax.Array]:

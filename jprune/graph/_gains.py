@@ -17,7 +17,7 @@ from jprune.graph._cost import PRODUCTS, note_view
 from jprune.graph._distances import is_output
 from jprune.graph._engine.program import Node, Value
 from jprune.graph._groups import Group, Member
-from jprune.graph._scores import entry_sums, mean, over_members
+from jprune.graph._scores import checked_leaves, entry_sums, mean, over_members
 from jprune.graph._shrink import call, signature, small_view
 from jprune.graph._trace import Graph, param_values, retrace
 
@@ -252,7 +252,7 @@ def gain_scores(
       >>> jg.gain_scores(graph, params, gain)["in[1]"].tolist()
       [0.0, 0.125, 1.0]
     """
-    leaves = tree.by_path(scores)
+    leaves = checked_leaves(graph, scores)
 
     def of(group: Group) -> list[jax.Array]:
         sums = [
