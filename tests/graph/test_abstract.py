@@ -96,6 +96,7 @@ def test_scores_need_values_and_say_so(case):
         lambda: jg.geometric_median_scores(graph, full),
         lambda: jg.compress(mlp, full, X, multiple_of=1),
     ]
+    said = r"'a/(bias|kernel)' is .*no values to score.*plan"
     for call in calls:
-        with pytest.raises(jp.PruningError, match=r"'a/(bias|kernel)' is .*no values to score.*plan"):
+        with pytest.raises(jp.PruningError, match=said):
             call()

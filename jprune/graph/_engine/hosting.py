@@ -82,7 +82,7 @@ def taken(x: Any, cut: Mapping[int, np.ndarray]) -> Any:
 def _struct_taken(
     x: jax.ShapeDtypeStruct, cut: Mapping[int, np.ndarray]
 ) -> jax.ShapeDtypeStruct:
-    """The shape that is left; an axis that is cut is no longer sharded, as of arrays."""
+    """Returns the shape that is left; as of arrays, a cut axis is not sharded."""
     shape = [len(cut[i]) if i in cut else n for i, n in enumerate(x.shape)]
     sharding = x.sharding
     if isinstance(sharding, NamedSharding):
