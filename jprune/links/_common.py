@@ -79,6 +79,8 @@ def is_transform(x: Any) -> bool:
 def _kind(x: Any) -> str:
     if callable(getattr(x, "step", None)):
         return "an Algorithm, which has a loop of its own: call its init, step, finish"
+    if isinstance(x, dict) and "pruner" in x:
+        return "a dict of a pruner and what it needs: pass its entries, **method"
     if isinstance(x, str):
         return f"the string {x!r:.80}: pass what the function of that name returns"
     if callable(x) and (name := getattr(x, "__name__", "")):
