@@ -34,7 +34,7 @@ Sparse matrices of `jax.experimental.sparse`:
 
 Formats save memory and file size. Only blocks and BCSR also save time, on CPUs.
 
-To read the code, start with `_formats`.
+To read the code, start with `_formats`; `_grouped` has N:M patterns.
 """
 
 from jprune.formats._coordinates import of_bcoo as of_bcoo
@@ -52,7 +52,7 @@ from jprune.formats._formats import is_packed as is_packed
 from jprune.formats._formats import pack_bits as pack_bits
 from jprune.formats._formats import pack_blocks as pack_blocks
 from jprune.formats._formats import pack_dense as pack_dense
-from jprune.formats._formats import pack_n_of_m as pack_n_of_m
+from jprune.formats._grouped import pack_n_of_m as pack_n_of_m
 from jprune.formats._products import block_matmul as block_matmul
 from jprune.formats._products import n_of_m_matmul as n_of_m_matmul
 from jprune.formats._products import with_values as with_values
