@@ -88,6 +88,27 @@ def _kind(x: Any) -> str:
     return f"a value of type {type(x).__name__}"
 
 
+def check_function(f: Any, name: str, form: str) -> None:
+    """Raises unless an argument is a function.
+
+    Args:
+      f: the argument.
+      name: its name.
+      form: what is right, for the message.
+
+    Raises:
+      PruningError: if it is something else.
+
+    Example:
+      >>> check_function(jnp.sum, "reduce", "(x, axis=...), such as jnp.sum")
+    """
+    if not callable(f):
+        kind = type(f).__name__
+        raise base.PruningError(
+            f"{name} is a function {form}; got {f!r:.80}, of type {kind}."
+        )
+
+
 def require(grads: Any, params: Any, needs_grads: bool) -> None:
     """Raises if the arguments of a link's `update` lack what its scores need.
 
