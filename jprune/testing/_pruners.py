@@ -282,7 +282,7 @@ def check_sparsities(
     def count(sparsity: Any) -> jax.Array:
         masks = _masks(make(sparsity), params, grads, where)
         kept = jax.tree.leaves(masks_lib.kept(params, masks))
-        return jnp.stack([k for k, c in zip(kept, chosen, strict=True) if c]).sum()
+        return jnp.asarray(sum(k for k, c in zip(kept, chosen, strict=True) if c))
 
     traced = jax.jit(jax.vmap(count))(jnp.asarray(sparsities, jnp.float32))
     for sparsity, batched in zip(sparsities, traced, strict=True):
