@@ -332,7 +332,14 @@ def movable(weight: Any, mask: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def on_device(values: np.ndarray) -> jax.Array:
-    """Returns values as a JAX array; raises if JAX would cast them."""
+    """Returns values as a JAX array of the same type.
+
+    Args:
+      values: NumPy array.
+
+    Raises:
+      PruningError: if JAX would cast them.
+    """
     if (dtype := jnp.result_type(values)) != values.dtype:
         raise base.PruningError(
             f"JAX would cast {values.dtype} to {dtype}; set jax_enable_x64."
@@ -341,7 +348,15 @@ def on_device(values: np.ndarray) -> jax.Array:
 
 
 def in_full(w: np.ndarray, m: np.ndarray) -> np.ndarray:
-    """Returns the mask in the weight's shape, from which `_narrowed` restores it."""
+    """Returns the mask in the weight's shape, from which `_narrowed` restores it.
+
+    Args:
+      w: weight.
+      m: mask of the weight, which broadcasts to it.
+
+    Raises:
+      FormatError: if the mask has no axes of its own, or the weight no entries.
+    """
     if m.shape != w.shape and (m.ndim != w.ndim or not w.size):
         raise FormatError(
             f"A mask of shape {m.shape} has no pattern in a weight of shape {w.shape}."

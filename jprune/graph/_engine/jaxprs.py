@@ -6,7 +6,14 @@ from jax.extend import core
 
 
 def body_of(equation: Any) -> Any:
-    """Returns the closed jaxpr of a call."""
+    """Returns the closed jaxpr of a call.
+
+    Args:
+      equation: equation of the call.
+
+    Raises:
+      TypeError: if the equation has no jaxpr.
+    """
     for name in ("jaxpr", "call_jaxpr"):
         if name in equation.params:
             found = equation.params[name]
@@ -19,6 +26,10 @@ def live_equations(jaxpr: Any, used: list[bool]) -> list[tuple[Any, list[bool] |
     """Returns the equations that the used outputs depend on, with their used results.
 
     The latter is a bool for each result, or None if all are used, as nearly always.
+
+    Args:
+      jaxpr: a `Jaxpr`.
+      used: one bool for each of its outputs.
     """
     wanted = {
         v
