@@ -234,16 +234,10 @@ for member in graph.groups["params/Block_0/Conv_1/kernel[3]"].members:
 # Axes that cannot shrink are **frozen**, and `explain` says why: for example, the ten
 # classes, because results keep their shape, and the windows of the convolutions. If
 # jprune has no rule for an operation, it freezes the axes of its operands and says so:
-# you lose an opportunity, but never correctness. Reasons are repeated for each leaf, so
-# we print each of them once.
+# you lose an opportunity, but never correctness.
 
 # %%
-reasons = {}
-for line in jg.explain(graph).splitlines():
-    axis, _, why = line.partition(" is frozen: ")
-    reasons.setdefault(why.partition(" (")[0], []).append(axis)
-for why, axes in reasons.items():
-    print(f"{why}: {axes[0]} and {len(axes) - 1} more")
+print(jg.explain(graph))
 
 # %% [markdown]
 # The cost of each product:

@@ -18,11 +18,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
 
 from jprune import tree
-from jprune._core import base, compat
+from jprune._core import base, compat, counting, packed_bits
 
 
 def apply(params: base.Params, masks: base.Masks) -> base.Params:
@@ -173,32 +171,64 @@ def shuffle(masks: base.Masks, key: jax.Array) -> base.Masks:
 def kept(params: base.Params, masks: base.Masks) -> base.Counts:
     """Returns the number of weights kept in each leaf.
 
+    Outside of a trace the counts are Python integers, exact at any size, and so is
+    their sum. This waits for the device; `sparsity` does not.
+
     Args:
-      params: any pytree of arrays.
+      params: any pytree of arrays or `jax.ShapeDtypeStruct`s.
       masks: masks of the params; a mask entry for a channel counts the channel's
         weights.
 
     Returns:
-      The params' tree of int32 scalars.
+      The params' tree of integers; inside of `jit`, `vmap` or `scan` of int32 scalars.
+      The sum of those may wrap at 2^31.
 
     Raises:
-      PruningError: if the masks do not fit the params.
+      PruningError: if the masks do not fit the params, or inside of a trace for a leaf
+        of 2^31 weights or more; names the leaf.
 
     Example:
       >>> import jax.numpy as jnp
       >>> masks = {"w": jnp.array([[True, False, True]])}
       >>> kept({"w": jnp.ones((4, 3))}, masks)
-      {'w': Array(8, dtype=int32)}
+      {'w': 8}
     """
     masks = check(params, masks)
+    parts = jax.tree.map(counting.true_entries, masks)
+    if any(isinstance(c, jax.core.Tracer) for c in jax.tree.leaves(parts)):
+        return tree.map_with_path(_traced_count, params, masks)
+    known = jax.device_get(parts)
     return jax.tree.map(
-        lambda w, m: (
-            jnp.sum(m, dtype=jnp.int32)
-            * np.int32(math.prod(np.shape(w)) // max(1, math.prod(np.shape(m))))
-        ),
-        params,
-        masks,
+        lambda w, m, counts: _repeats(w, m) * sum(int(c) for _, c in counts),
+        *(params, masks, known),
     )
+
+
+def _traced_count(path: str, w: Any, m: Any) -> jax.Array:
+    if math.prod(np.shape(w)) >= 2**31:
+        raise base.PruningError(
+            f"{path!r} has shape {np.shape(w)}: 2^31 weights or more, which int32 does "
+            "not count. Call kept outside of jit, or use jprune.sparsity."
+        )
+    return jnp.sum(m, dtype=jnp.int32) * np.int32(_repeats(w, m))
+
+
+def _repeats(w: Any, m: Any) -> int:
+    """The number of weights that each entry of a mask stands for."""
+    return math.prod(np.shape(w)) // max(1, math.prod(np.shape(m)))
+
+
+def _removed(w: Any, m: Any) -> jax.Array:
+    """The number of weights removed: exact below 2^32, then rounded to float32."""
+    gone, each = jnp.zeros((), jnp.float32), _repeats(w, m)
+    for size, count in counting.true_entries(m):
+        # The integer difference is exact, so that a leaf without a zero has 0.
+        less = np.uint32(size) - count
+        if math.prod(np.shape(w)) < 2**32:
+            gone += (less * np.uint32(each)).astype(jnp.float32)
+        else:
+            gone += less.astype(jnp.float32) * np.float32(each)
+    return gone
 
 
 def sparsity_per_leaf(params: base.Params, masks: base.Masks) -> Any:
@@ -222,14 +252,10 @@ def sparsity_per_leaf(params: base.Params, masks: base.Masks) -> Any:
       >>> float(found["w"]), float(found["b"])
       (0.5, 0.0)
     """
-
-    # The integer difference is exact, so that a leaf without a zero has 0: in float32,
-    # 1 - k / n may come out below it.
-    def leaf(w: Any, k: jax.Array) -> jax.Array:
-        size = math.prod(np.shape(w))
-        return (size - k).astype(jnp.float32) / np.float32(max(1, size))
-
-    return jax.tree.map(leaf, params, kept(params, masks))
+    return jax.tree.map(
+        lambda w, m: _removed(w, m) / np.float32(max(1, math.prod(np.shape(w)))),
+        *(params, check(params, masks)),
+    )
 
 
 def sparsity(params: base.Params, masks: base.Masks) -> jax.Array:
@@ -255,18 +281,12 @@ def sparsity(params: base.Params, masks: base.Masks) -> jax.Array:
       >>> float(sparsity(params, masks))
       0.5
     """
-    counts = jax.tree.leaves(kept(params, masks))
-    prunable = [
-        (math.prod(np.shape(w)), k)
-        for w, m, k in zip(
-            jax.tree.leaves(params), jax.tree.leaves(masks), counts, strict=True
-        )
-        if np.shape(m) != ()
-    ]
-    size = sum(n for n, _ in prunable)
-    # In float32: an int32 sum of the counts would wrap at 2^31.
-    removed = sum((n - k).astype(jnp.float32) for n, k in prunable)
-    return jnp.asarray(removed / float(max(1, size)), jnp.float32)
+    masks = check(params, masks)
+    leaves = zip(jax.tree.leaves(params), jax.tree.leaves(masks), strict=True)
+    prunable = [(w, m) for w, m in leaves if np.shape(m) != ()]
+    size = sum(math.prod(np.shape(w)) for w, _ in prunable)
+    removed = sum((_removed(w, m) for w, m in prunable), jnp.zeros((), jnp.float32))
+    return removed / np.float32(max(1, size))
 
 
 def pack(masks: base.Masks, params: base.Params) -> Any:
@@ -301,7 +321,7 @@ def pack(masks: base.Masks, params: base.Params) -> Any:
             return m
         bits = jnp.asarray(m)
         return compat.auto_partition(
-            lambda m: jnp.packbits(m, axis=-1), bits, like=_bytes_like(bits)
+            lambda m: jnp.packbits(m, axis=-1), bits, like=packed_bits.bytes_like(bits)
         )
 
     return jax.tree.map(leaf, check(params, masks), params)
@@ -342,7 +362,7 @@ def unpack(packed: Any, params: base.Params) -> base.Masks:
                 f"The packed mask of {path!r} has shape {np.shape(m)}; a mask of shape "
                 f"{shape} takes {needed}."
             )
-        bits = functools.partial(_bits, shape=shape)
+        bits = functools.partial(packed_bits.unpacked, shape=shape)
         return compat.auto_partition(bits, jnp.asarray(m), like=w)
 
     return tree.map_with_path(leaf, params, tree.in_tree_of(params, packed, "masks"))
@@ -364,30 +384,3 @@ def is_packed(mask: Any) -> bool:
       (False, True)
     """
     return jnp.result_type(mask) == jnp.uint8
-
-
-def _bits(packed: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The bits along the last axis, the highest of each byte first.
-
-    Cheaper than `jnp.unpackbits` in a fused step on CPUs: each byte is repeated eight
-    times, and the position in the row selects the bit.
-    """
-    wide = jnp.broadcast_to(packed[..., None], (*packed.shape, 8))
-    wide = wide.reshape(*shape[:-1], 8 * packed.shape[-1])[..., : shape[-1]]
-    place = lax.broadcasted_iota(jnp.uint8, shape, len(shape) - 1) & np.uint8(7)
-    return (wide & (np.uint8(128) >> place)) != np.uint8(0)
-
-
-def _bytes_like(mask: jax.Array) -> jax.ShapeDtypeStruct:
-    """The shape of a packed mask, and the sharding that it keeps."""
-    *leading, last = mask.shape
-    shape, sharding = (*leading, -(-last // 8)), jax.typeof(mask).sharding
-    if not isinstance(sharding, NamedSharding):
-        return jax.ShapeDtypeStruct(shape, jnp.uint8)
-    names = [*sharding.spec, *[None] * mask.ndim][: mask.ndim]
-    over = names[-1] if isinstance(names[-1], tuple) else (names[-1],)
-    parts = math.prod(sharding.mesh.shape[name] for name in over if name is not None)
-    whole = last % (8 * parts) == 0
-    spec = PartitionSpec(*names[:-1], names[-1] if whole else None)
-    sharding = NamedSharding(sharding.mesh, spec)
-    return jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=sharding)

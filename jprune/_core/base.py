@@ -19,7 +19,7 @@ import optax
 Params = Any  # any pytree of arrays
 Masks = Any  # the params' tree; boolean leaves that broadcast to theirs; True = keep
 Scores = Any  # the params' tree; real leaves; higher = keep
-Counts = Any  # the scores' tree; int32 scalars
+Counts = Any  # the scores' tree; integers, or int32 scalars
 Pruner = optax.GradientTransformationExtraArgs
 Scalar = jax.typing.ArrayLike  # a number, an array of no axes, or a tracer of one
 Sparsity = Scalar | Callable[[Any], Scalar]

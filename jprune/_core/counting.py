@@ -146,6 +146,36 @@ def count(conditions: Sequence[jax.Array]) -> jax.Array:
     return lax.bitcast_convert_type(jnp.stack(reduced(ones)), jnp.uint32)
 
 
+def true_entries(
+    mask: jax.typing.ArrayLike, most: int = 2**32 - 1
+) -> list[tuple[int, jax.Array]]:
+    """Counts the True entries of an array of any size.
+
+    Args:
+      mask: boolean array.
+      most: largest number of entries that one count is of.
+
+    Returns:
+      For each part of the array its number of entries and a uint32 count. There is one
+      part, unless the array has more than `most` entries.
+
+    Example:
+      >>> [(n, int(count)) for n, count in true_entries(jnp.arange(5) > 0, most=3)]
+      [(3, 2), (2, 2)]
+    """
+    shape = np.shape(mask)
+    size = math.prod(shape)
+    if size <= most:
+        return [(size, jnp.sum(mask, dtype=jnp.uint32))]
+    axis = int(np.argmax(shape))
+    rows = most // (size // shape[axis])
+    pieces = [
+        lax.slice_in_dim(jnp.asarray(mask), i, min(i + rows, shape[axis]), axis=axis)
+        for i in range(0, shape[axis], rows)
+    ]
+    return [(p.size, jnp.sum(p, dtype=jnp.uint32)) for p in pieces]
+
+
 def extremes(keys: jax.Array) -> jax.Array:
     """Returns the minimum and the maximum of an integer array, in one pass.
 

@@ -15,7 +15,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import jax
 
 T = TypeVar("T")
 # `pathlib` turns `gs://` into `gs:/`. One letter is a drive, not a scheme.
@@ -163,6 +165,46 @@ def uninterrupted(act: Callable[[], T]) -> T:
         if not outcome.cancel():
             concurrent.futures.wait([outcome])
             thread.join()
+
+
+def named_leaves(
+    state: Any,
+    path_of: Callable[[Any], str],
+    is_leaf: Callable[[Any], bool] | None = None,
+) -> dict[str, Any]:
+    """Returns the leaves of a tree by the names that they have in a file.
+
+    Orbax, PyTorch and most tables of parameters join names with `.`: two leaves whose
+    paths differ only in `.` for `/` are one leaf to them.
+
+    Args:
+      state: any pytree.
+      path_of: function from a key path to a path, `jprune.tree.leaf_path`.
+      is_leaf: as in `jax.tree.leaves`.
+
+    Returns:
+      Path -> leaf, in tree order.
+
+    Raises:
+      CheckpointError: if two names are the same; gives the keys of both leaves.
+
+    Example:
+      >>> path_of = lambda keys: jax.tree_util.keystr(keys, simple=True, separator="/")
+      >>> named_leaves({"a": [1.0, 2.0]}, path_of)
+      {'a/0': 1.0, 'a/1': 2.0}
+    """
+    named: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for keys, leaf in jax.tree.leaves_with_path(state, is_leaf=is_leaf):
+        path, origin = path_of(keys), "".join(map(str, keys))
+        alias = path.replace(".", "/")
+        if alias in origins:
+            raise CheckpointError(
+                f"the paths of the leaves {origins[alias]} and {origin} collide: "
+                f"both are {alias!r} where names are joined with `.`"
+            )
+        origins[alias], named[path] = origin, leaf
+    return named
 
 
 def remove_directory(path: Path) -> None:

@@ -98,7 +98,7 @@ def save(
     with files.naming(f"cannot save {final}"):
         with processes.agreement():
             _check_new(final)
-            named = _named_leaves(state)
+            named = files.named_leaves(state, tree.leaf_path)
             _check_leaves(named)
         _check_same("the step", str(step))
         entries, arrays = _encode_all(named)
@@ -154,7 +154,7 @@ def restore(
         if contents["step"] != step:
             raise CheckpointError(f"it holds step {contents['step']}")
         entries = {leaf["path"]: leaf for leaf in contents["leaves"]}
-        wanted = _named_leaves(like)
+        wanted = files.named_leaves(like, tree.leaf_path)
         _check_like(entries, wanted)
         manifest.check_files(path, contents["files"], _ARRAYS)
         leaves = _decode_all(path / _ARRAYS, entries, wanted)
@@ -162,23 +162,6 @@ def restore(
 
 
 # ---- leaves ----
-
-
-def _named_leaves(state: Any) -> dict[str, Any]:
-    named: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    for keys, leaf in jax.tree.leaves_with_path(state):
-        path, origin = tree.leaf_path(keys), "".join(map(str, keys))
-        # Orbax, PyTorch and most tables of parameters join names with `.`: two leaves
-        # that differ only in it are one leaf to them.
-        alias = path.replace(".", "/")
-        if alias in origins:
-            raise CheckpointError(
-                f"the paths of the leaves {origins[alias]} and {origin} collide: "
-                f"both are {alias!r} where names are joined with `.`"
-            )
-        origins[alias], named[path] = origin, leaf
-    return named
 
 
 def _check_leaves(named: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ Sparse matrices of `jax.experimental.sparse`:
 
 Formats save memory and file size. Only blocks and BCSR also save time, on CPUs.
 
-To read the code, start with `_formats`.
+To read the code, start with `_formats`; `_grouped` has N:M patterns.
 """
 
 from jprune.formats._coordinates import of_bcoo as of_bcoo
@@ -46,7 +46,7 @@ from jprune.formats._formats import FormatError as FormatError
 from jprune.formats._formats import pack_bits as pack_bits
 from jprune.formats._formats import pack_blocks as pack_blocks
 from jprune.formats._formats import pack_dense as pack_dense
-from jprune.formats._formats import pack_n_of_m as pack_n_of_m
+from jprune.formats._grouped import pack_n_of_m as pack_n_of_m
 from jprune.formats._packed import BitMask as BitMask
 from jprune.formats._packed import Blocks as Blocks
 from jprune.formats._packed import Dense as Dense

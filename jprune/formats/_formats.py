@@ -18,8 +18,7 @@ import numpy as np
 
 from jprune import masks as masks_lib
 from jprune._core import base
-from jprune.formats import _bits
-from jprune.formats._packed import BitMask, Blocks, Dense, NOfM, Packed
+from jprune.formats._packed import BitMask, Blocks, Dense, Packed
 
 _LARGEST = 2**31 - 1  # JAX indexes with int32 by default
 
@@ -54,7 +53,7 @@ def pack_dense(weight: Any, mask: Any) -> Dense:
     w, m = _on_host(weight, mask)
     bits = np.zeros(0, np.uint8) if m.all() else np.packbits(m)
     kept = w if m.all() else np.where(m, w, np.zeros((), w.dtype))
-    return Dense(_on_device(kept), jnp.asarray(bits), m.shape)
+    return Dense(on_device(kept), jnp.asarray(bits), m.shape)
 
 
 def pack_bits(weight: Any, mask: Any) -> BitMask:
@@ -81,44 +80,11 @@ def pack_bits(weight: Any, mask: Any) -> BitMask:
       >>> packed.unpack()[1]
       Array([ True, False, False,  True], dtype=bool)
     """
-    w, m = _movable(weight, mask)
+    w, m = movable(weight, mask)
     if w.size > _LARGEST:
         raise FormatError(f"A weight has fewer than 2^31 entries; got shape {w.shape}.")
     values = w[np.broadcast_to(m, w.shape)]
-    return BitMask(_on_device(values), jnp.asarray(np.packbits(m)), w.shape, m.shape)
-
-
-def pack_n_of_m(n: int, m: int, axis: int = -2) -> Format:
-    """Returns the N:M format: n of every m consecutive weights along an axis.
-
-    Takes (width + ceil(log2 m)) * n / m bits per weight. For bfloat16, 2:4 takes 9
-    instead of 16, as a bit mask does; 1:4 takes 4.5, where a bit mask takes 5.
-
-    Args:
-      n: number of entries that the mask keeps per group, in [1, m].
-      m: size of a group, at most 256; has to divide the axis.
-      axis: axis of the groups; by default the input axis of JAX's kernels.
-
-    Returns:
-      A function `(weight, mask) -> packed`, which raises `FormatError` unless the mask
-      keeps exactly n of every m entries.
-
-    Raises:
-      PruningError: if not 1 <= n <= m <= 256.
-
-    Example:
-      >>> mask = jnp.array([[False], [True], [True], [False]])
-      >>> packed = pack_n_of_m(2, 4)(jnp.arange(4.0)[:, None], mask)
-      >>> packed.values[:, 0], packed.positions  # 01 10 and four zeros
-      (Array([1., 2.], dtype=float32), Array([96], dtype=uint8))
-
-    References:
-      Mishra et al., Accelerating Sparse Deep Neural Networks, 2021,
-      arXiv:2104.08378.
-    """
-    if not 1 <= n <= m <= 256:
-        raise base.PruningError(f"n:m needs 1 <= n <= m <= 256; got {n}:{m}.")
-    return functools.partial(_n_of_m, n=int(n), m=int(m), axis=int(axis))
+    return BitMask(on_device(values), jnp.asarray(np.packbits(m)), w.shape, m.shape)
 
 
 def pack_blocks(height: int, width: int) -> Format:
@@ -148,27 +114,8 @@ def pack_blocks(height: int, width: int) -> Format:
     return functools.partial(_blocks, block=(int(height), int(width)))
 
 
-def _n_of_m(weight: Any, mask: Any, *, n: int, m: int, axis: int) -> NOfM:
-    w, mask = _movable(weight, mask)
-    if not -w.ndim <= axis < w.ndim or w.shape[axis] % m:
-        raise FormatError(f"{m} does not divide axis {axis} of shape {w.shape}.")
-    axis %= w.ndim
-    shape, groups = w.shape, w.shape[axis] // m
-    grouped = (math.prod(shape[:axis]), groups, m, math.prod(shape[axis + 1 :]))
-    kept = _full(w, mask).reshape(grouped)
-    if (kept.sum(2) != n).any():
-        raise FormatError(f"The mask does not keep {n} of every {m} along axis {axis}.")
-    # With the axis of a group last, `nonzero` lists positions group by group.
-    position = np.nonzero(kept.swapaxes(2, 3))[-1]
-    position = position.reshape(*kept.shape[:2], kept.shape[3], n).swapaxes(2, 3)
-    values = np.take_along_axis(w.reshape(grouped), position, axis=2)
-    values = values.reshape(*shape[:axis], groups * n, *shape[axis + 1 :])
-    packed = jnp.asarray(_bits.of_numbers(position, m))
-    return NOfM(_on_device(values), packed, shape, mask.shape, n, m, axis)
-
-
 def _blocks(weight: Any, mask: Any, *, block: tuple[int, int]) -> Blocks:
-    w, m = _movable(weight, mask)
+    w, m = movable(weight, mask)
     if w.ndim < 2 or w.shape[-2] % block[0] or w.shape[-1] % block[1]:
         raise FormatError(f"Blocks of shape {block} do not divide shape {w.shape}.")
     grid = (math.prod(w.shape[:-1]) // block[0], w.shape[-1] // block[1])
@@ -177,12 +124,12 @@ def _blocks(weight: Any, mask: Any, *, block: tuple[int, int]) -> Blocks:
         split = x.reshape(grid[0], block[0], grid[1], block[1])
         return split.transpose(0, 2, 1, 3)
 
-    entries = cut(_full(w, m))
+    entries = cut(in_full(w, m))
     kept = entries.any((2, 3))
     if (kept != entries.all((2, 3))).any():
         raise FormatError(f"The mask keeps only parts of some blocks of shape {block}.")
     rows, columns = (jnp.asarray(i.astype(np.int32)) for i in np.nonzero(kept))
-    return Blocks(_on_device(cut(w)[kept]), rows, columns, w.shape, m.shape, block)
+    return Blocks(on_device(cut(w)[kept]), rows, columns, w.shape, m.shape, block)
 
 
 def _on_host(weight: Any, mask: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -192,7 +139,17 @@ def _on_host(weight: Any, mask: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(weight), np.asarray(mask)
 
 
-def _movable(weight: Any, mask: Any) -> tuple[np.ndarray, np.ndarray]:
+def movable(weight: Any, mask: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a weight and its mask on the host; raises unless JAX can move entries.
+
+    Args:
+      weight: array of any type but PRNG keys.
+      mask: mask of the weight.
+
+    Raises:
+      FormatError: for two-bit integers.
+      PruningError: if the mask does not fit the weight.
+    """
     w, m = _on_host(weight, mask)
     # JAX 0.7 writes out of bounds when it scatters two-bit integers.
     if jnp.issubdtype(w.dtype, jnp.integer) and jnp.iinfo(w.dtype).bits < 4:
@@ -202,7 +159,15 @@ def _movable(weight: Any, mask: Any) -> tuple[np.ndarray, np.ndarray]:
     return w, m
 
 
-def _on_device(values: np.ndarray) -> jax.Array:
+def on_device(values: np.ndarray) -> jax.Array:
+    """Returns values as a JAX array of the same type.
+
+    Args:
+      values: NumPy array.
+
+    Raises:
+      PruningError: if JAX would cast them.
+    """
     if (dtype := jnp.result_type(values)) != values.dtype:
         raise base.PruningError(
             f"JAX would cast {values.dtype} to {dtype}; set jax_enable_x64."
@@ -210,8 +175,16 @@ def _on_device(values: np.ndarray) -> jax.Array:
     return jnp.asarray(values)
 
 
-def _full(w: np.ndarray, m: np.ndarray) -> np.ndarray:
-    """The mask in the weight's shape, from which `unpack` restores it."""
+def in_full(w: np.ndarray, m: np.ndarray) -> np.ndarray:
+    """Returns the mask in the weight's shape, from which `_narrowed` restores it.
+
+    Args:
+      w: weight.
+      m: mask of the weight, which broadcasts to it.
+
+    Raises:
+      FormatError: if the mask has no axes of its own, or the weight no entries.
+    """
     if m.shape != w.shape and (m.ndim != w.ndim or not w.size):
         raise FormatError(
             f"A mask of shape {m.shape} has no pattern in a weight of shape {w.shape}."

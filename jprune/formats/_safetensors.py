@@ -220,19 +220,7 @@ def save_dense(
 
 
 def _named(packed: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
-    named: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    for keys, leaf in jax.tree.leaves_with_path(packed, is_leaf=is_leaf):
-        name, origin = tree.leaf_path(keys), "".join(map(str, keys))
-        # PyTorch and most tables of parameters join names with `.`.
-        alias = name.replace(".", "/")
-        if alias in origins:
-            raise CheckpointError(
-                f"the paths of the leaves {origins[alias]} and {origin} collide: "
-                f"both are {alias!r} where names are joined with `.`"
-            )
-        origins[alias], named[name] = origin, leaf
-    return named
+    return files.named_leaves(packed, tree.leaf_path, is_leaf)
 
 
 def _encode(leaf: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -9,7 +9,7 @@ import jax
 from jprune import masks as masks_lib
 from jprune import tree
 from jprune._core import base
-from jprune.formats import _formats, _packed
+from jprune.formats import _formats, _grouped, _packed
 
 Rules = Sequence[tuple[str, _formats.Format]]
 """`(pattern, format)`: formats of leaves, by regular expressions on their paths."""
@@ -53,7 +53,7 @@ def pack_tree(
 
     def leaf(path: str, w: Any, m: Any) -> _packed.Packed:
         try:
-            return _smaller(w, m, chosen.get(path, _formats.pack_dense))
+            return _smaller(path, w, m, chosen.get(path, _formats.pack_dense))
         except base.PruningError as error:
             raise base.PruningError(f"{path!r}: {error}") from error
 
@@ -112,10 +112,11 @@ def packed_sizes(packed: Any) -> dict[str, Any]:
     return {"leaves": rows, "total": total}
 
 
-def _smaller(w: Any, m: Any, pack: _formats.Format) -> _packed.Packed:
+def _smaller(path: str, w: Any, m: Any, pack: _formats.Format) -> _packed.Packed:
     dense = _formats.pack_dense(w, m)
     try:
-        packed = pack(w, m)
+        by_path = isinstance(pack, _grouped.ByPath)
+        packed = pack(w, m, path) if by_path else pack(w, m)
     except _formats.FormatError:
         return dense
     return packed if _nbytes(packed) < _nbytes(dense) else dense

@@ -18,7 +18,7 @@ The parts follow in reading order. Groups:
 
     trace, Graph              records a function and finds its groups
     Group, Member             axes that shrink together; one of them
-    explain, Note             what is frozen, and why
+    explain, Note             what is frozen, and why; which constants follow a size
     entry_indices             which entry each position of an axis belongs to
     check_known               raises for names that are not groups
     layout                    input and output axes of kernels, for `layout=` of links
@@ -76,8 +76,9 @@ To read the code, start with `_groups.find_groups`, which decides what is a grou
 private package `_engine` holds the
 recorded program: `dims` (axes as terms of products and concatenations, merged by
 union-find), `layout` (the values of such terms), `program` (equations), `rules` (one
-for each JAX primitive; a primitive without a rule freezes its axes), `running` (the
-program at other sizes) and `hosting` (many small arrays on the host, uncompiled).
+for each JAX primitive; a primitive without a rule freezes its axes), `jaxprs` and
+`lines` (of which equation, on which line of the user), `running` (the program at other
+sizes) and `hosting` (many small arrays on the host, uncompiled).
 """
 
 from jprune._core.deprecation import renamed as _renamed

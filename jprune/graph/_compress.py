@@ -29,6 +29,10 @@ class Compressed(NamedTuple):
         an optimizer's state by it.
       keep: group name -> bools `(size,)`, True = keep, for the groups that shrink.
       graph: the recorded function at full size.
+      cost_before: cost of the full function, in the unit of the `cost` that
+        `compress` reduced: multiply-adds by default.
+      cost_after: cost of the small function. `print_summary(graph, sizes=sizes(graph,
+        keep))` shows the costs of each product.
     """
 
     fn: Callable[..., Any]
@@ -36,6 +40,8 @@ class Compressed(NamedTuple):
     plan: Plan
     keep: dict[str, np.ndarray]
     graph: Graph
+    cost_before: Any
+    cost_after: Any
 
 
 def group_l2(graph: Graph, params: base.Params) -> dict[str, jax.Array]:
@@ -56,7 +62,8 @@ def group_l2(graph: Graph, params: base.Params) -> dict[str, jax.Array]:
       Group name -> scores `(size,)`, float32.
 
     Raises:
-      PruningError: if a leaf is not one of the params, or has another shape.
+      PruningError: if a leaf is not one of the params, has another shape, or is a
+        shape without values.
 
     Example:
       >>> import jax.numpy as jnp
@@ -143,7 +150,8 @@ def compress(
 
     where `multiple(group)` is 1 for heads and experts, whose number is no width of a
     matrix product, and `multiple_of` otherwise. All groups compete, and of attention
-    whole heads are removed: see `whole_heads`.
+    whole heads are removed: see `whole_heads`. Beside, it returns the cost before and
+    after.
 
     Args:
       fn: `(params, *inputs) -> results`, a pure function of any framework. If results
@@ -164,7 +172,7 @@ def compress(
 
     Returns:
       A `Compressed`: the small function, its params, the plan, the kept entries of
-      groups and the graph.
+      groups, the graph, and the cost before and after.
 
     Raises:
       PruningError: if `remove` is outside [0, 1), a pattern matches no leaf, no group
@@ -183,6 +191,8 @@ def compress(
       >>> small = jg.compress(mlp, params, jnp.ones((5, 4)), remove=0.5)
       >>> jax.tree.map(jnp.shape, small.params)
       {'in': (4, 32), 'out': (32, 2)}
+      >>> small.cost_before, small.cost_after  # multiply-adds
+      (1920, 960)
       >>> jax.jit(small.fn)(small.params, jnp.ones((5, 4))).shape
       (5, 2)
       >>> state = jg.slice_tree(small.plan, state)
@@ -202,7 +212,16 @@ def compress(
         where=lambda g: whole(g) and not any(m.path in excluded for m in g.members),
     )
     plan = make_plan(graph, keep)
-    return Compressed(*shrink(graph, params, plan), plan, keep, graph)
+    small_fn, small_params = shrink(graph, params, plan)
+    cost = _entries_of(keep) if cost is None else cost
+    left = {name: int(mask.sum()) for name, mask in keep.items()}
+    before, after = cost(graph, {}), cost(graph, left)
+    return Compressed(small_fn, small_params, plan, keep, graph, before, after)
+
+
+def _entries_of(keep: dict[str, np.ndarray]) -> Cost:
+    """Returns the cost that counts entries of the groups that may shrink."""
+    return lambda graph, left: sum(left.get(n, graph.groups[n].size) for n in keep)
 
 
 def _excluded(graph: Graph, exclude: str | Sequence[str]) -> set[str]:

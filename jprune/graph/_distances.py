@@ -9,8 +9,9 @@ import numpy as np
 
 from jprune import tree
 from jprune._core import base, compat
+from jprune.graph import _roles
 from jprune.graph._groups import Group, Member, entry_indices
-from jprune.graph._scores import by_mean, mean, over_members
+from jprune.graph._scores import by_mean, checked_leaves, mean, over_members
 from jprune.graph._trace import Graph
 
 
@@ -21,7 +22,7 @@ def geometric_median_scores(
     combine: Callable[..., Any] = mean,
     normalize: Callable[[Any], Any] | None = by_mean,
     where: tree.Where = tree.is_kernel,
-    layout: tree.KernelLayout = tree.kernel_axes,
+    layout: tree.KernelLayout | None = None,
 ) -> dict[str, jax.Array]:
     """Returns the sums of distances from each entry's filters to all others.
 
@@ -39,14 +40,17 @@ def geometric_median_scores(
       combine: reduces scores `(members, size)` with `axis=0`.
       normalize: `(size,) -> (size,)` within a group, or None.
       where: the leaves that count, a `jprune.tree.Where`.
-      layout: `(path, leaf) -> KernelAxes`, which names the output axes of a leaf.
+      layout: `(path, leaf) -> KernelAxes`, which names the output axes of a leaf; None
+        for `jprune.graph.layout(graph)`, which records the function again: for many
+        calls, make it once.
 
     Returns:
       Group name -> scores `(size,)`, float32; zeros for a group without such a leaf.
 
     Raises:
       PruningError: if `where` selects no leaf, a pattern matches none, or two leaves
-        have the same path.
+        have the same path; if a leaf is not one of the params, has another shape, or is
+        a shape without values, or if the layout does not settle the axes of one.
 
     Example:
       >>> import jax.numpy as jnp
@@ -61,12 +65,14 @@ def geometric_median_scores(
       He et al., Filter Pruning via Geometric Median for Deep Convolutional Neural
       Networks Acceleration, 2018, arXiv:1811.00250, section 3.
     """
-    leaves, shapes = tree.by_path(params), tree.by_path(graph.params)
+    leaves, shapes = checked_leaves(graph, params), tree.by_path(graph.params)
     counts = tree.by_path(tree.flags(where, graph.params))
+
+    roles = _roles.layout(graph) if layout is None else layout
 
     def distances(group: Group) -> list[jax.Array]:
         members = [m for m in group.members if m.path in leaves and counts[m.path]]
-        outputs = [m for m in members if is_output(m, shapes[m.path], layout)]
+        outputs = [m for m in members if is_output(m, shapes[m.path], roles)]
         return [_distances(group, m, leaves[m.path]) for m in outputs or members]
 
     return over_members(graph, distances, combine, normalize)

@@ -13,11 +13,12 @@ import numpy as np
 
 from jprune import tree
 from jprune._core import base, precision
+from jprune.graph import _roles
 from jprune.graph._cost import PRODUCTS, note_view
 from jprune.graph._distances import is_output
 from jprune.graph._engine.program import Node, Value
 from jprune.graph._groups import Group, Member
-from jprune.graph._scores import entry_sums, mean, over_members
+from jprune.graph._scores import checked_leaves, entry_sums, mean, over_members
 from jprune.graph._shrink import call, signature, small_view
 from jprune.graph._trace import Graph, param_values, retrace
 
@@ -222,7 +223,7 @@ def gain_scores(
     scores: base.Scores,
     gains: Mapping[str, Any],
     *,
-    layout: tree.KernelLayout = tree.kernel_axes,
+    layout: tree.KernelLayout | None = None,
 ) -> dict[str, jax.Array]:
     """Returns the scores of entries by their filters' scores times gains.
 
@@ -236,14 +237,18 @@ def gain_scores(
       graph: the recorded function.
       scores: the params' tree of scores of weights, such as |w|; leaves may be hidden.
       gains: path -> array of the leaf's shape, as from `gains`.
-      layout: `(path, leaf) -> KernelAxes`, which names the output axes of a kernel.
+      layout: `(path, leaf) -> KernelAxes`, which names the output axes of a kernel;
+        None for `jprune.graph.layout(graph)`, which records the function again: for
+        many calls, make it once.
 
     Returns:
       Group name -> scores `(size,)` in [0, 1], float32; zeros for groups without
       filters of a kernel with a gain, and for kernels whose R are all equal.
 
     Raises:
-      PruningError: if two leaves have the same path.
+      PruningError: if two leaves have the same path, or if a leaf is not one of the
+        params, has another shape, or is a shape without values, or if the layout does
+        not settle the axes of one.
 
     Example:
       >>> import jax.numpy as jnp
@@ -255,12 +260,13 @@ def gain_scores(
       >>> jg.gain_scores(graph, params, gain)["in[1]"].tolist()
       [0.0, 0.125, 1.0]
     """
-    leaves = tree.by_path(scores)
+    leaves = checked_leaves(graph, scores)
+    roles = _roles.layout(graph) if layout is None else layout
 
     def of(group: Group) -> list[jax.Array]:
         sums = [
             entry_sums(group, m, jnp.asarray(leaves[m.path]) * gains[m.path])
-            for m in filter_members(graph, group, gains, layout)
+            for m in filter_members(graph, group, gains, roles)
             if m.path in leaves
         ]
         return [_spread_out(jnp.asarray(each)) for each in sums]

@@ -119,7 +119,8 @@ def group_scores(
       Group name -> scores `(size,)`, float32; zeros for a group without such a leaf.
 
     Raises:
-      PruningError: if a leaf is not one of the params, or has another shape.
+      PruningError: if a leaf is not one of the params, has another shape, or is a
+        shape without values.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -134,7 +135,7 @@ def group_scores(
       Fang et al., DepGraph: Towards Any Structural Pruning, 2023, arXiv:2301.12900,
       section 3.3, with p = 2, the mean over members and the mean of the group.
     """
-    by_path = _leaves(graph, scores)
+    by_path = checked_leaves(graph, scores)
     counts = tree.by_path(tree.flags(where, graph.params))
     members: dict[str, list[tuple[Group, Member]]] = {}
     for group in graph.groups.values():
@@ -302,8 +303,17 @@ def _onto(graph: Graph, values: Mapping[str, Any], begin: Any, join: Any) -> Any
     )
 
 
-def _leaves(graph: Graph, like_params: Any) -> dict[str, Any]:
-    """Returns the leaves by path of a tree that is the params' or a part of it."""
+def checked_leaves(graph: Graph, like_params: Any) -> dict[str, Any]:
+    """Returns the leaves by path of a tree that is the params' or a part of it.
+
+    Args:
+      graph: the recorded function.
+      like_params: arrays, such as params or scores of weights.
+
+    Raises:
+      PruningError: if a leaf is not one of the params, has another shape, or is a
+        shape without values; names the leaf.
+    """
     found = tree.by_path(like_params)
     for path, leaf in found.items():
         if path not in graph.axes:
@@ -313,5 +323,10 @@ def _leaves(graph: Graph, like_params: Any) -> dict[str, Any]:
             raise base.PruningError(
                 f"The params that were traced have the shape {shape} at {path}; got "
                 f"{np.shape(leaf)}."
+            )
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise base.PruningError(
+                f"{path!r} is a ShapeDtypeStruct, which has no values to score. Score "
+                "arrays; the plan that comes of it also shrinks shapes."
             )
     return found

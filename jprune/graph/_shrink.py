@@ -37,12 +37,14 @@ def shrink(
 
     Args:
       graph: graph of the full function.
-      params: full arrays.
+      params: full arrays, or their `jax.ShapeDtypeStruct`s. Shapes are enough where the
+        small arrays come from a checkpoint.
       plan: the kept entries of leaves, as from `make_plan` or `loads`.
       keep: the kept entries of groups, as from `choose`, in place of a plan.
 
     Returns:
-      `(small_fn, small_params)`, with `small_fn(small_params, *inputs)`.
+      `(small_fn, small_params)`, with `small_fn(small_params, *inputs)`. The small
+      params of shapes are shapes, to restore a checkpoint into.
 
     Raises:
       PruningError: if not exactly one of plan and keep is given, if it does not fit

@@ -1,6 +1,5 @@
 """Trees of arrays, cut by plans: slices, their shapes, and the way back."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,7 +8,7 @@ import numpy as np
 
 from jprune import tree
 from jprune._core import base
-from jprune.graph._engine.hosting import on_host, put_like
+from jprune.graph._engine.hosting import put_like, taken
 from jprune.graph._plan import Plan
 
 
@@ -20,9 +19,10 @@ def slice_tree(plan: Plan, full: Any) -> Any:
       plan: the plan.
       full: params, or another tree whose paths equal those of the params or end in
         them: optimizer states, masks, gradients. Other leaves are unchanged.
+        `jax.ShapeDtypeStruct`s are cut as the arrays that they describe would be.
 
     Returns:
-      The tree with smaller arrays.
+      The tree with smaller arrays, or with their shapes.
 
     Raises:
       PruningError: if a leaf at a path of the plan is too small for it.
@@ -45,21 +45,10 @@ def slice_tree(plan: Plan, full: Any) -> Any:
                 )
             elif np.shape(x)[axis] != 1:
                 cut[axis] = kept
-        return _taken(x, cut) if cut else x
+        return taken(x, cut) if cut else x
 
-    taken, structure = jax.tree.flatten(tree.map_with_path(leaf, full))
-    return structure.unflatten(put_like(taken, jax.tree.leaves(full)))
-
-
-def _taken(x: Any, cut: Mapping[int, np.ndarray]) -> Any:
-    """Takes entries along axes; on the host if possible, where nothing compiles."""
-    host = on_host(x)
-    found: Any = x if host is None else host
-    # Outer axes first: along them NumPy copies whole rows, along the last axis single
-    # elements, of which fewer are left by then.
-    for axis, kept in sorted(cut.items()):
-        found = (np if host is not None else jnp).take(found, kept, axis=axis)
-    return found
+    found, structure = jax.tree.flatten(tree.map_with_path(leaf, full))
+    return structure.unflatten(put_like(found, jax.tree.leaves(full)))
 
 
 def expand(plan: Plan, small: Any, full: Any) -> Any:

@@ -1,6 +1,6 @@
 """Traces a function, relates its axes and finds the groups of its params."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -104,7 +104,7 @@ def trace(
     structs = jax.tree.map(_struct, params)
     shapes = jax.tree.map(_struct, inputs)
     closed, results = jax.make_jaxpr(fn, return_shape=True)(structs, *shapes)
-    recorder = Recorder(RULES | (rules or {}))
+    recorder = Recorder(RULES | (rules or {}), options)
     program, axes = recorded(recorder, closed, structs, shapes)
     _protect(program, results, shrinking)
     return Graph(
@@ -182,16 +182,23 @@ def param_values(graph: Graph) -> dict[Value, str]:
     return dict(zip(graph.program.inputs, graph.axes, strict=False))
 
 
-def explain(graph: Graph) -> str:
-    """Explains what is frozen and why, and which constants follow a size.
+def explain(graph: Graph, most: int | None = 6) -> str:
+    """Explains what is frozen and why, and what becomes of constants made of a size.
+
+    Frozen does not mean important: such an axis was not ranked at all.
 
     Args:
       graph: the recorded function.
+      most: number of names that are listed below a reason; None for all.
 
     Returns:
-      One line for each frozen axis of params, with the reason and the line of code,
-      and one for each note about axes that may shrink. Frozen does not mean
-      important: such an axis was not ranked at all.
+      One line for each reason, with the line of your code that it comes from where
+      there is one, and below it the names that it concerns:
+
+      - "frozen": axes of params that cannot shrink, `path[axes]`;
+      - "rescaled" and "kept": groups whose size a constant was computed from, such as
+        the divisor of a mean. It follows the size, or does not; see `Options`;
+      - "over what is left": groups that a maximum or the like is over.
 
     Example:
       >>> import jax.numpy as jnp
@@ -199,22 +206,39 @@ def explain(graph: Graph) -> str:
       >>> mlp = lambda p, x: jnp.tanh(x @ p["in"]) @ p["out"]
       >>> params = {"in": jnp.ones((3, 8)), "out": jnp.ones((8, 2))}
       >>> print(jg.explain(jg.trace(mlp, params, jnp.ones((5, 3)))))
-      in[0] is frozen: it is an axis of an input
-      out[1] is frozen: it is an axis of the result ''
+      frozen: it is an axis of an input
+          in[0]
+      frozen: it is an axis of the result ''
+          out[1]
     """
-    frozen = []
+    reasons: dict[str, list[str]] = {}
     for path, axes in graph.axes.items():
+        found: dict[str, list[str]] = {}
         for i, d in enumerate(axes):
             why = {x.frozen for x in dims_lib.leaves_of(d) if x.frozen}
             if why:
-                frozen.append(f"{path}[{i}] is frozen: {'; '.join(sorted(why))}")
-    live = [str(n) for n in graph.notes if n.kind != "frozen" and _matters(n)]
-    return "\n".join(frozen + live)
+                found.setdefault("; ".join(sorted(why)), []).append(str(i))
+        for why, each in found.items():
+            reasons.setdefault(f"frozen: {why}", []).append(
+                f"{path}[{', '.join(each)}]"
+            )
+    for note in graph.notes:
+        if note.kind != "frozen" and (names := _live_groups(graph, note)):
+            known = reasons.setdefault(str(note), [])
+            known += [name for name in names if name not in known]
+    return "\n".join(f"{why}\n    {_some(each, most)}" for why, each in reasons.items())
 
 
-def _matters(note: Note) -> bool:
-    leaves = [x for d in note.about for x in dims_lib.leaves_of(d)]
-    return any(not x.frozen and x.size > 1 for x in leaves)
+def _live_groups(graph: Graph, note: Note) -> list[str]:
+    """Returns the names of the groups that a note is about; [] if all is frozen."""
+    about = {x for d in note.about for x in dims_lib.leaves_of(d)}
+    return [n for n, g in graph.groups.items() if dims_lib.resolve(g.dim) in about]
+
+
+def _some(names: Sequence[str], most: int | None) -> str:
+    gone = 0 if most is None else len(names) - most
+    shown = names[:most] if gone > 0 else names
+    return ", ".join(shown) + (f" and {gone} more" if gone > 0 else "")
 
 
 def _struct(x: Any) -> jax.ShapeDtypeStruct:

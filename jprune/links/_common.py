@@ -79,11 +79,34 @@ def is_transform(x: Any) -> bool:
 def _kind(x: Any) -> str:
     if callable(getattr(x, "step", None)):
         return "an Algorithm, which has a loop of its own: call its init, step, finish"
+    if isinstance(x, dict) and "pruner" in x:
+        return "a dict of a pruner and what it needs: pass its entries, **method"
     if isinstance(x, str):
         return f"the string {x!r:.80}: pass what the function of that name returns"
     if callable(x) and (name := getattr(x, "__name__", "")):
         return f"the function {name!r}, which was not called: pass {name}(...)"
     return f"a value of type {type(x).__name__}"
+
+
+def check_function(f: Any, name: str, form: str) -> None:
+    """Raises unless an argument is a function.
+
+    Args:
+      f: the argument.
+      name: its name.
+      form: what is right, for the message.
+
+    Raises:
+      PruningError: if it is something else.
+
+    Example:
+      >>> check_function(jnp.sum, "reduce", "(x, axis=...), such as jnp.sum")
+    """
+    if not callable(f):
+        kind = type(f).__name__
+        raise base.PruningError(
+            f"{name} is a function {form}; got {f!r:.80}, of type {kind}."
+        )
 
 
 def require(grads: Any, params: Any, needs_grads: bool) -> None:

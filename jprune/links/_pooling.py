@@ -9,7 +9,7 @@
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -19,10 +19,12 @@ import optax
 
 from jprune import tree
 from jprune._core import base, compat, precision
-from jprune.links._common import axes_of_role
+from jprune.links._common import axes_of_role, check_function
 
 Reduce = Callable[..., jax.Array]
 """`reduce(x, axis=..., keepdims=...)`, such as `jnp.sum`, `jnp.mean`, `jnp.max`."""
+
+_REDUCE = "(x, axis=..., keepdims=...), such as jnp.sum or jprune.l2_norm"
 
 
 def l2_norm(
@@ -69,8 +71,9 @@ def pool_over_axes(
       A link: scores -> scores of size one along each pooled axis.
 
     Raises:
-      PruningError: if `keep` is not one of its values, or (when used) a leaf has fewer
-        than two axes, or no axis with that role; names the leaf.
+      PruningError: if `keep` is not one of its values, `reduce` or `layout` is no
+        function, or (when used) a leaf has fewer than two axes, or no axis with that
+        role; names the leaf.
 
     Example:
       >>> link = pool_over_axes()
@@ -81,6 +84,8 @@ def pool_over_axes(
     References:
       Li et al., Pruning Filters for Efficient ConvNets, 2017, arXiv:1608.08710.
     """
+    check_function(reduce, "reduce", _REDUCE)
+    check_function(layout, "layout", "(path, leaf) -> KernelAxes")
     if keep not in ("output", "input"):
         raise base.PruningError(f"keep is 'output' or 'input'; got {keep!r}.")
 
@@ -106,8 +111,9 @@ def pool_over_blocks(block: tuple[int, ...], reduce: Reduce = jnp.sum) -> base.P
       b / block[1]).
 
     Raises:
-      PruningError: if a size is not a positive integer, or (when used) does not divide
-        its axis; names the leaf.
+      PruningError: if `block` is no sequence of positive integers, or `reduce` no
+        function, as when they are swapped; or (when used) if a size does not divide its
+        axis; names the leaf.
 
     Example:
       >>> link = pool_over_blocks((1, 2))
@@ -116,8 +122,14 @@ def pool_over_blocks(block: tuple[int, ...], reduce: Reduce = jnp.sum) -> base.P
       {'kernel': Array([[4.],
              [3.]], dtype=float32)}
     """
-    if not block or any(int(b) != b or b < 1 for b in block):
-        raise base.PruningError(f"block has positive integer sizes; got {block}.")
+    if not _is_shape(block):
+        name = getattr(block, "__name__", repr(block)) if callable(block) else block
+        raise base.PruningError(
+            "block is a shape of positive integers, and reduce a function: "
+            f"pool_over_blocks((4, 4), jnp.sum); got block={name!s:.80}."
+        )
+    check_function(reduce, "reduce", _REDUCE)
+    block = tuple(map(int, block))
 
     def leaf(path: str, w: Any, x: jax.Array) -> jax.Array:
         del w
@@ -153,7 +165,7 @@ def normalize_by_leaf_norm(norm: Reduce = l2_norm) -> base.Pruner:
       stay zero.
 
     Raises:
-      PruningError: at `update`, if the params are not given.
+      PruningError: if `norm` is no function; at `update`, if the params are missing.
 
     Example:
       >>> link = normalize_by_leaf_norm()
@@ -161,6 +173,7 @@ def normalize_by_leaf_norm(norm: Reduce = l2_norm) -> base.Pruner:
       >>> link.update(params, link.init(params), params)[0]
       {'w': Array([0.6, 0.8], dtype=float32)}
     """
+    check_function(norm, "norm", "(x) -> scalar, such as jprune.l2_norm")
 
     def leaf(path: str, w: Any, x: jax.Array) -> jax.Array:
         del path, w
@@ -246,6 +259,12 @@ def spread(mask: jax.Array, weight: jax.Array) -> jax.Array:
         return jnp.broadcast_to(split, wide).reshape(shape)
 
     return compat.auto_partition(repeat, mask, like=weight)
+
+
+def _is_shape(block: Any) -> bool:
+    if not isinstance(block, Sequence) or isinstance(block, str) or not block:
+        return False
+    return all(isinstance(b, int | np.integer) and b >= 1 for b in block)
 
 
 def _stateless(leaf: Callable[[str, Any, jax.Array], jax.Array]) -> base.Pruner:

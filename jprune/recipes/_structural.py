@@ -202,7 +202,7 @@ def fpgm(
     *,
     scope: Literal["leaf", "global"] = "leaf",
     min_kept: int = 1,
-    layout: tree.KernelLayout = tree.kernel_axes,
+    layout: tree.KernelLayout | None = None,
 ) -> base.Pruner:
     """FPGM: prunes the filters closest to the geometric median of their layer.
 
@@ -217,13 +217,15 @@ def fpgm(
       scope: "leaf" ranks the entries of each group, as in the paper, "global" those of
         all groups together.
       min_kept: minimum number of entries that each group keeps.
-      layout: `(path, leaf) -> KernelAxes`, which says along which axes filters lie.
+      layout: `(path, leaf) -> KernelAxes`, which says along which axes filters lie;
+        None for `jg.layout(graph)`, as the function uses its kernels.
 
     Returns:
       A pruner.
 
     Raises:
-      PruningError: if a number is out of range, or no group may shrink.
+      PruningError: if a number is out of range, or no group may shrink; when used, if
+        the layout does not settle the axes of a kernel.
 
     Example:
       >>> import jax.numpy as jnp, jprune as jp
@@ -239,6 +241,7 @@ def fpgm(
       Networks Acceleration, 2018, arXiv:1811.00250, section 3. Where several kernels
       write to one stream, the score is the mean over them.
     """
+    layout = jg.layout(graph) if layout is None else layout
     score = functools.partial(jg.geometric_median_scores, layout=layout)
     return optax.chain(
         links.score_by_weight(),
@@ -253,7 +256,7 @@ def beta_rank(
     *,
     scope: Literal["leaf", "global"] = "global",
     min_kept: int = 1,
-    layout: tree.KernelLayout = tree.kernel_axes,
+    layout: tree.KernelLayout | None = None,
 ) -> base.Pruner:
     """Beta-rank: prunes filters with small weights and a low output-to-input deviation.
 
@@ -271,13 +274,15 @@ def beta_rank(
       scope: "global" ranks the entries of all groups together, "leaf" those of each
         group.
       min_kept: minimum number of entries that each group keeps.
-      layout: `(path, leaf) -> KernelAxes`, which says along which axes filters lie.
+      layout: `(path, leaf) -> KernelAxes`, which says along which axes filters lie;
+        None for `jg.layout(graph)`, as the function uses its kernels.
 
     Returns:
       A pruner.
 
     Raises:
-      PruningError: if a number is out of range, or no group with a gain may shrink.
+      PruningError: if a number is out of range, no group with a gain may shrink, or the
+        layout does not settle the axes of a kernel.
 
     Example:
       Two filters of equal norm; the output of the second varies less:
@@ -299,13 +304,14 @@ def beta_rank(
       paper's equation, not its code, whose loop over positions mixes axes. The paper
       sets the rate of each layer by hand; here one ranking, or one rate, serves all.
     """
+    roles = jg.layout(graph) if layout is None else layout
 
     def filtered(group: jg.Group) -> bool:
         return jg.is_width(group) and bool(
-            jg.filter_members(graph, group, gains, layout)
+            jg.filter_members(graph, group, gains, roles)
         )
 
-    score = functools.partial(jg.gain_scores, gains=gains, layout=layout)
+    score = functools.partial(jg.gain_scores, gains=gains, layout=roles)
     keep = jg.keep_groups(
         graph, sparsity, scope=scope, min_kept=min_kept, score=score, where=filtered
     )

@@ -9,7 +9,9 @@
     >>> import jprune as jp
     >>> jp.testing.check_pruner(jp.recipes.magnitude(0.5))
 
-A check raises AssertionError where the contract is broken. To read the code, see
+A check raises AssertionError where the contract is broken, with its name: "The pruner
+fails the check 'jit': ...". Errors of the pruner itself pass, with a note that names
+the check. To read the code, see
 `_pruners` and `_algorithms`: each check is a function there.
 """
 

@@ -16,6 +16,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jprune import checkpoint, tree
 from jprune import masks as masks_lib
 from jprune._core import base
+from jprune.testing._naming import naming
 
 _AXIS_TYPES = (AxisType.Auto, AxisType.Explicit)
 
@@ -35,12 +36,16 @@ def check_algorithm(
 ) -> None:
     """Checks the contract of a method with a training loop of its own.
 
-    `init` and `step` run on shapes alone and keep the structure of the state, so that
-    steps are traced once. A step donates its state, but not the caller's params. A
-    saved and restored state continues bit for bit. `lax.scan` over steps and `vmap`
-    over seeds equal the loop. The params of `finish` are zero where its masks are
-    False, and have the given sparsity, to one unit. On a mesh of all devices params
-    keep their shardings.
+    The checks, by the names that errors give them:
+
+    - "form": `init` and `step` run on shapes alone and keep the structure of the state,
+      so that steps are traced once;
+    - "loop": a step donates its state, but not the caller's params, and a saved and
+      restored state continues bit for bit;
+    - "finish": the params of `finish` are zero where its masks are False, and have the
+      given sparsity, to one unit;
+    - "transforms": `lax.scan` over steps and `vmap` over seeds equal the loop;
+    - "meshes": on a mesh of all devices params keep their shardings.
 
     Args:
       algorithm: the method.
@@ -54,7 +59,10 @@ def check_algorithm(
       axis_types: axis types of the meshes; see `check_meshes`.
 
     Raises:
-      AssertionError: if the method breaks the contract.
+      AssertionError: if the method breaks the contract. The message begins with the
+        name of the check, and ends with what it found.
+      Exception: whatever the method raises, or `jprune.checkpoint` for a state that
+        cannot be stored. A note names the check.
 
     Example:
       >>> import jax, jax.numpy as jnp, jprune as jp
@@ -64,19 +72,19 @@ def check_algorithm(
       >>> params = {"kernel": jnp.ones((8, 2))}
       >>> check_algorithm(method, method.init, batches, params, sparsity=0.5)
     """
-    check_form(algorithm, state_of, batches, params)
-    last = check_loop(algorithm, state_of, batches, params)
-    check_finish(params, *algorithm.finish(last), sparsity=sparsity, where=where)
-    check_transforms(algorithm, state_of, batches, params, last)
-    check_meshes(
-        algorithm,
-        state_of,
-        batches[0],
-        params,
-        sparsity=sparsity,
-        where=where,
-        axis_types=axis_types,
-    )
+    given = algorithm, state_of, batches, params
+    meant: Any = {"sparsity": sparsity, "where": where}
+    with naming("form", "algorithm"):
+        check_form(*given)
+    with naming("loop", "algorithm"):
+        last = check_loop(*given)
+    with naming("finish", "algorithm"):
+        check_finish(params, *algorithm.finish(last), **meant)
+    with naming("transforms", "algorithm"):
+        check_transforms(*given, last)
+    with naming("meshes", "algorithm"):
+        first = algorithm, state_of, batches[0], params
+        check_meshes(*first, **meant, axis_types=axis_types)
 
 
 def check_form(
@@ -175,10 +183,9 @@ def check_finish(
 
     Raises:
       AssertionError: if the method breaks the contract.
-      PruningError: if the masks do not fit the params.
     """
     chex.assert_trees_all_equal_shapes_and_dtypes(params, found)
-    masks_lib.check(params, masks)
+    check_fit(params, masks)
     chosen = jax.tree.leaves(tree.flags(where, params))
     size = kept = 0
     for path, z, m, meant in zip(
@@ -197,6 +204,22 @@ def check_finish(
     if sparsity is not None:
         expected = size - round(size * sparsity)
         assert abs(kept - expected) <= 1, f"{kept} of {size} are kept, not {expected}"
+
+
+def check_fit(params: base.Params, masks: base.Masks) -> None:
+    """Checks that masks have the params' tree and broadcast to them.
+
+    Args:
+      params: params that were pruned.
+      masks: their masks.
+
+    Raises:
+      AssertionError: if they do not; names the leaf.
+    """
+    try:
+        masks_lib.check(params, masks)
+    except base.PruningError as error:
+        raise AssertionError(str(error)) from error
 
 
 def check_transforms(

@@ -3,8 +3,8 @@
     jp.testing.check_pruner(my_pruner(0.9))
 
 runs all checks on a small example. Each check is a function of a pruner, params and
-gradients, and raises AssertionError. For methods with a training loop of their own see
-`check_algorithm`.
+gradients, and raises AssertionError, to which `check_pruner` adds its name. For methods
+with a training loop of their own see `check_algorithm`.
 """
 
 import functools
@@ -22,7 +22,8 @@ from jprune import masks as masks_lib
 from jprune import tree
 from jprune._core import base
 from jprune.links import select
-from jprune.testing._algorithms import shard
+from jprune.testing._algorithms import check_fit, shard
+from jprune.testing._naming import naming
 from jprune.training import masks_of, sparsify
 
 
@@ -71,9 +72,15 @@ def check_pruner(
 ) -> None:
     """Checks the contract of a pruner.
 
-    Masks fit their params, and are the same under `jit` and on a mesh of all devices.
-    `init` and `update` run on shapes alone. A step of training is traced once, and
-    pruned weights are exactly zero after AdamW.
+    The checks, by the names that errors give them:
+
+    - "masks": masks fit their params, and are scalars for leaves that are not selected;
+    - "jit": they are the same under `jit`, bit for bit;
+    - "abstract_init": `init` and `update` run on shapes alone, and the state keeps its
+      structure, shapes and dtypes;
+    - "training": a step is traced once in 100 steps of AdamW, pruned weights are
+      exactly zero after the last one, and no dtype changes;
+    - "sharding": masks are the same on a mesh of all devices, and shardings stay.
 
     Args:
       pruner: links from gradients to masks.
@@ -85,7 +92,11 @@ def check_pruner(
         the structure, shapes and dtypes of its state, as a pruner has to.
 
     Raises:
-      AssertionError: if the pruner breaks the contract.
+      AssertionError: if the pruner breaks the contract. The message begins with the
+        name of the check, and ends with what it found.
+      Exception: whatever the pruner, `where` or `track` raises, such as PruningError
+        where an argument of a link does not fit the params, or JAX's error about a
+        traced bool in Python code. A note names the check.
 
     Example:
       >>> import optax, jprune as jp
@@ -95,14 +106,16 @@ def check_pruner(
     """
     params = example_params() if params is None else params
     grads = random_like(params) if grads is None else grads
-    for check in (
-        check_masks,
-        check_jit,
-        check_abstract_init,
-        check_training,
-        check_sharding,
-    ):
-        check(pruner, params, grads, where=where, track=track)
+    checks: dict[str, Callable[..., None]] = {
+        "masks": check_masks,
+        "jit": check_jit,
+        "abstract_init": check_abstract_init,
+        "training": check_training,
+        "sharding": check_sharding,
+    }
+    for name, check in checks.items():
+        with naming(name, "pruner"):
+            check(pruner, params, grads, where=where, track=track)
 
 
 def check_masks(
@@ -115,7 +128,7 @@ def check_masks(
 ) -> None:
     """Masks fit the params, and are scalars for leaves that are not selected."""
     masks = _masks(pruner, params, grads, where, track)
-    masks_lib.check(params, masks)
+    check_fit(params, masks)
     chosen = tree.flags(where, params)
     for path, meant, mask in zip(
         tree.leaf_paths(params),
@@ -269,7 +282,7 @@ def check_sparsities(
     def count(sparsity: Any) -> jax.Array:
         masks = _masks(make(sparsity), params, grads, where)
         kept = jax.tree.leaves(masks_lib.kept(params, masks))
-        return jnp.stack([k for k, c in zip(kept, chosen, strict=True) if c]).sum()
+        return jnp.asarray(sum(k for k, c in zip(kept, chosen, strict=True) if c))
 
     traced = jax.jit(jax.vmap(count))(jnp.asarray(sparsities, jnp.float32))
     for sparsity, batched in zip(sparsities, traced, strict=True):

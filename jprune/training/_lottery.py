@@ -49,7 +49,7 @@ class TicketInfo(NamedTuple):
 
     Attributes:
       sparsity: sparsity of the prunable leaves after the round, a float32 scalar.
-      kept: number of weights kept in each leaf, the params' tree of int32 scalars.
+      kept: number of weights kept in each leaf, as from `jprune.masks.kept`.
     """
 
     sparsity: jax.Array

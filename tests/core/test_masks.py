@@ -7,6 +7,7 @@ import pytest
 
 import jprune as jp
 from jprune import masks as masks_lib
+from jprune._core import counting
 
 DTYPES = ["f4", "bfloat16", "f2", "i4", "u1", "?"]
 
@@ -116,3 +117,58 @@ def test_counts_of_large_leaves_are_exact():
     assert jax.tree.map(int, masks_lib.kept(params, masks)) == expected
     removed = (3 * n * n - sum(expected)) / (3 * n * n)  # of more than 2^31
     assert float(jp.sparsity(params, masks)) == pytest.approx(removed, rel=1e-6)
+
+
+def test_counts_beyond_int32_are_exact():
+    """Masks of channels, of leaves and of a tree with 2^31 weights and more."""
+    n = 2**17
+    params = {
+        "large": jax.ShapeDtypeStruct((n, n), jnp.float32),  # 2^34 weights
+        "edge": jax.ShapeDtypeStruct((2**16, 2**15), jnp.bfloat16),  # 2^31
+        "never": jax.ShapeDtypeStruct((3, 2**30), jnp.float32),
+    }
+    masks = {
+        "large": (jnp.arange(n) % 4 != 0)[None],
+        "edge": (jnp.arange(2**15) > 0)[None],
+        "never": jnp.array(True),
+    }
+    found = masks_lib.kept(params, masks)
+    assert found == {
+        "large": 3 * 2**32,
+        "edge": 2**16 * (2**15 - 1),
+        "never": 3 * 2**30,
+    }
+    assert all(type(count) is int for count in found.values())
+    each = jax.tree.map(float, masks_lib.sparsity_per_leaf(params, masks))
+    assert each == {"large": 0.25, "edge": 2**-15, "never": 0.0}
+    expected = (2**32 + 2**16) / (2**34 + 2**31)
+    for sparsity in (
+        jp.sparsity(params, masks),
+        jax.jit(lambda m: jp.sparsity(params, m))(masks),
+    ):
+        assert float(sparsity) == pytest.approx(expected, rel=1e-7)
+    report = jp.summary(params, masks)["total"]
+    assert report["kept"] == sum(found.values())
+    assert report["sparsity"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_leaves_beyond_int32_are_refused_by_name_inside_of_a_trace():
+    params = {"w": {"large": jax.ShapeDtypeStruct((2**16, 2**15), jnp.float32)}}
+    masks = {"w": {"large": jnp.ones((1, 2**15), bool)}}
+    said = r"'w/large' has shape \(65536, 32768\): 2\^31 .*outside of jit"
+    with pytest.raises(jp.PruningError, match=said):
+        jax.jit(lambda m: masks_lib.kept(params, m))(masks)
+    params = {"w": {"large": jax.ShapeDtypeStruct((2**16 - 1, 2**15), jnp.float32)}}
+    counts = jax.jit(lambda m: masks_lib.kept(params, m))(masks)
+    assert int(counts["w"]["large"]) == 2**31 - 2**15
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (5, 3), (2, 9, 2), (0, 4), (1, 1)])
+def test_counts_of_parts_add_up(shape):
+    mask = np.random.default_rng(0).random(shape) < 0.5
+    most = max(1, mask.size // max(1, max(shape, default=1)))
+    for limit in (2**32 - 1, most, most + 1, 3 * most):
+        parts = counting.true_entries(mask, limit)
+        assert sum(n for n, _ in parts) == mask.size
+        assert max(n for n, _ in parts) <= limit
+        assert sum(int(count) for _, count in parts) == mask.sum()

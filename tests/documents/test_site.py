@@ -6,6 +6,9 @@ import re
 import sys
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
 import jprune as jp
@@ -59,10 +62,28 @@ def check_readme(names):
     assert left <= jp.graph.multiply_adds(small.graph) / 2
 
 
+def check_write_your_own(names):
+    """The method with its track ranks movements, summed here in float64."""
+    rng, tx = np.random.default_rng(0), names["tx"]
+    params = {"kernel": jnp.asarray(rng.normal(size=(10, 5)), jnp.float32)}
+    state, moved = tx.init(params), np.zeros((10, 5))
+    for _ in range(12):
+        grads = {"kernel": jnp.asarray(rng.normal(size=(10, 5)), jnp.float32)}
+        moved -= np.float64(params["kernel"]) * np.float64(grads["kernel"])
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        if int(state.count) == 9:  # the last refresh, at 2 + 6
+            expected = moved > np.sort(moved.ravel())[-11]
+    np.testing.assert_array_equal(jp.masks_of(state)["kernel"], expected)
+    with pytest.raises(jp.PruningError, match=r"pass its entries, \*\*method"):
+        jp.sparsify(optax.sgd(0.1), names["method"])
+
+
 CHECKS = {
     "getting_started": check_getting_started,
     "training": check_training,
     "README": check_readme,
+    "write_your_own": check_write_your_own,
 }
 
 

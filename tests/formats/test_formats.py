@@ -270,7 +270,7 @@ def test_gradients_reach_the_values(name):
     [
         (formats.pack_n_of_m(1, 4), (8, 4), "does not keep 1 of every 4 along axis 0"),
         (formats.pack_n_of_m(2, 4, axis=3), (8, 4), "axis 3 of shape"),
-        (formats.pack_n_of_m(2, 3), (8, 4), "3 does not divide axis -2"),
+        (formats.pack_n_of_m(2, 3), (8, 4), "3 does not divide axis 0"),
         (formats.pack_n_of_m(1, 1), (), "axis -2 of shape"),
         (formats.pack_blocks(3, 4), (8, 4), r"\(3, 4\) do not divide"),
         (formats.pack_blocks(4, 4), (8, 4), r"parts of some blocks of shape \(4, 4\)"),
@@ -314,6 +314,8 @@ def test_misuse_is_refused_where_it_is_written():
     for n, m in ((0, 4), (5, 4), (1, 257)):
         with pytest.raises(jp.PruningError, match=f"got {n}:{m}"):
             formats.pack_n_of_m(n, m)
+    with pytest.raises(jp.PruningError, match="an axis or a layout; got axis=0"):
+        formats.pack_n_of_m(2, 4, axis=0, layout=jp.kernel_axes)
     with pytest.raises(jp.PruningError, match=r"\(0, 4\)"):
         formats.pack_blocks(0, 4)
 

@@ -80,6 +80,62 @@ def test_what_does_not_fit_or_save_goes_dense_and_keeps_its_mask():
     assert_same(formats.unpack_tree(packed), (jp.apply(params, masks), masks))
 
 
+NAMED = {  # name -> shape, and the input axis that keep_n_of_m groups
+    "model.layers.0.mlp.up_proj.weight": ((12, 8), 1),
+    "model.conv.weight": ((3, 8, 2, 2), 1),
+    "dense/kernel": ((8, 12), 0),
+    "conv/kernel": ((2, 2, 8, 3), 2),
+    "out/kernel": ((2, 4, 12), 1),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("layout", [None, jp.kernel_axes])
+def test_two_of_four_is_packed_along_the_axis_that_it_was_made_along(name, layout):
+    """Against the mask, of which every four entries along the inputs keep two."""
+    shape, axis = NAMED[name]
+    draw = np.random.default_rng(0).normal
+    params = {name: jnp.asarray(draw(size=shape), jnp.float32)}
+    pruned, masks = jp.prune(params, jp.recipes.n_of_m(2, 4), where=".*")
+    fours = np.moveaxis(np.asarray(masks[name]), axis, -1).reshape(-1, 4)
+    assert (fours.sum(-1) == 2).all()
+    pack = formats.pack_n_of_m(2, 4, layout=layout)
+    packed = formats.pack_tree(pruned, masks, [(".*", pack)])
+    assert type(packed[name]) is formats.NOfM
+    assert packed[name].axis == axis
+    assert_same(formats.unpack_tree(packed), (pruned, masks))
+
+
+def test_a_layout_from_a_trace_packs_what_it_pruned():
+    """A (out, in) kernel whose name says (in, out), and a bias that stays whole."""
+
+    def linear(p, x):
+        return x @ p["proj"].T + p["bias"][None]
+
+    draw = np.random.default_rng(0).normal
+    params = {
+        "proj": jnp.asarray(draw(size=(12, 8)), jnp.float32),
+        "bias": jnp.ones(12),
+    }
+    layout = jp.graph.layout(jp.graph.trace(linear, params, jnp.ones((2, 8))))
+    pruned, masks = jp.prune(params, jp.recipes.n_of_m(2, 4, layout=layout))
+    rules = [(".*", formats.pack_n_of_m(2, 4, layout=layout))]
+    packed = formats.pack_tree(pruned, masks, rules)
+    assert packed["proj"].axis == 1
+    assert type(packed["bias"]) is formats.Dense
+    by_name = formats.pack_tree(pruned, masks, [(".*", formats.pack_n_of_m(2, 4))])
+    assert type(by_name["proj"]) is formats.Dense
+    other = jp.tree.layout_from_names({"else": ("in", "out")})
+    with pytest.raises(jp.PruningError, match="'proj': There are no axis names"):
+        formats.pack_tree(
+            pruned, masks, [(".*", formats.pack_n_of_m(2, 4, layout=other))]
+        )
+    alone = formats.pack_n_of_m(2, 4, layout=layout)(
+        pruned["proj"], masks["proj"], path="proj"
+    )
+    assert_same(alone, packed["proj"])
+
+
 def test_mistakes_name_the_leaf():
     params, masks = {"a": {"w": np.ones(3)}}, {"a": {"w": np.ones(3, bool)}}
     with pytest.raises(jp.PruningError, match="'a/w': JAX would cast float64"):

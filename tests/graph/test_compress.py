@@ -78,6 +78,37 @@ def test_it_is_the_composition_of_the_five_steps():
     assert jax.tree.map(jnp.shape, momentum) == jax.tree.map(jnp.shape, small.params)
 
 
+def test_it_says_by_how_much_the_cost_fell():
+    """Against products counted by hand, before and in the small params."""
+    params, x = mlp_params(), jnp.ones((2, 5))
+
+    def macs(p):
+        return sum(2 * w.size for path, w in kernels(p).items())
+
+    def kernels(p):
+        each = jp.tree.by_path(p).items()
+        return {path: w for path, w in each if path.endswith("kernel")}
+
+    def size(p):
+        return sum(w.size for w in jax.tree.leaves(p))
+
+    def widths(p):  # 12 and 8 entries that may go
+        return p["a"]["kernel"].shape[1] + p["b"]["kernel"].shape[1]
+
+    for cost, count in (
+        (jg.multiply_adds, macs),
+        (jg.parameters, size),
+        (None, widths),
+    ):
+        small = jg.compress(mlp, params, x, cost=cost, multiple_of=1)
+        assert small.cost_before == count(params)
+        assert small.cost_after == count(small.params) <= count(params) / 2
+    default = jg.compress(mlp, params, x, multiple_of=1)
+    assert default.cost_before == macs(params)
+    total = jg.summary(default.graph, sizes=jg.sizes(default.graph, default.keep))
+    assert total["total"]["after"]["multiply_adds"] == default.cost_after
+
+
 @pytest.mark.parametrize("stacked", [False, True])
 @pytest.mark.parametrize("remove", [0.3, 0.5, 0.75])
 def test_heads_go_whole_and_keep_their_dimensions(stacked, remove):

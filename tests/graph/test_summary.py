@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import sys
 
 import jax
@@ -143,14 +144,30 @@ def test_the_printed_table(graph, capsys, monkeypatch):
     ones = jnp.array(True)
     masks = dict.fromkeys(PARAMS, ones) | {"conv": jnp.arange(8)[None, None, None] < 6}
     jg.print_summary(graph, PARAMS, masks, {"conv[3]": 4})
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    text = "\n".join(" ".join(w for w in line if w not in "│┃") for line in lines)
-    assert "(net) conv 144 → 72 13.8k → 6,912 4,416 → 2,592 25.00%" in text
-    assert "(net) out 40 → 20 240 → 120 472 → 296 0.00%" in text
+    text = "\n".join(
+        " ".join(line.split()) for line in capsys.readouterr().out.splitlines()
+    )
+    assert "(net) 144 → 72 13.8k → 6,912 4,416 → 2,592 25.00%" in text
+    assert re.search(r"^conv test_summary.py:\d+ \(net\) 144 → 72", text, re.MULTILINE)
+    assert "(net) 40 → 20 240 → 120 472 → 296 0.00%" in text
     assert "2 others 9 → 5 0.00%" in text
     assert "all 193 → 97 14.1k → 7,032 4,888 → 2,888 18.65%" in text
     jg.print_summary(graph)
     assert "sparsity" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("columns", [200, 80])
+def test_paths_stay_whole_where_columns_are_left_out(columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    path = "params/TransformerBlock_0/attention/query"
+    graph = jg.trace(
+        lambda p, x: x @ p[path], {path: jnp.ones((3, 8))}, jnp.ones((5, 3))
+    )
+    jg.print_summary(graph)
+    out = capsys.readouterr().out
+    assert path in out
+    assert ("bytes moved" in out.splitlines()[1]) == (columns == 200)
+    assert ("Too narrow for: bytes moved" in " ".join(out.split())) == (columns < 200)
 
 
 @pytest.mark.parametrize(

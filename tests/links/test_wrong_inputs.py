@@ -55,6 +55,31 @@ def test_swapped_arguments_are_refused():
         jp.sparsify(optax.sgd, HALF)
 
 
+BLOCK = r"pool_over_blocks\(\(4, 4\), jnp\.sum\); got block="
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: jp.pool_over_blocks(jp.l2_norm, (4, 4)), BLOCK + "l2_norm"),
+        (lambda: jp.pool_over_blocks(4), BLOCK + "4"),
+        (lambda: jp.pool_over_blocks("44"), BLOCK + "44"),
+        (lambda: jp.pool_over_blocks(()), BLOCK + r"\(\)"),
+        (lambda: jp.pool_over_blocks((4, 0)), BLOCK + r"\(4, 0\)"),
+        (lambda: jp.pool_over_blocks((4, 1.5)), BLOCK + r"\(4, 1.5\)"),
+        (lambda: jp.pool_over_blocks((4, "4")), BLOCK + r"\(4, '4'\)"),
+        (lambda: jp.pool_over_blocks((4,), (4,)), r"reduce is a function .*\(4,\), of"),
+        (lambda: jp.pool_over_axes("output"), r"reduce is .*jnp.sum.* got 'output'"),
+        (lambda: jp.pool_over_axes((0, 1)), r"reduce is a function .*type tuple"),
+        (lambda: jp.pool_over_axes(layout=(0, 1)), "layout is a .*-> KernelAxes; got"),
+        (lambda: jp.normalize_by_leaf_norm(2), "norm is .*jprune.l2_norm; got 2, of"),
+    ],
+)
+def test_arguments_of_the_middle_links(call, message):
+    with pytest.raises(jp.PruningError, match=message):
+        call()
+
+
 OTHER = {"body": PARAMS["body"], "tail": PARAMS["head"]}
 NARROW = PARAMS | {"head": {"kernel": jnp.ones((3, 1))}}
 CUT = PARAMS | {"head": {"kernel": None}}

@@ -19,6 +19,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
+from jprune.graph._engine import lines
+
 Form = Literal["leaf", "product", "concatenation"]
 
 MOST_CUTS = 128
@@ -256,8 +258,7 @@ def _split(d: Dim, sizes: list[int]) -> list[Dim]:
 def _split_product(d: Dim, sizes: list[int]) -> list[Dim]:
     """Splits a product into pieces of its outermost factor, each times the others."""
     outer, rest = _outermost(factors_of(d), sizes)
-    inner = count_of(rest)
-    counts = [s // inner for s in sizes]
+    counts = [s // count_of(rest) for s in sizes]
     if len(outer) == 1:
         return [product([piece, *rest]) for piece in split(outer[0], counts)]
     why = _misfit(d, " + ".join(map(str, sizes)))
@@ -381,7 +382,8 @@ def _expanded(queue: list[Dim], parts_of: Callable[[Dim], list[Dim]]) -> list[Di
 
 
 def _misfit(d: Dim, other: str) -> str:
-    return f"an axis of size {d.size} is used both as {_shape(d)} and as {other}"
+    both = f"{_shape(d)} and as {other}"
+    return lines.at(f"an axis of size {d.size} is used both as {both}")
 
 
 def _shape(d: Dim) -> str:
@@ -390,8 +392,7 @@ def _shape(d: Dim) -> str:
     if d.form == "leaf":
         return str(d.size)
     sign = " x " if d.form == "product" else " + "
-    inside = [_shape(p) for p in d.parts]
-    return sign.join(f"({s})" if " " in s else s for s in inside)
+    return sign.join(f"({s})" if " " in s else s for s in map(_shape, d.parts))
 
 
 def count_of(axes: Sequence[Dim]) -> int:

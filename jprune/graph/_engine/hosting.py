@@ -1,10 +1,12 @@
 """Work on the host for many small arrays, where JAX would compile for each shape."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 
 def on_host(x: Any) -> np.ndarray | None:
@@ -54,3 +56,38 @@ def put_like(found: Sequence[Any], given: Sequence[Any]) -> list[Any]:
         for i, x in zip(chosen, put, strict=True):
             result[i] = x
     return result
+
+
+def taken(x: Any, cut: Mapping[int, np.ndarray]) -> Any:
+    """Takes entries along axes; on the host if possible, where nothing compiles.
+
+    Args:
+      x: array, or the `jax.ShapeDtypeStruct` of one.
+      cut: axis -> indices.
+
+    Returns:
+      A NumPy or JAX array, or the `jax.ShapeDtypeStruct` of one.
+    """
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return _struct_taken(x, cut)
+    host = on_host(x)
+    found: Any = x if host is None else host
+    # Outer axes first: along them NumPy copies whole rows, along the last axis single
+    # elements, of which fewer are left by then.
+    for axis, kept in sorted(cut.items()):
+        found = (np if host is not None else jnp).take(found, kept, axis=axis)
+    return found
+
+
+def _struct_taken(
+    x: jax.ShapeDtypeStruct, cut: Mapping[int, np.ndarray]
+) -> jax.ShapeDtypeStruct:
+    """Returns the shape that is left; as of arrays, a cut axis is not sharded."""
+    shape = [len(cut[i]) if i in cut else n for i, n in enumerate(x.shape)]
+    sharding = x.sharding
+    if isinstance(sharding, NamedSharding):
+        names = [None if i in cut else name for i, name in enumerate(sharding.spec)]
+        sharding = NamedSharding(
+            sharding.mesh, PartitionSpec(*names), memory_kind=sharding.memory_kind
+        )
+    return jax.ShapeDtypeStruct(tuple(shape), x.dtype, sharding=sharding)

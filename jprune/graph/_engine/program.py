@@ -8,6 +8,7 @@ analysis and the evaluation cannot drift apart.
 A `Value` is hashed and compared by identity, so values are used as dictionary keys.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +17,9 @@ import numpy as np
 from jax.extend import core, source_info_util
 
 from jprune.graph._engine import dims as dims_lib
+from jprune.graph._engine import lines
 from jprune.graph._engine.dims import Dim
+from jprune.graph._engine.jaxprs import body_of, live_equations
 
 Axes = tuple[Dim, ...]
 
@@ -194,7 +197,7 @@ class Note(NamedTuple):
     """Something that a user should know about a recorded function.
 
     Attributes:
-      kind: "frozen", "rescaled" or "over what is left".
+      kind: "frozen", "rescaled", "kept" or "over what is left".
       what: the explanation.
       where: file, line and function of the user's code.
       about: the dims concerned.
@@ -214,21 +217,38 @@ class Recorder:
 
     Attributes:
       rules: primitive name -> `(node, recorder) -> Outcome`.
-      notes: notes so far.
+      options: how constants that were computed from a size are treated.
       order: order of the derivative being recorded, 0 for the function itself.
       calls: equations that enclose the one being recorded, outermost first.
     """
 
-    def __init__(self, rules: dict[str, Callable[..., Outcome]]):
+    def __init__(
+        self, rules: dict[str, Callable[..., Outcome]], options: Options | None = None
+    ):
         self.rules = rules
-        self.notes: list[Note] = []
+        self.options = options or Options()
+        self._notes: list[tuple[Note, str | None]] = []
         self.order = 0
         self.calls: list[Any] = []
         self._derived: dict[Any, Any] = {}
 
-    def note(self, kind: str, node: Node, what: str, about: Sequence[Dim]) -> None:
-        """Adds a note about an equation."""
-        self.notes.append(Note(kind, what, self._where(node), tuple(about)))
+    @property
+    def notes(self) -> list[Note]:
+        """Notes so far, without those about a mark that no leaf has."""
+        return [n for n, mark in self._notes if not mark or _marked(n.about, mark)]
+
+    def note(
+        self,
+        kind: str,
+        node: Node,
+        what: str,
+        about: Sequence[Dim],
+        mark: str | None = None,
+    ) -> Note:
+        """Adds a note about an equation; with a mark, if a leaf gets it in the end."""
+        found = Note(kind, what, self._where(node), tuple(about))
+        self._notes.append((found, mark))
+        return found
 
     def _where(self, node: Node) -> str:
         """The user's line; for equations of JAX's own functions, that of the call."""
@@ -243,9 +263,9 @@ class Recorder:
         loose = [d for d in about if d.size > 1 and not dims_lib.why_fixed(d)]
         if not loose:
             return
-        self.note("frozen", node, what, loose)
+        where = self.note("frozen", node, what, loose).where
         for d in loose:
-            dims_lib.freeze(d, f"{what} ({self.notes[-1].where})")
+            dims_lib.freeze(d, f"{what} ({where})")
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """Returns the result of `make` for a key, computed once."""
@@ -273,7 +293,7 @@ class Recorder:
           The program. Unused outputs are placeholders.
         """
         used = [True] * len(jaxpr.outvars) if used is None else list(used)
-        live = _live(jaxpr, used)
+        live = live_equations(jaxpr, used)
         known: dict[Any, Value] = dict(zip(jaxpr.invars, inputs, strict=True))
         for var, array in zip(jaxpr.constvars, constants, strict=True):
             known[var] = constant(array)
@@ -288,7 +308,7 @@ class Recorder:
         for equation, wanted in live:
             given = tuple(read(equation.invars))
             if equation.primitive.name in INLINED:
-                closed = _inner(equation)
+                closed = body_of(equation)
                 self.calls.append(equation)
                 inside = self.instantiate(closed.jaxpr, closed.consts, given, wanted)
                 self.calls.pop()
@@ -307,7 +327,8 @@ class Recorder:
     def _relate(self, node: Node) -> None:
         rule = self.rules.get(node.name, unknown)
         self.calls.append(node.equation)
-        outcome = rule(node, self)
+        where = functools.partial(self._where, node)
+        outcome = lines.within(where, rule, node, self)
         self.calls.pop()
         if outcome.params or outcome.run or outcome.fill:
             node.outcome = outcome
@@ -323,6 +344,10 @@ class Recorder:
         if outcome.scalar is not None or outcome.sum is not None:
             (value,) = outputs
             value.scalar, value.sum = outcome.scalar, outcome.sum
+
+
+def _marked(about: Axes, mark: str) -> bool:
+    return any(mark in x.marks for d in about for x in dims_lib.leaves_of(d))
 
 
 def constant(array: Any) -> Value:
@@ -343,42 +368,10 @@ def unknown(node: Node, recorder: Recorder) -> Outcome:
 
 def frozen(shape: Sequence[int], node: Node) -> Axes:
     """Returns new frozen dims for a result of an equation."""
-    return tuple(dims_lib.leaf(n, f"it comes from {node.name!r}") for n in shape)
+    why = lines.at(f"it comes from {node.name!r}")
+    return tuple(dims_lib.leaf(n, why) for n in shape)
 
 
 def zero(dtype: Any) -> Any:
     """Returns 0, which a sum ignores."""
     return np.zeros((), dtype)
-
-
-def _inner(equation: Any) -> Any:
-    """Returns the closed jaxpr of a call."""
-    for name in ("jaxpr", "call_jaxpr"):
-        if name in equation.params:
-            found = equation.params[name]
-            return found if hasattr(found, "consts") else core.ClosedJaxpr(found, ())
-    name = equation.primitive.name
-    raise TypeError(f"The call {name!r} has neither a jaxpr nor a call_jaxpr.")
-
-
-def _live(jaxpr: Any, used: list[bool]) -> list[tuple[Any, list[bool] | None]]:
-    """Returns the equations that the used outputs depend on, with their used results.
-
-    The latter is a bool for each result, or None if all are used, as nearly always.
-    """
-    wanted = {
-        v
-        for v, u in zip(jaxpr.outvars, used, strict=True)
-        if u and not isinstance(v, core.Literal)
-    }
-    live: list[tuple[Any, list[bool] | None]] = []
-    for equation in reversed(jaxpr.eqns):
-        results = [v in wanted for v in equation.outvars]
-        if any(results) or equation.effects:
-            live.append((equation, None if all(results) else results))
-            wanted.difference_update(equation.outvars)  # stays small
-            for v in equation.invars:
-                if not isinstance(v, core.Literal):
-                    wanted.add(v)
-    live.reverse()
-    return live

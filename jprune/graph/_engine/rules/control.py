@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jprune.graph._engine import dims as dims_lib
+from jprune.graph._engine import lines
 from jprune.graph._engine.dims import Dim
 from jprune.graph._engine.program import Node, Outcome, Program, Recorder, Value, View
 from jprune.graph._engine.running import run
@@ -60,7 +61,8 @@ def scan(node: Node, recorder: Recorder) -> Outcome:
     for value in each:
         dims_lib.unify(length, value.axes[0])
     if not each:
-        dims_lib.freeze(length, "it is the length of a scan without stacked arrays")
+        what = "it is the length of a scan without stacked arrays"
+        dims_lib.freeze(length, lines.at(what))
     dims_lib.mark(length, "summed")
     dims_lib.mark(length, "layer")
     begin = inside(carried, active)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune.graph._engine import dims as dims_lib
+from jprune.graph._engine import lines
 from jprune.graph._engine.dims import Dim
 from jprune.graph._engine.program import (
     Axes,
@@ -87,12 +88,20 @@ def elementwise(node: Node, recorder: Recorder) -> Outcome:
     size = _size_in_constant(node, results[0])
     if size is None:
         return Outcome(results, scalar=scalar_of(node), sum=sum_of(node))
-    if not size.mark:
-        count = dims_lib.count_of(size.over)
-        what = f"a constant was computed from the size {count} of a sum"
-        recorder.note("rescaled", node, what, size.over)
+    _note_size(node, recorder, size)
     total = None if size.option == "divisors" else sum_of(node)  # a mean is no sum
     return Outcome(results, run=_sized(node, size), sum=total)
+
+
+def _note_size(node: Node, recorder: Recorder, size: _Size) -> None:
+    """Notes what becomes of a constant that was computed from a size."""
+    what = f"a constant was computed from the size {dims_lib.count_of(size.over)} of "
+    what += "its axis" if size.mark else "a sum"
+    if getattr(recorder.options, size.option) == "rescale":
+        kind, what = "rescaled", f"{what}, and follows it"
+    else:
+        kind, what = "kept", f'{what}, and stays: Options.{size.option} is "keep"'
+    recorder.note(kind, node, what, size.over, mark=size.mark)
 
 
 def joined(values: Sequence[Value], shape: Sequence[int]) -> Axes:
@@ -288,7 +297,10 @@ def _reinterpreted(node: Node, recorder: Recorder) -> Outcome:
     axes, rank = node.inputs[0].axes, len(node.shapes[0])
     if len(axes) > rank:
         recorder.freeze(node, axes[-1:], "a bitcast joins its entries into one number")
-    extra = [dims_lib.leaf(n, "bits") for n in node.shapes[0][len(axes) :]]
+    extra = [
+        dims_lib.leaf(n, lines.at("it holds the bits of a number"))
+        for n in node.shapes[0][len(axes) :]
+    ]
     return Outcome([(*axes[:rank], *extra)])
 
 

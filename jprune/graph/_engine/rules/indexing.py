@@ -6,6 +6,7 @@ Indexed axes are frozen; axes that are taken as a whole keep their dims.
 from typing import Any
 
 from jprune.graph._engine import dims as dims_lib
+from jprune.graph._engine import lines
 from jprune.graph._engine.dims import Dim
 from jprune.graph._engine.program import Node, Outcome, Recorder, View, zero
 from jprune.graph._engine.rules.shapes import sizes
@@ -19,7 +20,7 @@ def dynamic_slice(node: Node, recorder: Recorder) -> Outcome:
             axes.append(d)  # a whole axis can start at 0 only
         else:
             recorder.freeze(node, [d], "it is sliced at a computed position")
-            axes.append(dims_lib.leaf(n, "it comes from a dynamic slice"))
+            axes.append(dims_lib.leaf(n, lines.at("it comes from a dynamic slice")))
     found = tuple(axes)
     return Outcome([found], params=lambda view: {"slice_sizes": sizes(view, found)})
 
@@ -42,7 +43,7 @@ def gather(node: Node, recorder: Recorder) -> Outcome:
     removed = {*spec.collapsed_slice_dims, *spec.operand_batching_dims}
     kept = [i for i in range(len(operand.axes)) if i not in removed]
     places = iter(indices.axes[:-1])  # the last axis holds the coordinates
-    dims_lib.freeze(indices.axes[-1], "it holds coordinates of a gather")
+    dims_lib.freeze(indices.axes[-1], lines.at("it holds coordinates of a gather"))
     windows = dict(zip(spec.offset_dims, kept, strict=True))
     axes: list[Dim] = []
     for i, n in enumerate(node.shapes[0]):
@@ -54,7 +55,7 @@ def gather(node: Node, recorder: Recorder) -> Outcome:
             axes.append(d)
         else:
             recorder.freeze(node, [d], "it is read at a computed position")
-            axes.append(dims_lib.leaf(n, "it comes from a gather"))
+            axes.append(dims_lib.leaf(n, lines.at("it comes from a gather")))
     for i in spec.collapsed_slice_dims:
         recorder.freeze(node, [operand.axes[i]], "it is indexed")
     batching = (spec.operand_batching_dims, spec.start_indices_batching_dims)
@@ -79,7 +80,7 @@ def scatter(node: Node, recorder: Recorder) -> Outcome:
     """Writes or adds slices at computed positions."""
     operand, indices, updates = node.inputs
     spec = node.params["dimension_numbers"]
-    dims_lib.freeze(indices.axes[-1], "it holds coordinates of a scatter")
+    dims_lib.freeze(indices.axes[-1], lines.at("it holds coordinates of a scatter"))
     removed = {*spec.inserted_window_dims, *spec.operand_batching_dims}
     kept = [i for i in range(len(operand.axes)) if i not in removed]
     windows = dict(zip(spec.update_window_dims, kept, strict=True))

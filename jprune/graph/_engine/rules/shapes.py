@@ -8,6 +8,7 @@ import numpy as np
 from jax import lax
 
 from jprune.graph._engine import dims as dims_lib
+from jprune.graph._engine import lines
 from jprune.graph._engine.dims import Dim
 from jprune.graph._engine.program import Axes, Node, Outcome, Recorder, Value, View
 from jprune.graph._engine.rules.elementwise import joined, scalar_of, sum_of
@@ -45,7 +46,7 @@ def regroup(axes: Sequence[Dim], shape: Sequence[int]) -> Axes:
       shape: sizes after.
     """
     if 0 in shape:
-        why = "it is an axis of an empty array"
+        why = lines.at("it is an axis of an empty array")
         for d in axes:
             dims_lib.freeze(d, why)
         return tuple(dims_lib.leaf(n, why) for n in shape)
@@ -149,8 +150,10 @@ def slice_(node: Node, recorder: Recorder) -> Outcome:
         if outer is None:
             recorder.freeze(node, [d], f"it is sliced with stride {stride}")
             fewer = len(range(a, b, stride))
-            outer = dims_lib.leaf(fewer, "it comes from a strided slice")
-        pieces.append((dims_lib.leaf(a, "start"), outer, d))
+            outer = dims_lib.leaf(fewer, lines.at("it comes from a strided slice"))
+        pieces.append(
+            (dims_lib.leaf(a, lines.at("it is before a strided slice")), outer, d)
+        )
         axes.append(outer)
 
     def params(view: View) -> dict[str, Any]:
@@ -180,7 +183,7 @@ def _every(d: Dim, start: int, limit: int, stride: int) -> Dim | None:
     ):
         return None
     outer, inner = dims_lib.factor(d, [d.size // stride, stride])
-    dims_lib.freeze(inner, f"it is sliced with stride {stride}")
+    dims_lib.freeze(inner, lines.at(f"it is sliced with stride {stride}"))
     return outer
 
 
@@ -194,9 +197,9 @@ def pad(node: Node, recorder: Recorder) -> Outcome:
             axes.append(d)
         elif interior or low < 0 or high < 0:
             recorder.freeze(node, [d], "its padding is interior or negative")
-            axes.append(dims_lib.leaf(n, "it comes from a padding"))
+            axes.append(dims_lib.leaf(n, lines.at("it comes from a padding")))
         else:
-            ends = [dims_lib.leaf(k, "it is a padding") for k in (low, high)]
+            ends = [dims_lib.leaf(k, lines.at("it is a padding")) for k in (low, high)]
             axes.append(dims_lib.concatenation([ends[0], d, ends[1]]))
     return Outcome([tuple(axes)])
 
@@ -224,7 +227,9 @@ def tile(node: Node, recorder: Recorder) -> Outcome:
     del recorder
     axes = []
     for d, n in zip(node.inputs[0].axes, node.shapes[0], strict=True):
-        times = dims_lib.leaf(n // max(d.size, 1), "it counts repetitions of a tile")
+        times = dims_lib.leaf(
+            n // max(d.size, 1), lines.at("it counts repetitions of a tile")
+        )
         axes.append(dims_lib.product([times, d]) if n != d.size else d)
     return Outcome([tuple(axes)])
 
