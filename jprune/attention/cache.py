@@ -81,7 +81,7 @@ def start(
 
     Args:
       batch: number of sequences.
-      length: static, more than any position that will be decoded.
+      length: static, number of tokens in all, prompt included.
       scores: `(batch, prompt)`, importance of the prompt's tokens, summed over layers
         (`token_importance`); None for an empty prompt.
       position: `(batch,)`, position of the next token, where prompts are padded at
@@ -267,7 +267,9 @@ def append(
       k: `(batch, kv_heads, dim)`, key of the token at `stream.position`.
       v: `(batch, kv_heads, dim)`, its value.
       sinks: number of first tokens of the sequence that are never evicted.
-      recent: number of last tokens that are never evicted, including this one.
+      recent: number of last tokens that are never evicted, including this one. With
+        0, scores that are summed over tokens favour old ones: once the cache is full,
+        each token soon evicts the one before it.
 
     Returns:
       `(cache, stream)`: the cache with the token, the stream with the evicted position.

@@ -50,7 +50,8 @@ def step(
       cache: the layer's cache.
       stream: stream from the previous layer.
       sinks: number of first tokens of the sequence that are never evicted.
-      recent: number of last tokens that are never evicted, including this one.
+      recent: number of last tokens that are never evicted, including this one; see
+        `jprune.attention.cache.append`.
 
     Returns:
       `(out, cache, stream)`: the output `(batch, heads, dim)`, and the cache and stream

@@ -80,7 +80,7 @@ def pack_n_of_m(
       >>> packed.values[:, 0], packed.positions  # 01 10 and four zeros
       (Array([1., 2.], dtype=float32), Array([96], dtype=uint8))
 
-      Where weights are stored as (out, in), `pack_tree` finds the axis by their names:
+      In a tree, weights that are stored as (out, in) are found by their names:
 
       >>> tree = {"proj.weight": jnp.arange(4.0)[None]}, {"proj.weight": mask.T}
       >>> packed = formats.pack_tree(*tree, [(".*", pack_n_of_m(2, 4))])
@@ -117,7 +117,10 @@ def _packed(
     grouped = (math.prod(shape[:axis]), groups, m, math.prod(shape[axis + 1 :]))
     kept = kept.reshape(grouped)
     if (kept.sum(2) != n).any():
-        raise FormatError(f"The mask does not keep {n} of every {m} along axis {axis}.")
+        raise FormatError(
+            f"The mask does not keep {n} of every {m} along axis {axis}: pass the "
+            "axis= or layout= that it was made with, or the leaf's path."
+        )
     # With the axis of a group last, `nonzero` lists positions group by group.
     position = np.nonzero(kept.swapaxes(2, 3))[-1]
     position = position.reshape(*kept.shape[:2], kept.shape[3], n).swapaxes(2, 3)

@@ -8,6 +8,7 @@ devices, smaller dense arrays are faster.
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -91,11 +92,14 @@ def block_matmul(
 def n_of_m_matmul(x: jax.Array, w: _packed.NOfM) -> jax.Array:
     """Returns x W for an n:m matrix W: a reference, which saves memory but no time.
 
-    Unpacks W and multiplies. Types narrower than float32 are summed in float32.
+    Unpacks W and multiplies. The axis of the groups is contracted, as in the matrix
+    units that skip zeros: the product is x W with groups along axis 0, and x Wᵀ for a
+    W that is stored as (n_out, n_in), with groups along axis 1. Types narrower than
+    float32 are summed in float32.
 
     Args:
       x: (..., n_in) array.
-      w: packed matrix of shape (n_in, n_out).
+      w: packed matrix, with n_in entries along the axis of its groups.
 
     Returns:
       (..., n_out) array, with the common dtype of x and W.
@@ -110,10 +114,10 @@ def n_of_m_matmul(x: jax.Array, w: _packed.NOfM) -> jax.Array:
       >>> n_of_m_matmul(jnp.array([5.0, 7.0]), w)
       Array([10.], dtype=float32)
     """
-    _check_product(x, w)
+    _check_product(x, w, w.axis)
     dtype = jnp.result_type(x, w.values)
-    y = jnp.matmul(x, w.unpack()[0], preferred_element_type=_wide(dtype))
-    return y.astype(dtype)
+    full = jnp.moveaxis(w.unpack()[0], w.axis, 0)
+    return jnp.matmul(x, full, preferred_element_type=_wide(dtype)).astype(dtype)
 
 
 def with_values(
@@ -147,11 +151,11 @@ def with_values(
     return dataclasses.replace(w, values=values)
 
 
-def _check_product(x: jax.Array, w: _packed.Blocks | _packed.NOfM) -> None:
-    if len(w.shape) != 2 or jnp.shape(x)[-1:] != w.shape[:1]:
+def _check_product(x: Any, w: _packed.Blocks | _packed.NOfM, axis: int = 0) -> None:
+    if len(w.shape) != 2 or jnp.shape(x)[-1:] != (w.shape[axis],):
         raise base.PruningError(
-            "x W needs shapes (..., n_in) and (n_in, n_out); got "
-            f"{jnp.shape(x)} and {w.shape}."
+            f"The product contracts the last axis of x with axis {axis} of a matrix; "
+            f"got shapes {jnp.shape(x)} and {w.shape}."
         )
 
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jprune._core import base
 from jprune.hardware import (
@@ -187,6 +188,14 @@ def check(workload: Any, machine: Any, temperature: Any) -> None:
     """
     check_order(workload, machine)
     fields = _workload.arrays(workload)
+    count = np.shape(workload.keep)[:1]
+    for name, value in fields.items():
+        if np.shape(value)[:1] != count or not hasattr(value, "shape"):
+            raise base.PruningError(
+                f"{name} of a workload is an array with an entry for each of "
+                f"{', '.join(map(str, count))} operations; got {value!r}. For the same "
+                f"everywhere: jnp.full({count}, value)."
+            )
     _ranges.check_fields(fields, _RANGES, "an operation")
     machine_fields = machine._asdict()
     _ranges.check_fields(machine_fields, _accelerator.RANGES, "an accelerator")

@@ -27,6 +27,8 @@ _FLOAT32 = np.finfo(np.float32)
 class Front(NamedTuple):
     """A Pareto front: designs that no other design beats.
 
+    Designs with equal objectives do not beat each other, and are all there.
+
     Attributes:
       designs: name -> `(points,)`, in ascending order of the first objective.
       objectives: `(points, objectives)`, less is better.

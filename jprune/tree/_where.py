@@ -86,7 +86,8 @@ def flags(where: Where, tree: Any) -> Any:
         for pattern in getattr(where, "patterns", ()):
             if not any(matches(pattern, path) for path in paths):
                 raise base.PruningError(
-                    f"The pattern {pattern!r} matches no leaf. Leaves: {listing(paths)}"
+                    f"The pattern {pattern!r} matches no leaf; it has to match a whole "
+                    f"path, as '.*kernel' does. Leaves: {listing(paths)}"
                 )
         predicate: Any = where
         chosen = map_with_path(lambda path, leaf: bool(predicate(path, leaf)), tree)

@@ -147,6 +147,13 @@ def test_n_of_m_is_the_dense_product():
     x, dense = vectors(8, 2, 3, 12), np.where(mask, w, 0)
     found = jax.jit(formats.n_of_m_matmul)(x, packed)
     np.testing.assert_allclose(found, np.asarray(x) @ dense, rtol=1e-4, atol=1e-4)
+    stored = formats.pack_n_of_m(2, 4, 1)(w.T.astype(np.float32), mask.T)  # (out, in)
+    np.testing.assert_array_equal(formats.n_of_m_matmul(x, stored), found)
+    same = [0] * 12  # twelve equal outputs make a square matrix
+    square = formats.pack_n_of_m(2, 4, 1)(w.T[same].astype(np.float32), mask.T[same])
+    repeated = np.asarray(x) @ dense[:, same]
+    by_axis = formats.n_of_m_matmul(x, square)
+    np.testing.assert_allclose(by_axis, repeated, rtol=1e-4, atol=1e-4)
     mapped = jax.vmap(formats.n_of_m_matmul, in_axes=(0, None))(x, packed)
     np.testing.assert_allclose(mapped, found, rtol=1e-5, atol=1e-5)
 

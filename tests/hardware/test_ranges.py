@@ -125,6 +125,16 @@ def test_sizes_that_cannot_be_meant_are_refused_by_name(call, words):
     assert spatten.ramp(2, 1.0, first=1.0) == [1.0, 1.0]
 
 
+@pytest.mark.parametrize("value", [4.0, [4.0, 4.0], np.full(3, 4.0)])
+def test_a_field_has_an_entry_for_each_operation(value):
+    layer = hw.networks.attention(8, 8, 2)
+    wrong = layer._replace(weight_bits=value)
+    with pytest.raises(jp.PruningError, match=r"weight_bits .* each of 2 operations"):
+        hw.cost(wrong, hw.machines.spatten())
+    right = layer._replace(weight_bits=np.full(2, 4.0))
+    assert float(hw.cost(right, hw.machines.spatten()).seconds) > 0
+
+
 def test_a_traced_function_with_fields_out_of_range():
     params = {"in": jnp.ones((3, 8)), "out": jnp.ones((8, 2))}
     graph = jg.trace(lambda p, x: x @ p["in"] @ p["out"], params, jnp.ones((5, 3)))
