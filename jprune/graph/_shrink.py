@@ -205,8 +205,11 @@ def check_params(params: base.Params, expected: base.Params, what: str) -> None:
         missing = [path for path in known if path not in given]
         unknown = [path for path in given if path not in known]
         differs = f"missing leaves {missing}, unknown leaves {unknown}"
-        if not missing and not unknown:  # other containers
-            differs = f"expected {wanted}, got {structure}"
+        if not missing and not unknown:
+            differs = (
+                "the leaves are the same, but their containers differ, or values that "
+                "these hold beside arrays, which a module's `train()` and `eval()` set"
+            )
         raise base.PruningError(f"{what} have another tree structure: {differs}.")
     leaves = jax.tree.leaves(params), jax.tree.leaves(expected)
     for i, (x, struct) in enumerate(zip(*leaves, strict=True)):
