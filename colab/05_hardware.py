@@ -133,7 +133,7 @@ several = {
     for name in ("spatten", "eyeriss", "tpu_v1", "tpu_v5e", "h100", "xeon")
 }
 cost = jax.jit(hw.cost)
-print("network         machine       us       mJ    bound by")
+print(f"{'network':15} {'machine':8} {'us':>10} {'mJ':>8}    bound by")
 for title, each in nets.items():
     for name, machine in several.items():
         found = cost(each, machine)
