@@ -24,7 +24,7 @@
 # [badge]: https://colab.research.google.com/assets/colab-badge.svg
 # [colab]: https://colab.research.google.com/github/jprune/jprune/blob/main/colab/01_quickstart.ipynb
 #
-# # jprune in ten minutes: prune a small network in three ways
+# # Three ways to prune a network
 #
 # This notebook is for users of JAX and Optax who are new to pruning. You train a small
 # network on real images and remove most of its weights, in three ways:
@@ -38,13 +38,13 @@
 #
 # *Licensed under the Apache License, Version 2.0.*
 
-# %% [markdown]
+# %% [markdown] tags=["remove-cell"]
 # ## Install
 #
 # Only needed on Colab. jprune works with the JAX that Colab preinstalls, which matches
 # the GPU or TPU of the runtime; the cell checks that it is not replaced.
 
-# %%
+# %% tags=["remove-cell"]
 import importlib.metadata
 import os
 import subprocess
@@ -60,6 +60,7 @@ if "google.colab" in sys.modules:
 
 # %%
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -168,7 +169,8 @@ def apply(params, images):
 #
 # An ordinary training loop: gradients, `tx.update` and `optax.apply_updates`, with all
 # steps in one `lax.scan`. It has no code for pruning: below, only the optimizer `tx`
-# changes. `tx` is a static argument, so each method compiles once.
+# changes. `tx` is a static argument, so each method compiles once. `log` returns what a
+# logger would get after each step, by default nothing.
 
 
 # %%
@@ -177,8 +179,8 @@ def loss_fn(params, images, labels):
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
-@functools.partial(jax.jit, static_argnames="tx")
-def train(tx, params, examples, key):
+@functools.partial(jax.jit, static_argnames=("tx", "log"))
+def train(tx, params, examples, key, log=lambda opt_state, params: None):
     images, labels = examples
 
     def step(carry, key):
@@ -186,10 +188,14 @@ def train(tx, params, examples, key):
         batch = jax.random.randint(key, (BATCH,), 0, len(labels))
         grads = jax.grad(loss_fn)(params, images[batch], labels[batch])
         updates, opt_state = tx.update(grads, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), None
+        params = optax.apply_updates(params, updates)
+        return (params, opt_state), log(opt_state, params)
 
     start = params, tx.init(params)
-    return jax.lax.scan(step, start, jax.random.split(key, STEPS))[0]
+    (params, opt_state), logged = jax.lax.scan(
+        step, start, jax.random.split(key, STEPS)
+    )
+    return params, opt_state, logged
 
 
 @jax.jit
@@ -206,7 +212,7 @@ optimizer = optax.adamw(optax.cosine_decay_schedule(5e-3, STEPS), weight_decay=1
 # %%
 init_key, train_key, tune_key = jax.random.split(jax.random.key(0), 3)
 initial = init(init_key)
-trained, _ = train(optimizer, initial, train_set, train_key)
+trained, *_ = train(optimizer, initial, train_set, train_key)
 
 results = {"dense": (trained, jp.masks.full(trained))}
 print(f"dense: {accuracy(trained, test_set):.1%} of the test images are right")
@@ -239,7 +245,7 @@ jp.print_summary(pruned, masks)
 
 # %%
 tx = jp.sparsify(optimizer, jp.recipes.magnitude(SPARSITY), end=0, where=where)
-params, opt_state = train(tx, trained, train_set, tune_key)
+params, opt_state, _ = train(tx, trained, train_set, tune_key)
 
 results["one-shot"] = params, jp.masks_of(opt_state)
 print(f"one-shot, fine-tuned: {accuracy(params, test_set):.1%}")
@@ -250,7 +256,9 @@ print(f"one-shot, fine-tuned: {accuracy(params, test_set):.1%}")
 # With gradual pruning, the network adapts while weights are removed. This run starts
 # from the same random weights as the dense one and has the same number of steps. The
 # first tenth is dense; during the next half, more weights are removed at every tenth
-# step; the remaining steps train with fixed masks.
+# step; the remaining steps train with fixed masks. `jp.metrics` returns the sparsities
+# in force, also inside `jit` and `lax.scan`, and `jp.report.draw_sparsity` draws them.
+# By magnitude, each layer loses the same fraction, so its line is that of the total.
 
 # %%
 BEGIN, RAMP = STEPS // 10, STEPS // 2
@@ -263,10 +271,16 @@ def gradually(sparsity):
     )
 
 
-params, opt_state = train(gradually(SPARSITY), initial, train_set, train_key)
+params, opt_state, history = train(
+    gradually(SPARSITY), initial, train_set, train_key, log=jp.metrics
+)
 
 results["gradual"] = params, jp.masks_of(opt_state)
 print(f"gradual: {accuracy(params, test_set):.1%}")
+
+figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
+jp.report.draw_sparsity(history, axes, steps=np.arange(STEPS))
+plt.show()
 
 # %% [markdown]
 # ## 3. The 2:4 pattern
@@ -277,7 +291,7 @@ print(f"gradual: {accuracy(params, test_set):.1%}")
 
 # %%
 tx = jp.sparsify(optimizer, jp.recipes.n_of_m(2, 4), end=0, where=where)
-params, opt_state = train(tx, trained, train_set, tune_key)
+params, opt_state, _ = train(tx, trained, train_set, tune_key)
 
 results["2:4"] = params, jp.masks_of(opt_state)
 print(f"2:4, fine-tuned: {accuracy(params, test_set):.1%}")
@@ -342,8 +356,8 @@ if full_size:
 def sparse_accuracies(sparsity, key):
     print("tracing")
     tx = jp.sparsify(optimizer, jp.recipes.magnitude(sparsity), end=0, where=where)
-    one_shot, _ = train(tx, trained, train_set, key)
-    gradual, _ = train(gradually(sparsity), initial, train_set, key)
+    one_shot, *_ = train(tx, trained, train_set, key)
+    gradual, *_ = train(gradually(sparsity), initial, train_set, key)
     return accuracy(one_shot, test_set), accuracy(gradual, test_set)
 
 
@@ -358,7 +372,7 @@ one_shot, gradual = map(np.asarray, sweep(levels, keys))
 # Expect little loss up to 95 %, and a steep loss near 99 %, where gradual pruning is
 # better than one-shot pruning.
 
-# %%
+# %% tags=["thumbnail"]
 figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
 axis.axhline(accuracy(trained, test_set), color="black", linestyle=":", label="dense")
 for curve, name, marker in ((gradual, "gradual", "o"), (one_shot, "one-shot", "s")):

@@ -24,7 +24,7 @@
 # [badge]: https://colab.research.google.com/assets/colab-badge.svg
 # [colab]: https://colab.research.google.com/github/jprune/jprune/blob/main/colab/02_bip.ipynb
 #
-# # Find a winning ticket: bi-level pruning against iterative magnitude pruning
+# # Find a winning ticket by bi-level pruning
 #
 # A *winning ticket* is a sparse subnetwork that trains as well as the whole network.
 # The standard method to find one is iterative magnitude pruning (IMP): train, remove a
@@ -42,13 +42,13 @@
 #
 # *Licensed under the Apache License, Version 2.0.*
 
-# %% [markdown]
+# %% [markdown] tags=["remove-cell"]
 # ## Install
 #
 # Only needed on Colab. jprune works with the JAX that Colab preinstalls, which matches
 # the GPU or TPU of the runtime; the cell checks that it is not replaced.
 
-# %%
+# %% tags=["remove-cell"]
 import importlib.metadata
 import os
 import subprocess
@@ -64,6 +64,7 @@ if "google.colab" in sys.modules:
 
 # %%
 import functools
+import os
 import time
 
 import jax
@@ -230,13 +231,12 @@ def imp(key, sparsity):
 # %% [markdown]
 # *BiP*: let z = m w be the effective weights and g the gradient there. A step updates
 #
-# - the weights on one batch, $w \leftarrow w - \alpha\, m g$,
-# - the scores of the mask on another batch,
-#   $s \leftarrow s - \beta\, (w - m g / \gamma)\, g$,
+# - the weights on one batch: w ← w - α m g,
+# - the scores of the mask on another batch: s ← s - β (w - m g / γ) g,
 #
-# and keeps the largest scores of all layers. Pruned weights have a gradient, too, so
-# they can return. Here the sparsity increases to its target during the first half of
-# the steps; with a number instead of a schedule, `keep_top` starts at the target.
+# and keeps the largest scores of all layers; γ is 1. Pruned weights have a gradient,
+# too, so they can return. Here the sparsity increases to its target during the first
+# half of the steps; with a number instead of a schedule, `keep_top` starts there.
 
 
 # %%
@@ -248,9 +248,6 @@ def bip(key, sparsity):
         jp.keep_top(target, scope="global", min_kept=1),
         lower=sgd(0.1, steps),
         upper=sgd(1.0, steps),
-        hypergradient=functools.partial(
-            jp.learned.bilevel.implicit_gradient, gamma=1.0
-        ),
     )
     lower = batches(jax.random.fold_in(key, 3), steps)
     upper = batches(jax.random.fold_in(key, 4), steps)
@@ -303,7 +300,7 @@ for sparsity in SPARSITIES:
 # %% [markdown]
 # ## Results
 
-# %%
+# %% tags=["thumbnail"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
 for name in METHODS:
     accuracies = np.stack([found[name, s][0] for s in SPARSITIES])

@@ -44,13 +44,13 @@
 #
 # *Licensed under the Apache License, Version 2.0.*
 
-# %% [markdown]
+# %% [markdown] tags=["remove-cell"]
 # ## Install
 #
 # Needed on Colab only. jprune requires no newer JAX than Colab's. The runtime's own
 # JAX, which fits its GPU or TPU, must stay installed; the cell checks that.
 
-# %%
+# %% tags=["remove-cell"]
 import importlib.metadata
 import os
 import subprocess
@@ -67,6 +67,7 @@ if "google.colab" in sys.modules:
 # %%
 import functools
 import importlib.util
+import os
 import time
 
 import flax.linen as nn
@@ -98,9 +99,9 @@ full_size = STEPS >= 200  # only then do accuracies and times mean something
 WIDTHS = (16, 32, 64) if full_size else (8, 16, 32)  # channels of the ResNet
 
 # %% [markdown]
-# # 1. A ResNet
+# ## 1. A ResNet
 #
-# ## Data and network
+# ### Data and network
 #
 # The data are scikit-learn's digits, with a fifth held out for testing. The network is
 # a ResNet of three blocks, an ordinary Flax module without any code for pruning.
@@ -164,7 +165,7 @@ def forward(variables, images):
 
 
 # %% [markdown]
-# ## A training loop
+# ### A training loop
 #
 # The loop is ordinary, too. The function to train is an argument, so that the loop can
 # train the small function as well. We keep Flax's outer key `"params"` around the
@@ -211,7 +212,7 @@ trained, opt_state = train(forward, variables, opt_state, jax.random.key(1), STE
 print(f"dense: {accuracy(predict, trained):.1%} of the test images are right")
 
 # %% [markdown]
-# ## Find the groups
+# ### Find the groups
 #
 # `trace` records the function without computing anything. Each line below is a group:
 # its name, how the program uses it, its number of entries, and its members, each an
@@ -246,30 +247,35 @@ print(jg.explain(graph))
 jg.print_summary(graph)
 
 # %% [markdown]
-# ## Score the entries
+# ### Score the entries
 #
 # Score every weight by any criterion; `group_scores` combines the scores of all weights
 # that are removed together. Two classical criteria:
 #
-# - **magnitude**: $w^2$, which needs no data;
-# - **Taylor**: $|w\,g|$ with the gradient $g$ of the loss on a few images, a
-#   first-order estimate of the change of the loss when the weight is set to zero.
-#
-# Only weights should count, so we leave the running means and variances out of the
-# tree.
+# - **magnitude**, w²: it needs no data. `group_l2` is its name; it leaves out running
+#   means and variances, since only weights should count.
+# - **Taylor**, |w g| with the gradient g of the loss on a few images: a first-order
+#   estimate of the change of the loss when the weight is set to zero.
+
 
 # %%
-weights, stats = parts(trained)
-gradient = jax.jit(jax.grad(loss, has_aux=True), static_argnames="forward")
-grads, _ = gradient(weights, stats, forward, train_images[:256], train_labels[:256])
-criteria = {
-    "magnitude": jax.tree.map(jnp.square, weights),
-    "Taylor": jax.tree.map(lambda w, g: jnp.abs(w * g), weights, grads),
+@functools.partial(jax.jit, static_argnames="loss")
+def taylor(loss, weights):
+    return jax.tree.map(lambda w, g: jnp.abs(w * g), weights, jax.grad(loss)(weights))
+
+
+def some_loss(weights):
+    stats = parts(trained)[1]
+    return loss(weights, stats, forward, train_images[:256], train_labels[:256])[0]
+
+
+scores = {
+    "magnitude": jg.group_l2(graph, trained),
+    "Taylor": jg.group_scores(graph, taylor(some_loss, parts(trained)[0])),
 }
-scores = {name: jg.group_scores(graph, each) for name, each in criteria.items()}
 
 # %% [markdown]
-# ## Half of the multiply-adds
+# ### Half of the multiply-adds
 #
 # `choose` keeps the entries with the highest scores among all groups, as many as the
 # budget allows. The cost is a polynomial in the widths, known exactly from the trace:
@@ -293,7 +299,7 @@ jg.draw_widths(graph, sizes, axes)
 plt.show()
 
 # %% [markdown]
-# ## Shrink
+# ### Shrink
 #
 # `shrink(graph, params, keep=keep)` cuts the arrays and returns the function that runs
 # on them. We have two functions of the same parameters, so we make a *plan* first:
@@ -327,7 +333,7 @@ print(f"largest difference of logits: {difference:.1e}")
 assert difference < 1e-3
 
 # %% [markdown]
-# ## Fine-tune
+# ### Fine-tune
 #
 # Adam has two moments for each weight. `slice_tree` cuts them by the same plan, so that
 # training continues where it stopped.
@@ -367,7 +373,7 @@ for name, found in results.items():
     print(f"{name:11}{found:6.1%} of the test images are right")
 
 # %% [markdown]
-# ## Is it faster?
+# ### Is it faster?
 #
 # We time both functions under `jit`, in turns, and take the best of several runs; and,
 # for comparison, the large function with masked weights.
@@ -403,7 +409,7 @@ for name, found in times.items():
 # this one hardly fills the chip, and may not become faster at all. Pass `multiple_of=8`
 # or more to `choose` there, and measure on your own device.
 #
-# ## Save the plan
+# ### Save the plan
 #
 # A plan is JSON. It shrinks another checkpoint of the same network in the same way.
 
@@ -414,7 +420,7 @@ again_predict, again = jg.shrink(graph, trained, jg.loads(text))
 assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), again, small))
 
 # %% [markdown]
-# # 2. A GPT
+# ## 2. A GPT
 #
 # Two blocks of attention and an MLP, in plain JAX. The model learns to sort: given
 # `52817>`, it continues with `12578`. There are 100,000 such lines, drawn at random
@@ -519,7 +525,7 @@ params, opt_state = train_gpt(
 print(f"dense: {sorted_right(gpt, params):.1%} of the lines are sorted")
 
 # %% [markdown]
-# ## Heads, head dimensions, hidden units
+# ### Heads, head dimensions, hidden units
 #
 # Groups of kind `heads` are whole heads. Groups of kind `head` are dimensions within
 # them: one is shared by queries and keys, another by values and outputs. All heads are
@@ -532,44 +538,47 @@ graph = jg.trace(gpt, params, example)
 print(graph)
 
 # %% [markdown]
-# The same steps as before. Groups of the same form compete only with each other
-# (`jg.isomorphic`), because the scores of heads and channels are hard to compare, and
-# no group loses more than 60 % of its entries.
+# `jg.compress` does all steps in one call: it traces, scores, chooses and shrinks, and
+# returns the small function with its params, the plan and the graph. The scores are
+# again Taylor's; by default they are those of `group_l2`. Widths become multiples of
+# eight, and attention may only lose whole heads: matrix units are made for head
+# dimensions such as 16, not 9 or 11. Written out, with `where=jg.is_width`, the steps
+# cut head dimensions, too.
 
 # %%
-gradient = jax.jit(jax.grad(gpt_loss), static_argnames="gpt")
-grads = gradient(params, gpt, lines(jax.random.key(5), 512))
-taylor = jax.tree.map(lambda w, g: jnp.abs(w * g), params, grads)
-keep = jg.choose(
-    graph,
-    jg.group_scores(graph, taylor),
-    0.5,
-    compete=jg.isomorphic,
-    cost=jg.multiply_adds,
-    most=0.6,
-)
-plan = jg.make_plan(graph, keep)
-small_gpt, small = jg.shrink(graph, params, plan)
+some_lines = lines(jax.random.key(5), 512)
+
+
+def taylor_scores(graph, params):
+    terms = taylor(lambda params: gpt_loss(params, gpt, some_lines), params)
+    return jg.group_scores(graph, terms)
+
+
+small = jg.compress(gpt, params, example, remove=0.5, score=taylor_scores)
 tuned, _ = train_gpt(
-    small_gpt,
+    small.fn,
     gpt_tx,
-    small,
-    jg.slice_tree(plan, opt_state),
+    small.params,
+    jg.slice_tree(small.plan, opt_state),
     jax.random.key(6),
     GPT_STEPS // 2,
 )
-print(f"sorted, shrunk: {sorted_right(small_gpt, small):.1%}")
-print(f"sorted, shrunk and fine-tuned: {sorted_right(small_gpt, tuned):.1%}")
+print(f"sorted, shrunk: {sorted_right(small.fn, small.params):.1%}")
+print(f"sorted, shrunk and fine-tuned: {sorted_right(small.fn, tuned):.1%}")
 
-# %%
-sizes = jg.sizes(graph, keep)
+# %% tags=["thumbnail"]
+sizes = jg.sizes(graph, small.keep)
 jg.print_summary(graph, sizes=sizes)
 figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
 jg.draw_widths(graph, sizes, axes)
 plt.show()
 
+# %% [markdown]
+# Most of what goes are hidden units, and channels of the residual stream; all heads
+# stay.
+
 # %%
-large_jit, small_jit = jax.jit(gpt), jax.jit(small_gpt)
+large_jit, small_jit = jax.jit(gpt), jax.jit(small.fn)
 words = test_lines[:, :-1]
 times = seconds(
     dense=lambda: large_jit(params, words), small=lambda: small_jit(tuned, words)
@@ -578,7 +587,7 @@ for name, found in times.items():
     print(f"{name:7}{1e3 * found:8.2f} ms, {times['dense'] / found:.2f} times as fast")
 
 # %% [markdown]
-# ## Fewer layers
+# ### Fewer layers
 #
 # A *branch* is what an addition adds to the residual stream; without it, the stream
 # passes unchanged. There are four here: two of attention and two MLPs. How good is the
@@ -601,7 +610,7 @@ cost = jg.multiply_adds(jg.trace(shorter, rest, example)) / jg.multiply_adds(gra
 print(f"{cost:.1%} of the multiply-adds")
 
 # %% [markdown]
-# ## Gradual pruning
+# ### Gradual pruning
 #
 # Structures can also be masked gradually during training, and be removed at the end.
 # `jg.keep_groups` is a link like any other in jprune, so `jp.sparsify` accepts it, and
@@ -632,14 +641,14 @@ print(f"masked: {sorted_right(gpt, sparse):.1%} sorted")
 print(f"removed: {sorted_right(gradual_gpt, gradual):.1%} sorted")
 
 # %% [markdown]
-# ## Export
+# ### Export
 #
 # The small function is a JAX function, so `jax.export` stores it as StableHLO for a
 # server that has neither the model's code nor jprune. (Serialization needs the package
 # flatbuffers.)
 
 # %%
-exported = export.export(jax.jit(small_gpt))(tuned, example)
+exported = export.export(jax.jit(small.fn))(tuned, example)
 difference = jnp.abs(exported.call(tuned, example) - small_jit(tuned, example)).max()
 print(f"exported for {exported.platforms}, largest difference {difference:.1e}")
 if importlib.util.find_spec("flatbuffers"):
@@ -652,7 +661,7 @@ if full_size:
     assert results["dense"] > 0.97, results
     assert results["fine-tuned"] > results["dense"] - 0.02, results
     assert sorted_right(gpt, params) > 0.9
-    assert sorted_right(small_gpt, tuned) > 0.8
+    assert sorted_right(small.fn, tuned) > 0.8
     assert abs(sorted_right(gpt, sparse) - sorted_right(gradual_gpt, gradual)) < 0.01
 
 # %% [markdown]

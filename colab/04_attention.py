@@ -48,13 +48,13 @@
 #
 # *Licensed under the Apache License, Version 2.0.*
 
-# %% [markdown]
+# %% [markdown] tags=["remove-cell"]
 # ## Install
 #
 # Only needed on Colab. jprune requires no newer JAX than Colab's, so the runtime's own
 # JAX, which matches its GPU or TPU, stays installed; the cell checks that.
 
-# %%
+# %% tags=["remove-cell"]
 import importlib.metadata
 import os
 import subprocess
@@ -70,6 +70,7 @@ if "google.colab" in sys.modules:
 
 # %%
 import functools
+import os
 from typing import NamedTuple
 
 import jax
@@ -100,9 +101,9 @@ FINE_TUNE = max(STEPS // 4, 1)  # updates after pruning
 full_size = STEPS >= 800  # only then do accuracies mean something
 
 # %% [markdown]
-# # 1. Token pruning in a vision transformer
+# ## 1. Token pruning in a vision transformer
 #
-# ## Data and network
+# ### Data and network
 #
 # Scikit-learn's digits, 8 x 8 pixels, a fifth of them held out for testing. Patches of
 # 2 x 2 pixels make 16 tokens; the classifier reads a *class token* in front of them.
@@ -237,7 +238,7 @@ print(dense)
 print(f"difference from plain: at most {from_plain(params, test_images[:8]):.1e}")
 
 # %% [markdown]
-# ## Training
+# ### Training
 #
 # An ordinary training loop. The network is an argument, a function of parameters and
 # images; it is static, as it decides all shapes.
@@ -276,7 +277,7 @@ params = train(pruned(dense), params, jax.random.key(1), STEPS, 2e-3)
 print(f"dense: {accuracy(pruned(dense), params):.1%} of the test images are right")
 
 # %% [markdown]
-# ## Prune tokens
+# ### Prune tokens
 #
 # `ja.ramp` makes the counts of a schedule as the paper does: the first layer keeps all
 # tokens, then the keep ratio falls linearly from layer to layer. Each of four
@@ -326,13 +327,13 @@ axes.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# ## Which patches are left?
+# ### Which patches are left?
 #
 # A `Cascade`, the state between two layers, holds each token's position in the input.
 # So we run the layers one by one and record the positions.
 
 
-# %%
+# %% tags=["thumbnail"]
 @functools.partial(jax.jit, static_argnames="plan")
 def survivors(params, images, plan):
     """Returns for each layer (images, tokens): True for tokens that are left."""
@@ -374,7 +375,7 @@ plt.show()
 print(f"tokens after each layer: {alive.sum(-1)[:, 0]}")
 
 # %% [markdown]
-# # 2. Heads, values, bits
+# ## 2. Heads, values, bits
 #
 # Heads are one more list of counts in the schedule. Values and bits are selected inside
 # an attention layer, so they belong into `mix`: `ja.keep_values` selects the
@@ -474,8 +475,12 @@ for name, technique in techniques.items():
     )
 print("rows that fetched lower bits:", *(f"{share:.1%}" for _, share in seen))
 
+figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
+ja.draw_tokens(all_three, axes)
+plt.show()
+
 # %% [markdown]
-# # 3. A KV cache of fixed size
+# ## 3. A KV cache of fixed size
 #
 # For each new token a decoder reads the keys and values of all earlier tokens. Here
 # every layer has a fixed number of *slots*; when they are full, the new token
@@ -570,7 +575,7 @@ axes.set_ylabel("words generated")
 plt.show()
 
 # %% [markdown]
-# # 4. Learn how many tokens each layer keeps
+# ## 4. Learn how many tokens each layer keeps
 #
 # A count is not differentiable, but a *gate* is: `soft.straight_keep` returns zeros and
 # ones, the same tokens as before, with the gradients of soft gates that sum to a real
@@ -667,7 +672,7 @@ axes.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# # 5. Merge tokens, or let them skip layers
+# ## 5. Merge tokens, or let them skip layers
 #
 # A dropped token is lost. Two alternatives, on the dense network without training:
 #

@@ -40,13 +40,13 @@
 #
 # *Licensed under the Apache License, Version 2.0.*
 
-# %% [markdown]
+# %% [markdown] tags=["remove-cell"]
 # ## Install
 #
 # Only needed on Colab. jprune requires no newer JAX than Colab's, so the runtime's own
 # JAX, which matches its GPU or TPU, stays installed; the cell checks that.
 
-# %%
+# %% tags=["remove-cell"]
 import importlib.metadata
 import os
 import subprocess
@@ -61,6 +61,8 @@ if "google.colab" in sys.modules:
         assert now == version, f"{name} {version} became {now}: restart the runtime"
 
 # %%
+import os
+
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -69,7 +71,7 @@ import numpy as np
 import jprune as jp
 from jprune import graph as jg
 from jprune import hardware as hw
-from jprune.hardware import machines, networks, workload
+from jprune.hardware import machines, networks
 
 device = jax.devices()[0]
 print(f"JAX {jax.__version__}, jprune {jp.__version__}")
@@ -84,7 +86,9 @@ DESCENT = 100 + STEPS  # gradient steps
 # ## 1. Trace
 #
 # Any JAX function works. Here it is a transformer layer in plain JAX; its parameters
-# are given as shapes, so nothing is computed.
+# are given as shapes, so nothing is computed. The table has a row for each product,
+# with the name of the leaf that it multiplies by: what it costs on one machine, the
+# accelerator of the SpAtten paper, and which resource limits it.
 
 # %%
 WIDTH, HEADS, HIDDEN, TOKENS = 256, 4, 1024, 128
@@ -106,9 +110,7 @@ sizes |= {"up": (WIDTH, HIDDEN), "down": (HIDDEN, WIDTH)}
 shapes = {name: jax.ShapeDtypeStruct(s, jnp.float32) for name, s in sizes.items()}
 graph = jg.trace(layer, shapes, jax.ShapeDtypeStruct((TOKENS, WIDTH), jnp.float32))
 net = hw.from_graph(graph, bits=8)
-print(f"{len(net.m)} products, {float(workload.multiply_adds(net)) / 1e6:.1f} M madds")
-for b, m, n, k in zip(net.batch, net.m, net.n, net.k, strict=True):
-    print(f"  {b:3.0f} x ({m:4.0f}, {k:4.0f}) times ({k:4.0f}, {n:4.0f})")
+hw.print_summary(net, machines.spatten())
 
 # %% [markdown]
 # `hw.networks` has the workloads of BERT, GPT-2, ResNet-50 and ViT.
@@ -131,7 +133,7 @@ several = {
     for name in ("spatten", "eyeriss", "tpu_v1", "tpu_v5e", "h100", "xeon")
 }
 cost = jax.jit(hw.cost)
-print("network         machine       us       mJ    bound by")
+print(f"{'network':15} {'machine':8} {'us':>10} {'mJ':>8}    bound by")
 for title, each in nets.items():
     for name, machine in several.items():
         found = cost(each, machine)
@@ -140,21 +142,16 @@ for title, each in nets.items():
         print(f"{title:15} {name:8} {us:10.1f} {mj:8.3f}    {hw.RESOURCES[which]}")
 
 # %% [markdown]
-# A roofline plot: achieved operations per second over operations per byte of DRAM.
+# Why are the limits different? In a *roofline* picture each operation is a point: its
+# multiply-adds for each byte of DRAM traffic, and its rate. On the same machine, BERT
+# reads a weight once for 128 words and keeps the multipliers busy; GPT-2 reads all
+# weights for a single token and waits for DRAM.
 
 # %%
-intensity = np.logspace(-1, 4.5, 100)
-figure, axes = plt.subplots(figsize=(7, 4), constrained_layout=True)
-for i, (name, machine) in enumerate(several.items()):
-    peak = float(hw.accelerators.peak_tops(machine, 8))
-    roof = np.minimum(peak, intensity * float(machine.dram_bandwidth) * 1e-3)
-    axes.loglog(intensity, roof, color=f"C{i}", label=name)
-    for each, marker in zip(nets.values(), "*os^", strict=True):
-        found, done = cost(each, machine), 2 * float(workload.multiply_adds(each))
-        point = done / float(found.dram_bytes), 1e-12 * done / float(found.seconds)
-        axes.loglog(*point, marker, color=f"C{i}")
-axes.set(xlabel="operations per byte of DRAM", ylabel="TOPS, 8 bits")
-axes.legend(fontsize="small")
+figure, rows = plt.subplots(2, figsize=(9, 8), layout="constrained")
+for axes, title in zip(rows, ("BERT-base", "GPT-2, a token"), strict=True):
+    hw.draw_roofline(nets[title], several["spatten"], axes)
+    axes.set_title(title, loc="right")
 plt.show()
 
 # %% [markdown]
@@ -193,16 +190,6 @@ objectives = jnp.stack([costs.seconds, costs.area, points_lost(drawn["tokens"])]
 front = jp.search.pareto(objectives)
 print(f"{DESIGNS:,} designs, {int(front.sum())} on the front")
 
-# %%
-figure, axes = plt.subplots(figsize=(7, 4), constrained_layout=True)
-axes.scatter(costs.area, 1e3 * costs.seconds, s=2, color="lightgrey")
-dots = axes.scatter(
-    costs.area[front], 1e3 * costs.seconds[front], s=12, c=drawn["tokens"][front]
-)
-axes.set(xscale="log", yscale="log", xlabel="mm$^2$", ylabel="ms for BERT-base")
-figure.colorbar(dots, label="tokens kept")
-plt.show()
-
 # %% [markdown]
 # Gradients need fewer evaluations: eight descents at once on the smooth cost, under
 # limits of area and of points lost, then rounding, and evaluation by the hard cost.
@@ -236,11 +223,25 @@ print(f"energy x delay: {grid_best:.3g} of random designs,", end=" ")
 print(f"{float(delay_energy(after)[best]):.3g} by gradients")
 
 # %% [markdown]
+# All random designs that keep at least 70 % of the tokens, their Pareto front, and the
+# ends of the descents.
+
+# %% tags=["thumbnail"]
+points = np.stack([costs.area, 1e3 * costs.seconds], axis=1)
+figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+kept_enough = np.asarray(drawn["tokens"] >= 0.7)
+titles = ["area (mm$^2$)", "time of BERT-base (ms)"]
+jp.search.draw_pareto(points[kept_enough], titles, axes)
+axes.plot(after.area, 1e3 * after.seconds, "*", color="tab:red", label="by gradients")
+axes.legend(frameon=False)
+plt.show()
+
+# %% [markdown]
 # ## 4. Prune to a budget of energy
 #
 # Any function of jprune that takes a cost of group sizes accepts a machine's cost. Here
-# our layer is pruned to 30 % less energy on Eyeriss; heads, head dimensions and hidden
-# units compete.
+# one call removes 30 % of our layer's energy on Eyeriss; heads and hidden units
+# compete.
 
 # %%
 params = {
@@ -250,14 +251,12 @@ params = {
     )
 }
 energy = hw.as_graph_cost(machines.eyeriss(), lambda found: found.energy, bits=8)
-scores = jg.group_scores(graph, jax.tree.map(jnp.square, params))
-keep = jg.choose(graph, scores, 0.3, cost=energy)
-small, small_params = jg.shrink(graph, params, keep=keep)
-share = float(energy(graph, jg.sizes(graph, keep)) / energy(graph, {}))
+x = jnp.ones((TOKENS, WIDTH))
+small = jg.compress(layer, params, x, remove=0.3, cost=energy)
+share = float(energy(graph, jg.sizes(graph, small.keep)) / energy(graph, {}))
 print(f"energy left: {100 * share:.1f} %")
-print({name: p.shape for name, p in small_params.items()})
-out = small(small_params, jnp.ones((TOKENS, WIDTH)))
-assert out.shape == (TOKENS, WIDTH)
+print({name: p.shape for name, p in small.params.items()})
+assert small.fn(small.params, x).shape == x.shape
 
 # %% [markdown]
 # Its gradient, by which masks can be learned, is the cost of one unit of each group.
