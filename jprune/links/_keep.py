@@ -62,8 +62,8 @@ def keep_top(
       allocation: for scope "leaf", divides the kept entries among leaves; `uniform()`
         if None. See `jprune.links`.
       min_kept: minimum number of entries that each leaf keeps (smaller leaves keep
-        all). With scope "global" the total does not change; with scope "leaf" it may
-        grow.
+        all). With scope "global" the total does not change, unless the minimums sum to
+        more than it, which then are kept; with scope "leaf" it may grow.
 
     Returns:
       A link: scores -> masks, True where kept. A schedule gets the keyword `step` of

@@ -64,7 +64,7 @@ def batch(
     for i, (x, spec) in enumerate(zip(leaves, specs, strict=True)):
         classes.setdefault(_class(i, x, spec, on_host, in_rows), []).append(i)
     batches = []
-    for members in classes.values():
+    for kind, members in classes.items():
         if len(members) < _MANY:
             batches += [
                 Batch(leaves[i], np.array([i], np.int32), False, specs[i])
@@ -72,7 +72,7 @@ def batch(
             ]
             continue
         parts, indices = [leaves[i] for i in members], np.array(members, np.int32)
-        if on_host or in_rows:
+        if on_host or kind == _ROWS:
             values, layout = _in_rows(parts, dtype, on_host)
             batches.append(Batch(values, indices, True, None, layout))
         else:
@@ -110,15 +110,19 @@ def unbatch(
     return result
 
 
+_ROWS = "rows"  # the class of traced leaves of all shapes
+
+
 def _class(i: int, x: Any, spec: Any, on_host: bool, in_rows: bool) -> Any:
     """Leaves of equal class are a batch; a leaf that is not is its own class."""
     size = np.size(x)
     if spec is not None or size > _SMALL_IN_ROWS:
         return i
-    if in_rows:
-        return "rows"
     if not on_host:
-        return i if size > _SMALL else (np.shape(x), jnp.result_type(x))
+        sharding = jax.typeof(x).sharding  # on a mesh of explicit axes
+        if in_rows and not any(sharding.spec):
+            return _ROWS
+        return i if size > _SMALL else (np.shape(x), jnp.result_type(x), sharding)
     if not isinstance(x, jax.Array):
         return "host"
     devices = x.sharding.device_set

@@ -83,9 +83,9 @@ def sparsify(
         weights at the final sparsity.
       where: the leaves that can be pruned: a predicate, a pattern, a list of patterns
         or a tree of bools (`jprune.tree.Where`); floating-point kernels by default.
-      track: transform that sees the gradients of these leaves at every step, as
-        `score_by_movement()` or `optax.ema` must. At a refresh, the pruner gets its
-        output in place of the gradients.
+      track: transform that sees the gradients of these leaves at every step, not
+        masked, as `score_by_movement()` or `optax.ema` must. At a refresh, the pruner
+        gets its output in place of the gradients.
       moments: what the optimizer remembers of pruned weights. "keep" changes nothing:
         its moments decay. With "zero" the optimizer sees zeros where a weight is
         pruned: in the gradient, in the weight, and in every part of its state that has

@@ -30,6 +30,24 @@ print(reductions(few), reductions(many))
 """
 
 
+EXPLICIT = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from jprune import selection
+
+mesh = jax.make_mesh((1, 1), ("x", "y"), axis_types=(AxisType.Explicit,) * 2)
+specs = [P("x"), P(None, "y"), P(), P("x", "y"), P(("x", "y")), P("y")]
+drawn = np.random.default_rng(0).normal(size=(6, 8, 6)).astype("f4")
+scores = [
+    jax.device_put(x, NamedSharding(mesh, s)) for x, s in zip(drawn, specs, strict=True)
+]
+for select in (lambda s: selection.top_k(s, 99), lambda s: selection.count_top_k(s, 99)):
+    found = jax.jit(select)(scores)
+    for a, b in zip(found, select(list(drawn)), strict=True):
+        np.testing.assert_array_equal(a, b)
+"""
+
+
 def _run(*command):
     env = {
         **os.environ,
@@ -48,6 +66,10 @@ def _run(*command):
 def test_the_number_of_reductions_does_not_grow_with_the_shapes():
     few, many = map(int, _run("-c", PROGRAM).split())
     assert few == many > 3
+
+
+def test_leaves_on_a_mesh_of_explicit_axes_are_not_joined():
+    _run("-c", EXPLICIT)
 
 
 @pytest.mark.parametrize(
