@@ -186,12 +186,17 @@ def label(tree: Any, rules: Sequence[tuple[str, T]]) -> Any:
 
     Raises:
       PruningError: if a pattern is not a regular expression, a rule applies to no
-        leaf, or a leaf has no rule.
+        leaf, a leaf has no rule, or the tree is None.
 
     Example:
       >>> label({"a": 1.0, "b": 2.0}, [("a", "dense"), (".*", "sparse")])
       {'a': 'dense', 'b': 'sparse'}
     """
+    if tree is None:
+        raise base.PruningError(
+            "label needs a tree, and got None. (optax.partition labels the gradients: "
+            "pass some to prune and refresh, such as zeros of the params.)"
+        )
     values = match_rules(rules, leaf_paths(tree))
     missing = [path for path in leaf_paths(tree) if path not in values]
     if missing:

@@ -244,6 +244,14 @@ def test_labels_cover_all_leaves():
     labels = jp.label(params, [(".*/kernel", "sparse"), (".*", "dense")])
     assert jax.tree.leaves(labels) == ["dense", "sparse", "dense", "sparse"]
     assert labels.keys() == params.keys()
+    pruner = optax.partition(
+        {"all": jp.recipes.magnitude(0.5)}, lambda tree: jp.label(tree, [(".*", "all")])
+    )
+    weights = {"kernel": jnp.arange(8.0).reshape(2, 4)}
+    with pytest.raises(jp.PruningError, match=r"got None.*zeros of the params"):
+        jp.prune(weights, pruner)
+    masks = jp.prune(weights, pruner, jax.tree.map(jnp.zeros_like, weights))[1]
+    assert int(masks["kernel"].sum()) == 4
     with pytest.raises(jp.PruningError, match=r"leaves: inner/bias, outer/bias$"):
         jp.label(params, [(".*/kernel", "sparse")])
 
