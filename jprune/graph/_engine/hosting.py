@@ -75,7 +75,9 @@ def taken(x: Any, cut: Mapping[int, np.ndarray]) -> Any:
     # Outer axes first: along them NumPy copies whole rows, along the last axis single
     # elements, of which fewer are left by then.
     for axis, kept in sorted(cut.items()):
-        found = (np if host is not None else jnp).take(found, kept, axis=axis)
+        # "clip": the indices exist, and PRNG keys have no value to fill in.
+        module = np if host is not None else jnp
+        found = module.take(found, kept, axis=axis, mode="clip")
     return found
 
 
