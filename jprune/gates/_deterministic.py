@@ -49,7 +49,8 @@ def sigmoid_gate(logits: jax.Array, temperature: base.Scalar = 1.0) -> jax.Array
 
     Args:
       logits: floating-point array of any shape.
-      temperature: positive, may be traced; as it goes to 0 the gate becomes [s > 0].
+      temperature: positive number, may be traced. The lower it is, the closer the gate
+        is to 1 where the logit is positive, and to 0 where it is negative.
 
     Returns:
       Gates in [0, 1], with the shape and dtype of the logits.

@@ -267,7 +267,7 @@ def _jitted(kernel: Callable, dtype: jnp.dtype, stacked: bool, spec: Any) -> Cal
     one = functools.partial(kernel, dtype=dtype, spec=spec)
 
     def mapped(values: Any, leaves: Any, *tables: Any, tops: Any = None) -> jax.Array:
-        rows = [None if t is None else _rows(t, leaves) for t in tables]
+        rows = [None if t is None else _of_leaves(t, leaves) for t in tables]
         rows += [] if tops is None else [tops]
         if stacked:
             return jax.vmap(one)(values, *rows)
@@ -276,7 +276,7 @@ def _jitted(kernel: Callable, dtype: jnp.dtype, stacked: bool, spec: Any) -> Cal
     return jax.jit(mapped)
 
 
-def _rows(table: jax.Array, leaves: jax.Array) -> jax.Array:
+def _of_leaves(table: jax.Array, leaves: jax.Array) -> jax.Array:
     """The rows of some leaves; a table of one row holds for all leaves."""
     if table.shape[0] == 1:
         return jnp.broadcast_to(table, (leaves.shape[0], *table.shape[1:]))

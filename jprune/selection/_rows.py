@@ -74,7 +74,7 @@ def cut(
 def cut_on_host(
     leaves: Sequence[np.ndarray], layout: Layout, length: int, dtype: Any, padding: Any
 ) -> tuple[np.ndarray, Layout]:
-    """Cuts known leaves into rows, whose number is rounded up to a power of two.
+    """Cuts known leaves into rows, whose number is rounded up by an eighth at most.
 
     Args:
       leaves: arrays of any shapes.
@@ -87,7 +87,7 @@ def cut_on_host(
     Returns:
       An array (rows, length), and a layout in which the last leaf owns those rows.
     """
-    more = next_power_of_two(len(layout.owner)) - len(layout.owner)
+    more = _rounded_up(len(layout.owner)) - len(layout.owner)
     rows = np.full((len(layout.owner) + more, length), padding, dtype)
     starts = np.searchsorted(layout.owner, np.arange(len(leaves)))
     for x, start in zip(leaves, starts, strict=True):
@@ -140,9 +140,10 @@ def slice_at(x: jax.Array, start: int, size: int) -> jax.Array:
     return lax.dynamic_slice_in_dim(x, jnp.sum(halves), size)
 
 
-def next_power_of_two(n: int) -> int:
-    """Returns the least power of two that is n or more, for n >= 1."""
-    return 1 << max(0, n - 1).bit_length()
+def _rounded_up(n: int) -> int:
+    """The next number of four significant bits: n, and at most an eighth of it more."""
+    step = 1 << max(0, n.bit_length() - 4)
+    return -(-n // step) * step
 
 
 def _row_length(sizes: np.ndarray) -> int:

@@ -1,5 +1,8 @@
 """Trees of shapes: what a plan makes of them is what it makes of the arrays."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,3 +103,20 @@ def test_scores_need_values_and_say_so(case):
     for call in calls:
         with pytest.raises(jp.PruningError, match=said):
             call()
+
+
+def test_params_that_differ_beside_their_arrays_get_a_short_answer():
+    @functools.partial(
+        jax.tree_util.register_dataclass, data_fields=["w"], meta_fields=["training"]
+    )
+    @dataclasses.dataclass
+    class Layer:
+        w: jax.Array
+        training: bool
+
+    graph = jg.trace(lambda p, x: x @ p.w @ p.w.T, Layer(jnp.ones((5, 8)), False), X)
+    fn, small = jg.shrink(graph, Layer(jnp.ones((5, 8)), False), keep={"w[1]": [0, 3]})
+    assert fn(small, X).shape == X.shape
+    with pytest.raises(jp.PruningError, match=r"leaves are the same.* `eval") as error:
+        fn(dataclasses.replace(small, training=True), X)
+    assert len(str(error.value)) < 300
