@@ -8,6 +8,8 @@ result, which the docstrings of `jprune.attention.cache` state.
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 
 from jprune._core import base, checks
 
@@ -214,8 +216,7 @@ def write(x: jax.Array, row: jax.Array, slot: jax.Array) -> jax.Array:
     Returns:
       The array in the shape and type of `x`.
     """
-    at = x.at[slot]
-    return at.set(row.astype(x.dtype), mode="drop", unique_indices=True)
+    return _written(x, row, slot, 0)
 
 
 @jax.vmap
@@ -230,5 +231,13 @@ def write_column(x: jax.Array, column: jax.Array, slot: jax.Array) -> jax.Array:
     Returns:
       The array in the shape and type of `x`.
     """
-    at = x.at[:, slot]
-    return at.set(column.astype(x.dtype), mode="drop", unique_indices=True)
+    return _written(x, column, slot, 1)
+
+
+def _written(x: jax.Array, row: jax.Array, slot: jax.Array, axis: int) -> jax.Array:
+    # Not a scatter that drops what is out of bounds, which takes longer on a CPU: the
+    # last row is written again instead.
+    at = jnp.minimum(slot, x.shape[axis] - 1)
+    old = lax.dynamic_index_in_dim(x, at, axis, keepdims=False)
+    row = jnp.where(slot == at, row.astype(x.dtype), old)
+    return lax.dynamic_update_index_in_dim(x, row, at, axis)
