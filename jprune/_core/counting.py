@@ -1,7 +1,8 @@
 """Counts of entries at memory speed, and counts beyond 2^32 without 64-bit types.
 
 Every operation on the entries of a leaf is elementwise or a reduction over all
-axes, so sharded leaves are not gathered.
+axes, so sharded leaves are not gathered. What is small, one number per leaf, may be
+arrays of NumPy as well: a search that runs on the host then compiles nothing for it.
 """
 
 import math
@@ -40,7 +41,7 @@ def total(n: Any) -> Total:
         `Total`, which is returned unchanged.
 
     Returns:
-      A `Total` of the same shape.
+      A `Total` of the same shape, of NumPy arrays if `n` is one.
 
     Example:
       >>> int(total(2**33 + 5).modular), float(total(2**33 + 5).rough)
@@ -52,8 +53,9 @@ def total(n: Any) -> Total:
         n = jnp.maximum(n, jnp.zeros_like(n))
         return Total(n.astype(jnp.uint32), n.astype(jnp.float32))
     exact = np.maximum(np.asarray(n, np.int64), 0)
+    as_array = np.asarray if isinstance(n, np.ndarray) else jnp.asarray
     return Total(
-        jnp.asarray(exact & 0xFFFFFFFF, jnp.uint32), jnp.asarray(exact, jnp.float32)
+        as_array(exact & 0xFFFFFFFF, np.uint32), as_array(exact, np.float32)
     )
 
 
@@ -95,8 +97,9 @@ def gap(a: Total, b: Total) -> jax.Array:
       A float32 array.
     """
     rough = a.rough - b.rough
-    near = lax.bitcast_convert_type(a.modular - b.modular, jnp.int32)
-    return jnp.where(jnp.abs(rough) < 2.0**30, near.astype(jnp.float32), rough)
+    xp = rough.__array_namespace__()
+    near = (a.modular - b.modular).view(np.int32)
+    return xp.where(abs(rough) < 2.0**30, near.astype(np.float32), rough)
 
 
 def minus(a: Total, b: Total) -> Total:
@@ -122,12 +125,12 @@ def how_often(a: Total, unit: jax.Array) -> jax.Array:
     Returns:
       A uint32 array.
     """
-    guess = jnp.clip(jnp.floor(a.rough / unit.astype(jnp.float32)), 0, 2.0**32 - 2**9)
-    guess = guess.astype(jnp.uint32)
+    xp = unit.__array_namespace__()
+    guess = xp.clip(xp.floor(a.rough / unit.astype(np.float32)), 0, 2.0**32 - 2**9)
+    guess = guess.astype(np.uint32)
     # The error of the guess is small, so the remainder modulo 2^32 is the remainder.
-    rest = lax.bitcast_convert_type(a.modular - guess * unit, jnp.int32)
-    off = jnp.floor_divide(rest, unit.astype(jnp.int32))
-    return guess + lax.bitcast_convert_type(off, jnp.uint32)
+    rest = (a.modular - guess * unit).view(np.int32)
+    return guess + (rest // unit.astype(np.int32)).view(np.uint32)
 
 
 def count(conditions: Sequence[jax.Array]) -> jax.Array:
@@ -217,6 +220,12 @@ def reduced(
       largest integer of the type, and the maximum the smallest.
     """
     arrays, ops = zip(*pairs, strict=True)
+    if isinstance(arrays[0], np.ndarray):
+        over = None if axes is None else tuple(axes)
+        return [
+            _UFUNC[op].reduce(x, over, x.dtype, initial=_START[op](x.dtype))
+            for x, op in pairs
+        ]
     return lax.reduce(
         list(arrays),
         [_START[op](x.dtype) for x, op in pairs],
@@ -224,6 +233,12 @@ def reduced(
         tuple(range(arrays[0].ndim)) if axes is None else tuple(axes),
     )
 
+
+_UFUNC: dict[Callable, np.ufunc] = {
+    lax.add: np.add,
+    lax.min: np.minimum,
+    lax.max: np.maximum,
+}
 
 _START: dict[Callable, Callable[[Any], np.ndarray]] = {
     lax.add: lambda dtype: np.zeros((), dtype),

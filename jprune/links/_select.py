@@ -116,4 +116,12 @@ def prune(
         raise base.PruningError("prune takes the params first: prune(params, pruner).")
     chosen = select(pruner, where)
     masks, _ = chosen.update(grads, chosen.init(params), params, **extra)
-    return masks_lib.apply(params, masks), masks
+    # Other leaves are passed on: to multiply each of their shapes by True takes as long
+    # to compile as to prune it.
+    pruned = jax.tree.map(
+        lambda meant, w, m: masks_lib.apply(w, m) if meant else w,
+        tree.flags(where, params),
+        params,
+        masks_lib.check(params, masks),
+    )
+    return pruned, masks

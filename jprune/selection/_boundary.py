@@ -6,6 +6,9 @@ it: each pass counts how many entries reach each of seven pivots. Pivots are pla
 interpolation between the counts at both ends, because keys are spread smoothly over a
 narrow bracket. After a poor guess, the next pass divides the bracket evenly, which
 bounds the number of passes for every distribution.
+
+A turn holds a few numbers for each leaf. In a trace they are traced; on the host they
+are arrays of NumPy, so that nothing is compiled for them, whatever the tree.
 """
 
 from collections.abc import Callable
@@ -13,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jprune._core import counting
@@ -82,9 +86,8 @@ def boundary(
       task: the problem.
       count: `(pivots, open) -> (L, 7)` uint32, the number of entries of each leaf with
         a key at or above each pivot; may be anything for closed groups.
-      on_host: run a Python loop, which compiles a few small functions, independent of
-        the number of leaves, and waits for the device after each pass. Otherwise the
-        search is one `lax.while_loop`.
+      on_host: run a Python loop, whose turns are of NumPy, and which waits for the
+        counts of each pass. Otherwise the search is one `lax.while_loop`.
 
     Returns:
       A bracket. In each group, the entries above `last` have exactly the weight of the
@@ -97,14 +100,11 @@ def boundary(
             first,
         ).bracket
     turn = first
-    while True:
-        pivots, is_open = jax.device_get((turn.pivots, turn.open))
-        if not is_open.any():
-            return turn.bracket
-        turn = narrow(turn, task, count(pivots, is_open))
+    while turn.open.any():
+        turn = narrow(turn, task, count(turn.pivots, turn.open))
+    return turn.bracket
 
 
-@jax.jit
 def begin(around: Bracket, task: Task) -> Turn:
     """Returns the first turn of a search within a bracket.
 
@@ -118,14 +118,14 @@ def begin(around: Bracket, task: Task) -> Turn:
     """
     everything = counting.gap(weight(around.at_low, task), task.budget) <= 0
     # If all entries fit: at key 0 all of them tie, and all are kept.
-    zero = jnp.zeros_like(around.low)
+    xp = around.low.__array_namespace__()
+    zero = xp.zeros_like(around.low)
     empty = everything | (around.low > around.last)
-    low = jnp.where(empty, zero, around.low)
-    last = jnp.where(empty, zero, around.last)
+    low = xp.where(empty, zero, around.low)
+    last = xp.where(empty, zero, around.last)
     return _ask(around._replace(low=low, last=last), task)
 
 
-@jax.jit
 def narrow(turn: Turn, task: Task, counts: jax.Array) -> Turn:
     """Returns the next turn, given the counts at the pivots of this one.
 
@@ -139,32 +139,32 @@ def narrow(turn: Turn, task: Task, counts: jax.Array) -> Turn:
     """
     old = turn.bracket
     fits = counting.gap(weight(counts, task), _column(task.budget)) <= 0  # (G, 7)
-    pivots, fits = (jnp.broadcast_to(x, counts.shape) for x in (turn.pivots, fits))
+    xp = counts.__array_namespace__()
+    pivots, fits = (xp.broadcast_to(x, counts.shape) for x in (turn.pivots, fits))
     # The smallest pivot that fits and the largest that does not, with their counts:
     # counts fall as pivots rise, so the ends of one are the ends of the other. All in
     # one reduction, which compiles in half of the time of an argmin and a gather.
     least, above, most, at_low, number = counting.reduced(
         [
-            (jnp.where(fits, pivots, _greatest(pivots)), lax.min),
-            (jnp.where(fits, counts, jnp.zeros_like(counts)), lax.max),
-            (jnp.where(fits, jnp.zeros_like(pivots), pivots), lax.max),
-            (jnp.where(fits, _greatest(counts), counts), lax.min),
-            (fits.astype(jnp.int32), lax.add),
+            (xp.where(fits, pivots, _greatest(pivots)), lax.min),
+            (xp.where(fits, counts, xp.zeros_like(counts)), lax.max),
+            (xp.where(fits, xp.zeros_like(pivots), pivots), lax.max),
+            (xp.where(fits, _greatest(counts), counts), lax.min),
+            (fits.astype(np.int32), lax.add),
         ],
         axes=(1,),
     )
     groups = slice(0, len(turn.open))
     falls = turn.open & (number[groups] > 0)
     rises = turn.open & (number[groups] < PIVOTS)
-    one = jnp.ones((), least.dtype)
-    last = jnp.where(falls, least[groups] - one, old.last)
-    low = jnp.where(rises, most[groups], old.low)
+    last = xp.where(falls, least[groups] - 1, old.last)
+    low = xp.where(rises, most[groups], old.low)
     poor = (last - low) > ((old.last - old.low) >> 3)
     new = Bracket(
         low=low,
         last=last,
-        at_low=jnp.where(rises, at_low, old.at_low),
-        above=jnp.where(falls, above, old.above),
+        at_low=xp.where(rises, at_low, old.at_low),
+        above=xp.where(falls, above, old.above),
         evenly=poor & ~old.evenly,
     )
     return _ask(new, task)
@@ -180,41 +180,42 @@ def weight(counts: jax.Array, task: Task) -> counting.Total:
     Returns:
       (G, ...) `Total`.
     """
+    xp = counts.__array_namespace__()
     across = (-1,) + (1,) * (counts.ndim - 1)
     if task.floors is not None:
-        counts = jnp.maximum(counts, task.floors.reshape(across))
-    modular, rough = counts, counts.astype(jnp.float32)
+        counts = xp.maximum(counts, task.floors.reshape(across))
+    modular, rough = counts, counts.astype(np.float32)
     if task.costs is not None:
         costs = task.costs.reshape(across)
-        modular, rough = modular * costs, rough * costs.astype(jnp.float32)
+        modular, rough = modular * costs, rough * costs.astype(np.float32)
     if task.budget.modular.shape[0] == 1:
-        modular = jnp.sum(modular, axis=0, keepdims=True, dtype=jnp.uint32)
-        rough = jnp.sum(rough, axis=0, keepdims=True)
+        modular = xp.sum(modular, axis=0, keepdims=True, dtype=np.uint32)
+        rough = xp.sum(rough, axis=0, keepdims=True)
     return counting.Total(modular, rough)
 
 
 def _ask(around: Bracket, task: Task) -> Turn:
     """The turn of a bracket: pivots in (low, last], and which groups are open."""
+    xp = around.low.__array_namespace__()
     at_low, above = weight(around.at_low, task), weight(around.above, task)
     exact = counting.gap(above, task.budget) == 0
     many = counting.gap(at_low, above)
-    part = counting.gap(at_low, task.budget) / jnp.where(many > 0, many, 1)
-    width = around.last - around.low
-    guessed = jax.vmap(_guess)(width, jnp.clip(part, 0, 1), many)
-    evenly = jax.vmap(_even)(width)
-    plain = around.evenly | (width <= jnp.asarray(PIVOTS, width.dtype))
-    offsets = jnp.where(plain[:, None], evenly, guessed)
-    offsets = jnp.maximum(offsets, jnp.ones_like(offsets))
-    offsets = jnp.minimum(offsets, width[:, None])
+    part = counting.gap(at_low, task.budget) / xp.where(many > 0, many, 1)
+    width = (around.last - around.low)[:, None]
+    guessed = _guess(width, xp.clip(part, 0, 1)[:, None], many[:, None])
+    plain = around.evenly[:, None] | (width <= PIVOTS)
+    offsets = xp.where(plain, _even(width), guessed)
+    offsets = xp.minimum(xp.maximum(offsets, xp.ones_like(offsets)), width)
     pivots = around.low[:, None] + offsets
     return Turn(around, pivots, (around.low < around.last) & ~exact)
 
 
 def _even(width: jax.Array) -> jax.Array:
     """Seven offsets that divide a width into eight; all offsets of a small width."""
-    steps = jnp.arange(1, PIVOTS + 1).astype(width.dtype)
+    xp = width.__array_namespace__()
+    steps = xp.arange(1, PIVOTS + 1, dtype=width.dtype)[None]
     eighth, rest = width >> 3, width & 7
-    return jnp.where(width <= PIVOTS, steps, eighth * steps + (rest * steps >> 3))
+    return xp.where(width <= PIVOTS, steps, eighth * steps + (rest * steps >> 3))
 
 
 def _guess(width: jax.Array, part: jax.Array, many: jax.Array) -> jax.Array:
@@ -223,11 +224,12 @@ def _guess(width: jax.Array, part: jax.Array, many: jax.Array) -> jax.Array:
     One at the boundary, two at two standard deviations of a sample of that size, two
     much further away, and two in the middle of the rest on either side.
     """
-    total = width.astype(jnp.float32)
+    xp = width.__array_namespace__()
+    total = width.astype(np.float32)
     centre = part * total
-    near = 2 * jnp.sqrt(part * (1 - part) / jnp.maximum(many, 1)) * total
-    far = jnp.sqrt(jnp.maximum(near, 0.5) * total / 8)
-    offsets = jnp.stack(
+    near = 2 * xp.sqrt(part * (1 - part) / xp.maximum(many, 1)) * total
+    far = xp.sqrt(xp.maximum(near, 0.5) * total / 8)
+    offsets = xp.concatenate(
         [
             (centre - far) / 2,
             centre - far,
@@ -236,11 +238,12 @@ def _guess(width: jax.Array, part: jax.Array, many: jax.Array) -> jax.Array:
             centre + near,
             centre + far,
             (centre + far + total) / 2,
-        ]
+        ],
+        axis=-1,
     )
     # Floats of 2^24 and more may be rounded up: clip before the conversion.
     most = total * (1 - 2.0**-22)
-    return jnp.clip(jnp.round(offsets), 0, most).astype(width.dtype)
+    return xp.clip(xp.round(offsets), 0, most).astype(width.dtype)
 
 
 def _column(x: counting.Total) -> counting.Total:
@@ -248,7 +251,7 @@ def _column(x: counting.Total) -> counting.Total:
 
 
 def _greatest(x: jax.Array) -> jax.Array:
-    return jnp.full_like(x, jnp.iinfo(x.dtype).max)
+    return x.__array_namespace__().full_like(x, np.iinfo(x.dtype).max)
 
 
 def bracket(low: jax.Array, last: jax.Array, sizes: jax.Array, evenly: bool) -> Bracket:
@@ -263,5 +266,5 @@ def bracket(low: jax.Array, last: jax.Array, sizes: jax.Array, evenly: bool) -> 
     Returns:
       A bracket.
     """
-    flags = jnp.full(low.shape, evenly)
-    return Bracket(low, last, sizes, jnp.zeros_like(sizes), flags)
+    flags = np.full(low.shape, evenly)
+    return Bracket(low, last, sizes, sizes.__array_namespace__().zeros_like(sizes), flags)

@@ -107,41 +107,38 @@ def _in_order(rows: list[Any], order: np.ndarray, on_host: bool) -> Any:
     return jnp.concatenate([jnp.atleast_2d(r) for r in rows])[order]
 
 
-@jax.jit
 def _first(ranges: jax.Array, task: Task) -> _boundary.Turn:
     """The first turn of the search among keys."""
     low, last = ranges[:, 0], ranges[:, 1]
     if task.budget.modular.shape[0] == 1:
-        low, last = jnp.min(low, keepdims=True), jnp.max(last, keepdims=True)
+        low, last = low.min(keepdims=True), last.max(keepdims=True)
     return _boundary.begin(_boundary.bracket(low, last, task.sizes, evenly=True), task)
 
 
-@jax.jit
 def _where_floors_bind(ranges: jax.Array, found: Bracket, floors: jax.Array):
     """The ranges of keys, empty for leaves that keep more than their floor anyway.
 
     Floors seldom bind; where none does, they cost no pass.
     """
-    tied = jnp.broadcast_to(found.low == found.last, found.above.shape)
-    binds = floors > jnp.where(tied, found.at_low, found.above)
+    xp = ranges.__array_namespace__()
+    tied = xp.broadcast_to(found.low == found.last, found.above.shape)
+    binds = floors > xp.where(tied, found.at_low, found.above)
     low, last = ranges[:, 0], ranges[:, 1]
-    return jnp.stack([jnp.where(binds, low, last), last], axis=1)
+    return xp.stack([xp.where(binds, low, last), last], axis=1)
 
 
-@jax.jit
 def _first_rank(ties: jax.Array, task: Task) -> _boundary.Turn:
     """The first turn of the search among the ranks of tied entries."""
     low = _kernels.least_rank(task.sizes)
-    last = jnp.full_like(low, 2**32 - 1)
+    last = ties.__array_namespace__().full_like(low, 2**32 - 1)
     return _boundary.begin(_boundary.bracket(low, last, ties, evenly=False), task)
 
 
-@jax.jit
 def _ranks(found: Bracket, take: jax.Array) -> jax.Array:
-    return jnp.where(take == 0, jnp.full_like(found.last, 2**32 - 1), found.last)
+    xp = take.__array_namespace__()
+    return xp.where(take == 0, xp.full_like(found.last, 2**32 - 1), found.last)
 
 
-@jax.jit
 def _divide(found: Bracket, least: Bracket | None, task: Task) -> tuple[jax.Array, ...]:
     """Divides the rest of the budget among tied entries, in tree order.
 
@@ -150,33 +147,37 @@ def _divide(found: Bracket, least: Bracket | None, task: Task) -> tuple[jax.Arra
       entries with that key that are kept, and the number of entries with that key.
     """
     above = found.above
-    zero, one = jnp.zeros_like(above), jnp.ones_like(above)
-    tied = jnp.broadcast_to(found.low == found.last, above.shape)
-    ties = jnp.where(tied, found.at_low - above, zero)
+    xp = above.__array_namespace__()
+    zero, one = xp.zeros_like(above), xp.ones_like(above)
+    tied = xp.broadcast_to(found.low == found.last, above.shape)
+    ties = xp.where(tied, found.at_low - above, zero)
     floors = zero if task.floors is None else task.floors
     costs = one if task.costs is None else task.costs
-    sure = jnp.maximum(floors, above)
-    more = jnp.maximum(floors, above + ties) - sure
+    sure = xp.maximum(floors, above)
+    more = xp.maximum(floors, above + ties) - sure
 
     rest = counting.minus(task.budget, _boundary.weight(above, task))
     price = counting.Total(
-        more * costs, more.astype(jnp.float32) * costs.astype(jnp.float32)
+        more * costs, more.astype(np.float32) * costs.astype(np.float32)
     )
     if task.budget.modular.shape[0] == 1:  # leaves are served in tree order
         before = counting.Total(
-            jnp.cumsum(price.modular, dtype=jnp.uint32) - price.modular,
-            jnp.cumsum(price.rough) - price.rough,
+            xp.cumsum(price.modular, dtype=np.uint32) - price.modular,
+            xp.cumsum(price.rough) - price.rough,
         )
         rest = counting.minus(rest, before)
-    share = jnp.minimum(counting.how_often(rest, costs), more)
-    share = jnp.where(counting.gap(rest, price) >= 0, more, share)
-    share = jnp.where(counting.gap(rest, counting.total(0)) <= 0, zero, share)
+    share = xp.minimum(counting.how_often(rest, costs), more)
+    share = xp.where(counting.gap(rest, price) >= 0, more, share)
+    share = xp.where(counting.gap(rest, _NOTHING) <= 0, zero, share)
     counts = sure + share
 
-    keys = jnp.broadcast_to(found.last, above.shape)
+    keys = xp.broadcast_to(found.last, above.shape)
     if least is not None:
         floor_binds = counts > above + ties
-        keys = jnp.where(floor_binds, least.last, keys)
-        ties = jnp.where(floor_binds, least.at_low - least.above, ties)
-        above = jnp.where(floor_binds, least.above, above)
+        keys = xp.where(floor_binds, least.last, keys)
+        ties = xp.where(floor_binds, least.at_low - least.above, ties)
+        above = xp.where(floor_binds, least.above, above)
     return counts, keys, counts - above, ties
+
+
+_NOTHING = counting.total(np.zeros(1, np.int64))

@@ -131,7 +131,7 @@ def least_rank(sizes: jax.Array) -> jax.Array:
     Returns:
       A uint32 array of the same shape.
     """
-    return ~(sizes - jnp.ones_like(sizes))
+    return ~(sizes - 1)
 
 
 def _leaf_of_each(b: Batch) -> np.ndarray:

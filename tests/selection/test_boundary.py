@@ -3,7 +3,6 @@
 import contextlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import experimental
@@ -25,22 +24,27 @@ def bound(bits):
     return 2 * bits // 4 + 2
 
 
-def start(keys, budget, size):
-    task = _boundary.Task(counting.total(np.array([budget])), jnp.uint32([size]))
-    low, last = jnp.asarray(keys[:1]), jnp.asarray(keys[-1:])
-    return _boundary.begin(
-        _boundary.bracket(low, last, task.sizes, evenly=True), task
-    ), task
+# Turns are of NumPy on the host, and of JAX in a trace.
+HOST = _boundary.begin, _boundary.narrow
+TRACE = jax.jit(_boundary.begin), jax.jit(_boundary.narrow)
+both_sides = pytest.mark.parametrize("turns", [HOST, TRACE], ids=["host", "trace"])
 
 
-def passes(keys, budget):
+def start(begin, keys, budget, size):
+    task = _boundary.Task(counting.total(np.array([budget])), np.uint32([size]))
+    around = _boundary.bracket(keys[:1], keys[-1:], task.sizes, evenly=True)
+    return begin(around, task), task
+
+
+def passes(turns, keys, budget):
     """Searches sorted keys with NumPy as what counts, and checks what is found."""
-    turn, task = start(keys, budget, keys.size)
+    begin, narrow = turns
+    turn, task = start(begin, keys, budget, keys.size)
     number = 0
     while bool(turn.open[0]):
         pivots = np.asarray(turn.pivots)
         reach = keys.size - np.searchsorted(keys, pivots, side="left")
-        turn = _boundary.narrow(turn, task, jnp.asarray(reach, jnp.uint32))
+        turn = narrow(turn, task, reach.astype(np.uint32))
         number += 1
         assert number <= 100
     if budget >= keys.size:
@@ -88,27 +92,31 @@ def families(bits, rng):
     yield "exponents in thirds", [int(2 ** (bits * x)) for x in thirds]
 
 
+@both_sides
 @pytest.mark.parametrize("bits", [16, 32, 64])
-def test_no_keys_take_many_passes(bits):
+def test_no_keys_take_many_passes(bits, turns):
     rng, most = np.random.default_rng(bits), {}
     dtype = np.uint64 if bits == 64 else np.uint32
     with enable_x64(True) if bits == 64 else contextlib.nullcontext():
         for name, numbers in families(bits, rng):
             held = [min(max(x, 0), 2**bits - 1) for x in numbers]
             keys = np.sort(np.array(held, dtype))
-            most[name] = max(passes(keys, b) for b in budgets(keys.size, rng))
+            most[name] = max(passes(turns, keys, b) for b in budgets(keys.size, rng))
     assert max(most.values()) <= bound(bits), most
     assert max(most.values()) > bound(bits) // 2, most  # the keys are bad indeed
     assert most["all equal"] == 0
 
 
+@both_sides
 @pytest.mark.parametrize("bits", [16, 32])
-def test_no_adversary_makes_many_passes(bits):
+def test_no_adversary_makes_many_passes(bits, turns):
     """Who answers has no keys, but keeps the widest bracket and misleads guesses."""
+    begin, narrow = turns
     rng, most, size = np.random.default_rng(0), 0, 2**31
     for _ in range(40):
         budget = int(rng.integers(1, size - 1))
-        turn, task = start(np.array([0, 2**bits - 1], np.uint32), budget, size)
+        ends = np.array([0, 2**bits - 1], np.uint32)
+        turn, task = start(begin, ends, budget, size)
         number = 0
         while bool(turn.open[0]):
             old = jax.device_get(turn.bracket)
@@ -121,7 +129,7 @@ def test_no_adversary_makes_many_passes(bits):
             low = [budget - 1, few, (budget + few) // 2][rng.integers(3)]
             high, low = max(high, budget + 1), min(low, budget - 1)
             answer = np.where(pivots <= cells[cell], high, low)
-            turn = _boundary.narrow(turn, task, jnp.asarray(answer[None], jnp.uint32))
+            turn = narrow(turn, task, answer[None].astype(np.uint32))
             number += 1
             assert number <= 100
         most = max(most, number)
@@ -144,7 +152,8 @@ def test_scores_as_they_are_take_few_passes():
         normal**2,
     ):
         keys = _float_keys(scores)
-        assert max(passes(keys, int(n * d)) for d in (0.01, 0.1, 0.3, 0.5, 0.9)) <= 10
+        shares = (0.01, 0.1, 0.3, 0.5, 0.9)
+        assert max(passes(HOST, keys, int(n * d)) for d in shares) <= 10
 
 
 def test_groups_are_searched_side_by_side():
@@ -153,15 +162,13 @@ def test_groups_are_searched_side_by_side():
     leaves = [np.sort(rng.integers(0, 2**s, 100, np.uint64)) for s in (4, 16, 31, 32)]
     keys = np.array(leaves).astype(np.uint32)
     wanted = np.array([0, 30, 99, 100])
-    task = _boundary.Task(counting.total(wanted), jnp.full(4, 100, jnp.uint32))
-    first = _boundary.bracket(
-        jnp.asarray(keys[:, 0]), jnp.asarray(keys[:, -1]), task.sizes, evenly=True
-    )
+    task = _boundary.Task(counting.total(wanted), np.full(4, 100, np.uint32))
+    first = _boundary.bracket(keys[:, 0], keys[:, -1], task.sizes, evenly=True)
     turn = _boundary.begin(first, task)
     assert turn.open.tolist() == [False, True, True, False]
 
     def count(pivots, is_open):
-        rows = zip(keys, np.asarray(pivots), strict=True)
+        rows = zip(keys, pivots, strict=True)
         return np.uint32([(row >= p[:, None]).sum(1) for row, p in rows])
 
     found = _boundary.boundary(turn, task, count, on_host=True)
