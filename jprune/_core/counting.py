@@ -53,10 +53,8 @@ def total(n: Any) -> Total:
         n = jnp.maximum(n, jnp.zeros_like(n))
         return Total(n.astype(jnp.uint32), n.astype(jnp.float32))
     exact = np.maximum(np.asarray(n, np.int64), 0)
-    as_array = np.asarray if isinstance(n, np.ndarray) else jnp.asarray
-    return Total(
-        as_array(exact & 0xFFFFFFFF, np.uint32), as_array(exact, np.float32)
-    )
+    as_array: Any = np.asarray if isinstance(n, np.ndarray) else jnp.asarray
+    return Total(as_array(exact & 0xFFFFFFFF, np.uint32), as_array(exact, np.float32))
 
 
 def nearest(x: jax.Array) -> Total:

@@ -63,16 +63,14 @@ class Bracket(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """A bracket, and the pivots of the next pass.
+    """A bracket, and whether it has to be narrowed.
 
     Attributes:
       bracket: the bracket.
-      pivots: (G, 7) unsigned keys, at which entries are counted.
       open: (G,) bool, whether the search goes on.
     """
 
     bracket: Bracket
-    pivots: jax.Array
     open: jax.Array
 
 
@@ -93,15 +91,16 @@ def boundary(
       A bracket. In each group, the entries above `last` have exactly the weight of the
       budget, or `low == last` is the key of entries of which only some are kept.
     """
+
+    def following(turn: Turn) -> Turn:
+        at = pivots(turn.bracket, task)
+        return narrow(turn, task, at, count(at, turn.open))
+
     if not on_host:
-        return lax.while_loop(
-            lambda turn: jnp.any(turn.open),
-            lambda turn: narrow(turn, task, count(turn.pivots, turn.open)),
-            first,
-        ).bracket
+        return lax.while_loop(lambda t: jnp.any(t.open), following, first).bracket
     turn = first
     while turn.open.any():
-        turn = narrow(turn, task, count(turn.pivots, turn.open))
+        turn = following(turn)
     return turn.bracket
 
 
@@ -123,15 +122,16 @@ def begin(around: Bracket, task: Task) -> Turn:
     empty = everything | (around.low > around.last)
     low = xp.where(empty, zero, around.low)
     last = xp.where(empty, zero, around.last)
-    return _ask(around._replace(low=low, last=last), task)
+    return _turn(around._replace(low=low, last=last), task)
 
 
-def narrow(turn: Turn, task: Task, counts: jax.Array) -> Turn:
+def narrow(turn: Turn, task: Task, at: jax.Array, counts: jax.Array) -> Turn:
     """Returns the next turn, given the counts at the pivots of this one.
 
     Args:
       turn: current turn.
       task: the problem.
+      at: (G, 7) unsigned keys, the pivots.
       counts: (L, 7) uint32, numbers of entries at or above each pivot.
 
     Returns:
@@ -140,15 +140,15 @@ def narrow(turn: Turn, task: Task, counts: jax.Array) -> Turn:
     old = turn.bracket
     fits = counting.gap(weight(counts, task), _column(task.budget)) <= 0  # (G, 7)
     xp = counts.__array_namespace__()
-    pivots, fits = (xp.broadcast_to(x, counts.shape) for x in (turn.pivots, fits))
+    at, fits = (xp.broadcast_to(x, counts.shape) for x in (at, fits))
     # The smallest pivot that fits and the largest that does not, with their counts:
     # counts fall as pivots rise, so the ends of one are the ends of the other. All in
     # one reduction, which compiles in half of the time of an argmin and a gather.
     least, above, most, at_low, number = counting.reduced(
         [
-            (xp.where(fits, pivots, _greatest(pivots)), lax.min),
+            (xp.where(fits, at, _greatest(at)), lax.min),
             (xp.where(fits, counts, xp.zeros_like(counts)), lax.max),
-            (xp.where(fits, xp.zeros_like(pivots), pivots), lax.max),
+            (xp.where(fits, xp.zeros_like(at), at), lax.max),
             (xp.where(fits, _greatest(counts), counts), lax.min),
             (fits.astype(np.int32), lax.add),
         ],
@@ -167,7 +167,29 @@ def narrow(turn: Turn, task: Task, counts: jax.Array) -> Turn:
         above=xp.where(falls, above, old.above),
         evenly=poor & ~old.evenly,
     )
-    return _ask(new, task)
+    return _turn(new, task)
+
+
+def pivots(around: Bracket, task: Task) -> jax.Array:
+    """Returns the keys at which the next pass counts entries.
+
+    Args:
+      around: the bracket.
+      task: the problem.
+
+    Returns:
+      (G, 7) unsigned keys in (low, last], in ascending order.
+    """
+    xp = around.low.__array_namespace__()
+    at_low, above = weight(around.at_low, task), weight(around.above, task)
+    many = counting.gap(at_low, above)
+    part = counting.gap(at_low, task.budget) / xp.where(many > 0, many, 1)
+    width = (around.last - around.low)[:, None]
+    guessed = _guess(width, xp.clip(part, 0, 1)[:, None], many[:, None])
+    plain = around.evenly[:, None] | (width <= PIVOTS)
+    offsets = xp.where(plain, _even(width), guessed)
+    offsets = xp.minimum(xp.maximum(offsets, xp.ones_like(offsets)), width)
+    return around.low[:, None] + offsets
 
 
 def weight(counts: jax.Array, task: Task) -> counting.Total:
@@ -194,20 +216,9 @@ def weight(counts: jax.Array, task: Task) -> counting.Total:
     return counting.Total(modular, rough)
 
 
-def _ask(around: Bracket, task: Task) -> Turn:
-    """The turn of a bracket: pivots in (low, last], and which groups are open."""
-    xp = around.low.__array_namespace__()
-    at_low, above = weight(around.at_low, task), weight(around.above, task)
-    exact = counting.gap(above, task.budget) == 0
-    many = counting.gap(at_low, above)
-    part = counting.gap(at_low, task.budget) / xp.where(many > 0, many, 1)
-    width = (around.last - around.low)[:, None]
-    guessed = _guess(width, xp.clip(part, 0, 1)[:, None], many[:, None])
-    plain = around.evenly[:, None] | (width <= PIVOTS)
-    offsets = xp.where(plain, _even(width), guessed)
-    offsets = xp.minimum(xp.maximum(offsets, xp.ones_like(offsets)), width)
-    pivots = around.low[:, None] + offsets
-    return Turn(around, pivots, (around.low < around.last) & ~exact)
+def _turn(around: Bracket, task: Task) -> Turn:
+    exact = counting.gap(weight(around.above, task), task.budget) == 0
+    return Turn(around, (around.low < around.last) & ~exact)
 
 
 def _even(width: jax.Array) -> jax.Array:
@@ -266,5 +277,6 @@ def bracket(low: jax.Array, last: jax.Array, sizes: jax.Array, evenly: bool) -> 
     Returns:
       A bracket.
     """
-    flags = np.full(low.shape, evenly)
-    return Bracket(low, last, sizes, sizes.__array_namespace__().zeros_like(sizes), flags)
+    xp = sizes.__array_namespace__()
+    flags = xp.full(low.shape, evenly)
+    return Bracket(low, last, sizes, xp.zeros_like(sizes), flags)

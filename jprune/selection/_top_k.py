@@ -279,8 +279,8 @@ def _select(
         budget=_integers(wanted),
         sizes=jnp.asarray(np.array(sizes, np.uint32)),  # traced within any trace
         floors=None if floors is None else _floors(treedef.flatten_up_to(floors)),
-        costs=None if costs is None else np.array(costs, np.uint32),
-        rates=None if costs is None else 1 / np.array(costs, dtype),
+        costs=None if costs is None else jnp.asarray(np.array(costs, np.uint32)),
+        rates=None if costs is None else jnp.asarray(1 / np.array(costs, dtype)),
     )
     work = jax.tree.leaves((leaves, task))
     on_host = not any(isinstance(x, jax.core.Tracer) for x in work)

@@ -25,8 +25,8 @@ def bound(bits):
 
 
 # Turns are of NumPy on the host, and of JAX in a trace.
-HOST = _boundary.begin, _boundary.narrow
-TRACE = jax.jit(_boundary.begin), jax.jit(_boundary.narrow)
+HOST = _boundary.begin, _boundary.pivots, _boundary.narrow
+TRACE = tuple(map(jax.jit, HOST))
 both_sides = pytest.mark.parametrize("turns", [HOST, TRACE], ids=["host", "trace"])
 
 
@@ -38,13 +38,13 @@ def start(begin, keys, budget, size):
 
 def passes(turns, keys, budget):
     """Searches sorted keys with NumPy as what counts, and checks what is found."""
-    begin, narrow = turns
+    begin, pivots, narrow = turns
     turn, task = start(begin, keys, budget, keys.size)
     number = 0
     while bool(turn.open[0]):
-        pivots = np.asarray(turn.pivots)
-        reach = keys.size - np.searchsorted(keys, pivots, side="left")
-        turn = narrow(turn, task, reach.astype(np.uint32))
+        at = np.asarray(pivots(turn.bracket, task))
+        reach = keys.size - np.searchsorted(keys, at, side="left")
+        turn = narrow(turn, task, at, reach.astype(np.uint32))
         number += 1
         assert number <= 100
     if budget >= keys.size:
@@ -111,7 +111,7 @@ def test_no_keys_take_many_passes(bits, turns):
 @pytest.mark.parametrize("bits", [16, 32])
 def test_no_adversary_makes_many_passes(bits, turns):
     """Who answers has no keys, but keeps the widest bracket and misleads guesses."""
-    begin, narrow = turns
+    begin, pivots, narrow = turns
     rng, most, size = np.random.default_rng(0), 0, 2**31
     for _ in range(40):
         budget = int(rng.integers(1, size - 1))
@@ -120,16 +120,17 @@ def test_no_adversary_makes_many_passes(bits, turns):
         number = 0
         while bool(turn.open[0]):
             old = jax.device_get(turn.bracket)
-            pivots = np.asarray(turn.pivots)[0].astype(np.int64)
-            cells = np.unique([int(old.low[0]), *pivots, int(old.last[0]) + 1])
+            at = np.asarray(pivots(turn.bracket, task))
+            keys = at[0].astype(np.int64)
+            cells = np.unique([int(old.low[0]), *keys, int(old.last[0]) + 1])
             width = np.diff(cells)
             cell = rng.choice(np.flatnonzero(width == width.max()))
             many, few = int(old.at_low[0]), int(old.above[0])
             high = [budget + 1, many, (budget + many) // 2][rng.integers(3)]
             low = [budget - 1, few, (budget + few) // 2][rng.integers(3)]
             high, low = max(high, budget + 1), min(low, budget - 1)
-            answer = np.where(pivots <= cells[cell], high, low)
-            turn = narrow(turn, task, answer[None].astype(np.uint32))
+            answer = np.where(keys <= cells[cell], high, low)
+            turn = narrow(turn, task, at, answer[None].astype(np.uint32))
             number += 1
             assert number <= 100
         most = max(most, number)
