@@ -34,11 +34,12 @@ def key_range(b: Batch, dtype: jnp.dtype, rates: Any) -> Any:
     found = _mapped(_key_range, b, dtype)(b.values, _leaf_of_each(b), rates)
     if b.layout is None:
         return found
+    xp = jnp
+    if not isinstance(found, jax.core.Tracer):  # on the host: nothing is compiled
+        xp, found = np, np.asarray(found)
     low = _per_leaf(np.minimum, found[:, :1], b)
     high = _per_leaf(np.maximum, found[:, 1:], b)
-    if isinstance(low, jax.core.Tracer):
-        return jnp.concatenate([low, high], axis=1)
-    return np.concatenate([low, high], axis=1)
+    return xp.concatenate([low, high], axis=1)
 
 
 def key_counts(b: Batch, dtype: jnp.dtype, rates: Any, pivots: Any) -> jax.Array:

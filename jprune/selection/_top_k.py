@@ -35,8 +35,8 @@ def top_k(scores: base.Scores, k: Count, *, specs: Any = None) -> base.Masks:
     order of `jax.tree.leaves`, each in row-major order); -0.0 ties with 0.0. Sharded
     leaves keep their shardings and are not gathered.
 
-    Outside of a trace, a loop on the host calls small jitted functions, which compile
-    once per shape of a large leaf and once per stack of smaller ones, so a tree of
+    Outside of a trace, a loop on the host calls jitted counts of the scores, which
+    compile once per shape of a large leaf and once for all smaller ones, so a tree of
     thousands of leaves takes seconds. Inside `jax.jit` the selection is part of the
     caller's program, whose compile time grows with the number of distinct shapes of
     small leaves and with the number of large leaves.

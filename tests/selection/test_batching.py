@@ -201,7 +201,7 @@ def test_the_number_of_programs_does_not_grow_with_the_leaves(pool):
             found = selection.top_k(scores, leaves)
         assert sum(int(np.sum(m)) for m in found) == leaves
         number[leaves] = len(names)
-    assert 0 < number[1_000] <= number[100] <= 80, number
+    assert 0 < number[1_000] == number[100] <= 6, number  # none for the search itself
     others = [jnp.asarray(-np.asarray(x)) for x in scores]
     with _compilations() as names:
         selection.top_k(others, 77)
@@ -216,4 +216,4 @@ def test_the_number_of_programs_does_not_grow_with_the_shapes_of_larger_leaves()
     with _compilations() as names:
         found = selection.top_k(scores, 9_999)
     np.testing.assert_array_equal(flat(found), expected)
-    assert 0 < len(names) <= 24, names  # apart: three or four for each leaf
+    assert 0 < len(names) <= 6, names  # apart: three or four for each leaf
