@@ -34,9 +34,8 @@ def key_range(b: Batch, dtype: jnp.dtype, rates: Any) -> Any:
     found = _mapped(_key_range, b, dtype)(b.values, _leaf_of_each(b), rates)
     if b.layout is None:
         return found
-    xp = jnp
-    if not isinstance(found, jax.core.Tracer):  # on the host: nothing is compiled
-        xp, found = np, np.asarray(found)
+    xp: Any = jnp if isinstance(found, jax.core.Tracer) else np
+    found = xp.asarray(found)  # sliced by NumPy, where nothing has to be compiled
     low = _per_leaf(np.minimum, found[:, :1], b)
     high = _per_leaf(np.maximum, found[:, 1:], b)
     return xp.concatenate([low, high], axis=1)
