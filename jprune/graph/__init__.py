@@ -12,7 +12,8 @@ group only if the function sums over them and nothing freezes their size.
     keep = choose(graph, scores, 0.5, cost=multiply_adds)   halves the multiply-adds
     small_fn, small_params = shrink(graph, params, keep=keep)
 
-`compress` is the composition of such steps, and returns a `Compressed`.
+`compress` is the composition of such steps, and returns a `Compressed`;
+`compress_gradually` alternates them with training (type `Train`).
 
 The parts follow in reading order. Groups:
 
@@ -118,6 +119,8 @@ from jprune.graph._engine.program import Outcome as Outcome
 from jprune.graph._gains import filter_members as filter_members
 from jprune.graph._gains import gain_scores as gain_scores
 from jprune.graph._gains import gains as gains
+from jprune.graph._gradual import Train as Train
+from jprune.graph._gradual import compress_gradually as compress_gradually
 from jprune.graph._groups import Group as Group
 from jprune.graph._groups import Member as Member
 from jprune.graph._groups import check_known as check_known

@@ -152,7 +152,7 @@ def choose(
     cost: Cost | None = None,
     multiple_of: int | Callable[[Group], int] = 1,
     min_kept: int = 1,
-    most: float = 1.0,
+    most: float | Callable[[Group], float] = 1.0,
     where: Callable[[Group], bool] = is_width,
 ) -> dict[str, np.ndarray]:
     """Chooses the entries to keep: those with the highest scores.
@@ -176,7 +176,8 @@ def choose(
         as large. With a cost they are rounded down, so that the budget holds, else to
         the nearest multiple. A function `group -> number` gives each group its own.
       min_kept: least number of entries that a group keeps.
-      most: greatest fraction of a group's entries that is removed.
+      most: greatest fraction of a group's entries that is removed, in [0, 1]. A
+        function `group -> fraction` gives each group its own: a ratio per layer.
       where: predicate of the groups that may shrink.
 
     Returns:
@@ -279,12 +280,16 @@ def _rounding(
     groups: dict[str, Group],
     multiple_of: int | Callable[[Group], int],
     min_kept: int,
-    most: float,
+    most: float | Callable[[Group], float],
     down: bool,
 ) -> Callable[[Mapping[str, Any]], dict[str, int]]:
     """Returns the function that rounds sizes to multiples within their limits."""
+    shares = {n: most(g) if callable(most) else most for n, g in groups.items()}
+    for n, share in shares.items():
+        if not 0 <= share <= 1:
+            raise base.PruningError(f"most is in [0, 1]; got {share} for {n}.")
     floors = {
-        n: min(g.size, max(min_kept, int(np.ceil(g.size * (1 - most) - 1e-9))))
+        n: min(g.size, max(min_kept, int(np.ceil(g.size * (1 - shares[n]) - 1e-9))))
         for n, g in groups.items()
     }
     multiples = {

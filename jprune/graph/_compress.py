@@ -1,6 +1,6 @@
 """One call from a function to a smaller one, composed of the steps of this package."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -202,21 +202,36 @@ def compress(
     if not 0 <= remove < 1:
         raise base.PruningError(f"remove must be in [0, 1); got {remove}.")
     graph = trace(fn, params, *inputs)
-    whole, excluded = whole_heads(graph), _excluded(graph, exclude)
-    keep = choose(
-        graph,
-        score(graph, params),
-        remove,
-        cost=cost,
-        multiple_of=lambda g: 1 if g.kind in ("heads", "expert") else multiple_of,
-        where=lambda g: whole(g) and not any(m.path in excluded for m in g.members),
-    )
+    scores = score(graph, params)
+    keep = choose_widths(graph, scores, remove, cost, multiple_of, exclude)
     plan = make_plan(graph, keep)
     small_fn, small_params = shrink(graph, params, plan)
     cost = _entries_of(keep) if cost is None else cost
     left = {name: int(mask.sum()) for name, mask in keep.items()}
     before, after = cost(graph, {}), cost(graph, left)
     return Compressed(small_fn, small_params, plan, keep, graph, before, after)
+
+
+def choose_widths(
+    graph: Graph,
+    scores: Mapping[str, Any],
+    remove: float,
+    cost: Cost | None,
+    multiple_of: int,
+    exclude: str | Sequence[str],
+    most: float | Callable[[Group], float] = 1.0,
+) -> dict[str, np.ndarray]:
+    """Returns the entries that `compress` keeps; its arguments are those."""
+    whole, excluded = whole_heads(graph), _excluded(graph, exclude)
+    return choose(
+        graph,
+        scores,
+        remove,
+        cost=cost,
+        multiple_of=lambda g: 1 if g.kind in ("heads", "expert") else multiple_of,
+        most=most,
+        where=lambda g: whole(g) and not any(m.path in excluded for m in g.members),
+    )
 
 
 def _entries_of(keep: dict[str, np.ndarray]) -> Cost:
