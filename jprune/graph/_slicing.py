@@ -8,11 +8,12 @@ import numpy as np
 
 from jprune import tree
 from jprune._core import base
+from jprune.graph import _placing
 from jprune.graph._engine.hosting import put_like, taken
 from jprune.graph._plan import Plan
 
 
-def slice_tree(plan: Plan, full: Any) -> Any:
+def slice_tree(plan: Plan, full: Any, params: base.Params | None = None) -> Any:
     """Cuts the arrays of a tree down to the entries that a plan keeps.
 
     Args:
@@ -20,35 +21,65 @@ def slice_tree(plan: Plan, full: Any) -> Any:
       full: params, or another tree whose paths equal those of the params or end in
         them: optimizer states, masks, gradients. Other leaves are unchanged.
         `jax.ShapeDtypeStruct`s are cut as the arrays that they describe would be.
+      params: the full params, or their shapes. They are needed for the states of
+        optimizers that hold other arrays than moments: a stack of updates (L-BFGS), or
+        a vector for each axis (SM3). Adafactor's means of rows and columns are refused.
 
     Returns:
       The tree with smaller arrays, or with their shapes.
 
     Raises:
-      PruningError: if a leaf at a path of the plan is too small for it.
+      PruningError: if a leaf at a path of the plan is too small for it; if a leaf is
+        not like its param, and `params` is missing or nothing tells its axes.
 
     Example:
       >>> import numpy as np
       >>> slice_tree({"w": {1: np.array([0, 2])}}, {"w": np.array([[5, 6, 7]])})
       {'w': array([[5, 7]])}
+
+      The updates that L-BFGS remembers, one after another:
+
+      >>> import jax, jax.numpy as jnp, optax
+      >>> plan, params = {"w": {1: np.array([0, 2])}}, {"w": jnp.ones((4, 3))}
+      >>> state = optax.scale_by_lbfgs(memory_size=5).init(params)
+      >>> slice_tree(plan, state, params).diff_updates_memory["w"].shape
+      (5, 4, 2)
     """
+    known = None if params is None else tree.by_path(params)
+    if known is None:
+        paths, leaves = tree.leaf_paths(full), jax.tree.leaves(full)
+        _placing.check_alike(zip(paths, leaves, strict=True), plan)
 
     def leaf(path: str, x: Any) -> Any:
-        cut = {}
-        for axis, kept in _axes_for(plan, path).items():
-            if np.ndim(x) <= axis or np.shape(x)[axis] <= kept[-1]:
-                if np.size(x) == 1 or (np.ndim(x) > axis and np.shape(x)[axis] == 1):
-                    continue  # a mask that broadcasts, or a placeholder
-                raise base.PruningError(
-                    f"{path} has shape {np.shape(x)}, but the plan keeps entry "
-                    f"{kept[-1]} of axis {axis}."
-                )
-            elif np.shape(x)[axis] != 1:
-                cut[axis] = kept
-        return taken(x, cut) if cut else x
+        name, number = _placing.owner_of(plan, path)
+        cut: _placing.Cut = {} if name is None else plan[name]
+        if not cut or np.size(x) == 1:  # or a mask that broadcasts, or a placeholder
+            return x
+        if known is not None and name is not None:
+            full_shape = np.shape(known[name])
+            cut = _placing.placed(path, np.shape(x), full_shape, cut, number)
+        within = _within(path, np.shape(x), cut)
+        return taken(x, within) if within else x
 
     found, structure = jax.tree.flatten(tree.map_with_path(leaf, full))
     return structure.unflatten(put_like(found, jax.tree.leaves(full)))
+
+
+def _within(
+    path: str, shape: tuple[int, ...], cut: _placing.Cut
+) -> dict[int, np.ndarray]:
+    """The axes that are cut, without those along which an array broadcasts."""
+    found = {}
+    for axis, kept in cut.items():
+        if len(shape) > axis and shape[axis] == 1:
+            continue
+        if len(shape) <= axis or shape[axis] <= kept[-1]:
+            raise base.PruningError(
+                f"{path} has shape {shape}, but the plan keeps entry {kept[-1]} of "
+                f"axis {axis}."
+            )
+        found[axis] = kept
+    return found
 
 
 def expand(plan: Plan, small: Any, full: Any) -> Any:
@@ -70,35 +101,14 @@ def expand(plan: Plan, small: Any, full: Any) -> Any:
     """
 
     def leaf(path: str, x: Any, y: Any) -> Any:
-        axes = _axes_for(plan, path)
+        name, _ = _placing.owner_of(plan, path)
+        axes = {} if name is None else plan[name]
         if not axes or np.shape(x) == np.shape(y):
             return x
         places = [axes.get(i, np.arange(n)) for i, n in enumerate(np.shape(y))]
         return jnp.asarray(y).at[np.ix_(*places)].set(x)
 
     return tree.map_with_path(leaf, small, full)
-
-
-def _axes_for(plan: Plan, path: str) -> dict[int, np.ndarray]:
-    """Returns the axes that a plan shrinks at a path, of params or a similar tree.
-
-    In an optimizer's state, `mu/dense/kernel` means the leaf `dense/kernel`; if the
-    state was made for a part of the params only, it may mean `params/dense/kernel`.
-    """
-    if path in plan:
-        return plan[path]
-    parts = path.split("/")
-    ends = ["/".join(parts[i:]) for i in range(1, len(parts))]
-    for rest in ends:
-        if rest in plan:
-            return plan[rest]
-    for rest in (path, *ends):
-        if "/" not in rest:
-            break
-        found = [axes for name, axes in plan.items() if name.endswith(f"/{rest}")]
-        if len(found) == 1:
-            return found[0]
-    return {}
 
 
 def shapes(plan: Plan, params: Any) -> Any:
