@@ -118,7 +118,7 @@ def placed(
     # Means of rows and of columns, as Adafactor's: which is which depends on the order
     # of the sizes, and a cut may turn it around.
     raise base.PruningError(
-        f"{path} has shape {shape}, and its param {full}: what the optimizer that holds "
-        "it makes of a smaller param is not known. Make its state anew for the small "
-        "params."
+        f"{path} has shape {shape}, and its param {full}: what an optimizer with such "
+        "arrays makes of a smaller param is not known. Make its state anew for the "
+        "small params."
     )
