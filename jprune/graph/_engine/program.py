@@ -69,9 +69,10 @@ class Value:
       scalar: expression of the constant that all elements equal, or None.
       sum: what the value is a sum over, or None.
       active: whether it depends on the function's inputs, not on params alone.
+      counted: whether it was computed from positions along axes, and constants.
     """
 
-    __slots__ = ("active", "axes", "constant", "dtype", "scalar", "sum")
+    __slots__ = ("active", "axes", "constant", "counted", "dtype", "scalar", "sum")
 
     def __init__(self, axes: Axes, dtype: Any, constant: Any = None):
         self.axes = axes
@@ -80,6 +81,7 @@ class Value:
         self.scalar: Scalar | None = None
         self.sum: Sum | None = None
         self.active = False
+        self.counted = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -129,7 +131,8 @@ class Outcome(NamedTuple):
       fill: `dtype -> number` that removed entries of the operands are set to, so that
         they have no effect; None if an entry of a result depends on the same entry of
         the operands only.
-      along: axes of the operands that are filled, or None for all.
+      along: axes that are filled: of all operands, or a tuple with those of each; None
+        for all axes.
       scalar: expression of the constant that the only result is, or None.
       sum: what the only result is a sum over, or None.
     """
@@ -138,7 +141,7 @@ class Outcome(NamedTuple):
     params: Callable[[View], dict[str, Any]] | None = None
     run: Callable[..., Any] | None = None
     fill: Callable[[Any], Any] | None = None
-    along: frozenset[int] | None = None
+    along: frozenset[int] | tuple[frozenset[int], ...] | None = None
     scalar: Scalar | None = None
     sum: Sum | None = None
 
@@ -197,7 +200,7 @@ class Note(NamedTuple):
     """Something that a user should know about a recorded function.
 
     Attributes:
-      kind: "frozen", "rescaled", "kept" or "over what is left".
+      kind: "frozen", "rescaled", "kept", "over what is left" or "whole by default".
       what: the explanation.
       where: file, line and function of the user's code.
       about: the dims concerned.
@@ -335,15 +338,22 @@ class Recorder:
         active = False
         for v in node.inputs:
             active = active or v.active
+        counted = node.name == "iota" or _counted(node.inputs)
         outputs = []
         for var, axes in zip(node.equation.outvars, outcome.axes, strict=True):
             value = Value(tuple(axes), var.aval.dtype)
-            value.active = active
+            value.active, value.counted = active, counted
             outputs.append(value)
         node.outputs = tuple(outputs)
         if outcome.scalar is not None or outcome.sum is not None:
             (value,) = outputs
             value.scalar, value.sum = outcome.scalar, outcome.sum
+
+
+def _counted(values: Sequence[Value]) -> bool:
+    return any([v.counted for v in values]) and all(
+        [v.counted or v.scalar is not None or v.constant is not None for v in values]
+    )
 
 
 def _marked(about: Axes, mark: str) -> bool:

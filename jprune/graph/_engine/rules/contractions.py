@@ -14,6 +14,7 @@ from jprune.graph._engine.program import (
     frozen,
     zero,
 )
+from jprune.graph._engine.rules import tables
 
 
 def dot_general(node: Node, recorder: Recorder) -> Outcome:
@@ -25,6 +26,10 @@ def dot_general(node: Node, recorder: Recorder) -> Outcome:
         dims_lib.unify(left.axes[i], right.axes[j])
         dims_lib.mark(left.axes[i], "summed")
         contracted.append(left.axes[i])
+    if contracted and any(
+        a.counted and not b.active for a, b in ((left, right), (right, left))
+    ):
+        tables.mark(node, recorder, contracted)  # such as positions that are resized
     for i, j in zip(left_batch, right_batch, strict=True):
         dims_lib.unify(left.axes[i], right.axes[j])
         batch.append(left.axes[i])
@@ -40,7 +45,9 @@ def dot_general(node: Node, recorder: Recorder) -> Outcome:
     # A value times itself is a sum of squares, as in a root mean square.
     products = left is not right
     total = Sum(tuple(contracted), of_products=products, attends=attends)
-    return Outcome([(*batch, *free)], fill=zero, sum=total)
+    # Only what is summed: a whole slice of zeros would have no gradient of its norm.
+    along = (frozenset(left_sum), frozenset(right_sum))
+    return Outcome([(*batch, *free)], fill=zero, along=along, sum=total)
 
 
 def convolution(node: Node, recorder: Recorder) -> Outcome:
@@ -80,7 +87,8 @@ def convolution(node: Node, recorder: Recorder) -> Outcome:
 
     over: Axes = (inputs, *(kernel.axes[i] for i in spec.rhs_spec[2:]))
     total = Sum(over, of_products=True)
-    return Outcome([tuple(axes)], params=params, fill=zero, sum=total)
+    along = (frozenset(spec.lhs_spec[1:2]), frozenset(spec.rhs_spec[1:2]))
+    return Outcome([tuple(axes)], params=params, fill=zero, along=along, sum=total)
 
 
 RULES = {"dot_general": dot_general, "conv_general_dilated": convolution}

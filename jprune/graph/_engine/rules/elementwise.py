@@ -27,6 +27,7 @@ from jprune.graph._engine.program import (
     Value,
     View,
 )
+from jprune.graph._engine.rules import tables
 
 NAMES = tuple(
     """
@@ -85,6 +86,7 @@ def elementwise(node: Node, recorder: Recorder) -> Outcome:
         results.append(joined(given, shape))
     if len(shapes) > 1:
         return Outcome(results)
+    tables.one_hot(node, recorder)
     size = _size_in_constant(node, results[0])
     if size is None:
         return Outcome(results, scalar=scalar_of(node), sum=sum_of(node))
