@@ -44,19 +44,29 @@ class Scalar(NamedTuple):
 
 
 class Sum(NamedTuple):
-    """Marks a value as a sum over some axes, or as a power of such a sum.
+    """Marks a value as a multiple of a sum over some axes, or of a power of one.
 
     Attributes:
-      over: the dims that were summed over.
+      over: the dims that were summed over; () if the value is no sum.
       power: exponent of the sum.
       of_products: whether the sum is a contraction rather than a plain sum.
       attends: whether both operands of the contraction depend on the inputs.
+      mean: whether the sum was divided by the number of its entries.
+      direct: whether the value is nothing but a multiple of that power.
+      logarithm: whether the value is the logarithm of the sum, plus other terms.
+      factor: constant that all elements were multiplied by, last of all.
+      divided: whether the factor is that of a single division.
     """
 
     over: Axes
     power: float = 1.0
     of_products: bool = False
     attends: bool = False
+    mean: bool = False
+    direct: bool = True
+    logarithm: bool = False
+    factor: float = 1.0
+    divided: bool = False
 
 
 class Value:
@@ -351,9 +361,9 @@ class Recorder:
 
 
 def _counted(values: Sequence[Value]) -> bool:
-    return any([v.counted for v in values]) and all(
-        [v.counted or v.scalar is not None or v.constant is not None for v in values]
-    )
+    if not any(v.counted for v in values):
+        return False
+    return all(v.counted or v.scalar or v.constant is not None for v in values)
 
 
 def _marked(about: Axes, mark: str) -> bool:

@@ -1,5 +1,7 @@
 """Rules of contractions: matrix multiplication and convolution."""
 
+import functools
+import math
 from typing import Any
 
 from jprune.graph._engine import dims as dims_lib
@@ -14,7 +16,7 @@ from jprune.graph._engine.program import (
     frozen,
     zero,
 )
-from jprune.graph._engine.rules import tables
+from jprune.graph._engine.rules import constants, tables
 
 
 def dot_general(node: Node, recorder: Recorder) -> Outcome:
@@ -45,9 +47,29 @@ def dot_general(node: Node, recorder: Recorder) -> Outcome:
     # A value times itself is a sum of squares, as in a root mean square.
     products = left is not right
     total = Sum(tuple(contracted), of_products=products, attends=attends)
+    run = _scaled(node, recorder, total)
     # Only what is summed: a whole slice of zeros would have no gradient of its norm.
     along = (frozenset(left_sum), frozenset(right_sum))
-    return Outcome([(*batch, *free)], fill=zero, along=along, sum=total)
+    axes = [(*batch, *free)]
+    return Outcome(axes, fill=zero, along=along, run=run, sum=total)
+
+
+def _scaled(node: Node, recorder: Recorder, total: Sum) -> Any:
+    """Returns how attention runs whose operands were scaled by powers of its size n.
+
+    The product of both scales is n^-1/2 or 1 / n, as of d^-1/4 on either side.
+    """
+    factor = math.prod(1.0 if v.sum is None else v.sum.factor for v in node.inputs)
+    n = dims_lib.count_of(total.over)
+    if not total.attends or factor == 1 or n < 2:
+        return None
+    for power in (-0.5, -1.0):
+        if math.isclose(factor, n**power, rel_tol=1e-5):
+            size = constants.Size("attention_scale", total.over)
+            constants.note(recorder, node, size)
+            bind = functools.partial(node.equation.primitive.bind, **node.params)
+            return constants.follow(bind, size, power)
+    return None
 
 
 def convolution(node: Node, recorder: Recorder) -> Outcome:

@@ -12,7 +12,9 @@ from jprune.graph._engine import dims as dims_lib
 from jprune.graph._engine import lines
 from jprune.graph._engine.dims import Dim
 from jprune.graph._engine.program import Axes, Node, Outcome, Recorder, Value, View
-from jprune.graph._engine.rules.elementwise import joined, scalar_of, sum_of
+from jprune.graph._engine.rules.elementwise import joined
+from jprune.graph._engine.rules.scalars import scalar_of
+from jprune.graph._engine.rules.sums import sum_of
 from jprune.graph._engine.running import shrunk
 
 
