@@ -54,9 +54,7 @@ def total(n: Any) -> Total:
         return Total(n.astype(jnp.uint32), n.astype(jnp.float32))
     exact = np.maximum(np.asarray(n, np.int64), 0)
     as_array = np.asarray if isinstance(n, np.ndarray) else jnp.asarray
-    return Total(
-        as_array(exact & 0xFFFFFFFF, np.uint32), as_array(exact, np.float32)
-    )
+    return Total(as_array(exact & 0xFFFFFFFF, np.uint32), as_array(exact, np.float32))
 
 
 def nearest(x: jax.Array) -> Total:

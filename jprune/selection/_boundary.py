@@ -267,4 +267,6 @@ def bracket(low: jax.Array, last: jax.Array, sizes: jax.Array, evenly: bool) -> 
       A bracket.
     """
     flags = np.full(low.shape, evenly)
-    return Bracket(low, last, sizes, sizes.__array_namespace__().zeros_like(sizes), flags)
+    return Bracket(
+        low, last, sizes, sizes.__array_namespace__().zeros_like(sizes), flags
+    )

@@ -62,11 +62,12 @@ def constant_of(
     """
     if node.name not in ("mul", "div", "sub", "add"):
         return None
+    _note_before(node, recorder)
     for place, value in enumerate(node.inputs):
         other = node.inputs[1 - place]
         if value.scalar is None or other.scalar is not None:
             continue
-        if place == 0 and node.name in ("div", "sub"):
+        if place == 0 and node.name == "div":
             return None  # constant / x
         size = _size_of(node, value.scalar, place, axes)
         if size is not None:
@@ -86,7 +87,8 @@ def _sum_after(total: Sum | None, size: Size) -> Sum | None:
         return total
     if total.mean or total.logarithm or total.power != 1:
         return None
-    return total._replace(over=size.over, mean=True)
+    rest = tuple(d for d in total.over if d not in size.over)
+    return total._replace(over=rest) if rest else total._replace(mean=True)
 
 
 def _size_of(node: Node, scalar: Scalar, place: int, axes: Axes) -> Size | None:
@@ -149,20 +151,20 @@ def _is_sure(node: Node, scalar: Scalar, total: Sum, n: int) -> bool:
     """Returns whether a constant was computed from the number n of a sum's entries."""
     if n < 2:
         return False
-    if total.logarithm:
-        terms = {"sub": 1.0, "add": -1.0}
-        sign = terms.get(node.name, 0.0)
-        value = scalars.value_of(scalar)
-        return math.isclose(sign * value, math.log(n), rel_tol=1e-6)
     if node.name not in ("mul", "div"):
+        value = abs(scalars.value_of(scalar))
+        return total.logarithm and math.isclose(value, math.log(n), rel_tol=1e-6)
+    if total.logarithm:
         return False
     wanted = total.power if total.mean else -total.power
     named = scalars.exponent_of(scalar, n)
     if named is not None:
         found = named if node.name == "mul" else -named
-        if scalars.is_literal(scalar) or abs(found) == 1:
+        if scalars.is_literal(scalar):
             inverse = "mul" if total.mean else "div"
             return found == wanted and node.name == inverse and total.direct
+        if abs(found) == 1:
+            return found == wanted and total.direct
         return found == wanted or (total.direct and abs(found) == 0.5)
     return _is_sure_root(node, scalar, total, n, wanted)
 
@@ -216,6 +218,19 @@ def _note_chance(
         if (power and abs(power) > 0.25) or (fewer and node.name == "div"):
             chance(recorder, node, value, over)
             return
+
+
+def _note_before(node: Node, recorder: Recorder) -> None:
+    """Notes an operand that was scaled by a size of the sum it is multiplied by."""
+    if node.name not in ("mul", "div"):
+        return
+    for value, other in (node.inputs, node.inputs[::-1]):
+        total, scale = other.sum, value.sum
+        if total is None or scale is None or not total.over or total.of_products:
+            continue
+        n = dims_lib.count_of(total.over)
+        if n > 1 and scalars.power_of(scale.factor, n) is not None:
+            chance(recorder, node, scale.factor, total.over)
 
 
 def chance(recorder: Recorder, node: Node, value: float, over: Axes) -> None:

@@ -61,7 +61,11 @@ def _scaled(node: Node, recorder: Recorder, total: Sum) -> Any:
     """
     factor = math.prod(1.0 if v.sum is None else v.sum.factor for v in node.inputs)
     n = dims_lib.count_of(total.over)
-    if not total.attends or factor == 1 or n < 2:
+    if factor == 1 or n < 2:
+        return None
+    if not total.attends:
+        if any(v.sum and v.sum.divided for v in node.inputs) and factor * n == 1:
+            constants.chance(recorder, node, n, total.over)
         return None
     for power in (-0.5, -1.0):
         if math.isclose(factor, n**power, rel_tol=1e-5):

@@ -1,5 +1,7 @@
 """What a value is a sum over, followed through elementwise primitives."""
 
+import jax.numpy as jnp
+
 from jprune.graph._engine import dims as dims_lib
 from jprune.graph._engine.program import Axes, Node, Sum, Value
 from jprune.graph._engine.rules.scalars import MOVES, value_of
@@ -41,7 +43,8 @@ def scaled(node: Node, place: int) -> Sum | None:
     other = node.inputs[1 - place]
     found = Sum(()) if other.sum is None else other.sum
     scalar = node.inputs[place].scalar
-    if scalar is None or (found.over and not found.of_products):
+    known = found.over and not found.of_products
+    if scalar is None or known or not jnp.issubdtype(other.dtype, jnp.inexact):
         return other.sum
     number = value_of(scalar)
     divides = node.name == "div"
@@ -52,8 +55,11 @@ def scaled(node: Node, place: int) -> Sum | None:
 
 
 def _raised(found: Sum, power: float) -> Sum | None:
-    if found.logarithm or not found.over:
+    if found.logarithm:
         return None
+    if found.of_products or not found.over:
+        positive = found.factor > 0
+        return Sum((), factor=found.factor**power) if positive else None
     return found._replace(power=found.power * power, factor=1.0)
 
 
@@ -81,11 +87,13 @@ def _of_terms(node: Node) -> Sum | None:
     chosen = node.name == "select_n"
     terms = node.inputs[1:] if chosen else node.inputs
     sums = [v.sum for v in terms if v.sum is not None and v.sum.over]
-    if not sums or (node.name == "sub" and terms[0].sum is None):
+    if not sums:
         return None
     first = max(sums, key=lambda s: (s.attends, not s.of_products))
     if first.of_products or first.logarithm:
         return first._replace(factor=1.0)
+    if node.name == "sub" and terms[0].sum is None:
+        return None
     alike = [s for s in sums if same(s.over, first.over) and s.mean == first.mean]
     others = [v for v in terms if v.sum is None or not v.sum.over]
     zero = node.name in ("max", "min") or chosen
