@@ -92,6 +92,17 @@ NORMED = {
         )[0],
         0,
     ),
+    "columns of a depthwise convolution": lambda p, x: _unit(
+        lax.conv_general_dilated(
+            (x @ p["a"] @ p["b"])[None],
+            p["d"],
+            (1,),
+            "SAME",
+            dimension_numbers=("NWC", "WIO", "NWC"),
+            feature_group_count=12,
+        )[0],
+        0,
+    ),
     "sums by segments": lambda p, x: _unit(
         jax.ops.segment_sum(x @ p["a"] @ p["b"], jnp.array([0, 1, 1, 0, 1]), 2), 0
     ),
@@ -108,6 +119,7 @@ def test_gradients_at_full_size_are_those_of_the_small_function(name):
         return jnp.tanh(NORMED[name](p, x)) @ p["o"]
 
     params = {"a": normal(6, 4), "b": normal(4, 12), "o": normal(12, 3)}
+    params["d"] = normal(3, 1, 12)
     x = normal(5, 6)
     graph = jg.trace(fn, params, x)
     keep = {n: np.arange(g.size) % 3 != 1 for n, g in graph.groups.items()}
@@ -134,6 +146,12 @@ def reads_by_one_hot(p, t):
     return jnp.tanh(jax.nn.one_hot(t, 50) @ p["table"]) @ p["o"]
 
 
+def compares_whole_arrays(p, t):
+    each = jnp.broadcast_to(t[:, None], (4, 50))  # as JAX 0.7.2 writes `one_hot`
+    hot = (each == lax.broadcasted_iota(t.dtype, (4, 50), 1)).astype(float)
+    return jnp.tanh(hot @ p["table"]) @ p["o"]
+
+
 def reads_positions(p, t):
     grid = jax.image.resize(p["table"].reshape(7, 7, 8), (4, 4, 8), "bilinear")
     h = jnp.take(jnp.eye(5), t, axis=0) @ p["w"]
@@ -142,6 +160,7 @@ def reads_positions(p, t):
 
 TABLES = {
     "one-hot": (reads_by_one_hot, {"table": (50, 8), "o": (8, 3)}),
+    "whole arrays": (compares_whole_arrays, {"table": (50, 8), "o": (8, 3)}),
     "resized": (reads_positions, {"table": (49, 8), "o": (8, 3), "w": (5, 8)}),
 }
 

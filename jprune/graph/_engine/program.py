@@ -122,9 +122,10 @@ class Options(NamedTuple):
 
     Attributes:
       divisors: "rescale" divides a mean or a variance by the number of entries that
-        are left; "keep" leaves the divisor unchanged.
-      attention_scale: "keep" leaves the 1 / sqrt(d) of attention unchanged; "rescale"
-        makes it follow the head dimension.
+        are left; "keep" leaves the divisor unchanged. A number that equals a size but
+        does not show it, as in `0.25 * h.sum(-1)`, stays; `explain` names it.
+      attention_scale: "keep" leaves the 1 / sqrt(d) or 1 / d of attention unchanged;
+        "rescale" makes it follow the head dimension.
     """
 
     divisors: str = "rescale"

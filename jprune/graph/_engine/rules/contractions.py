@@ -113,7 +113,9 @@ def convolution(node: Node, recorder: Recorder) -> Outcome:
 
     over: Axes = (inputs, *(kernel.axes[i] for i in spec.rhs_spec[2:]))
     total = Sum(over, of_products=True)
-    along = (frozenset(spec.lhs_spec[1:2]), frozenset(spec.rhs_spec[1:2]))
+    # The channels of an image in groups are products: whole groups are not summed.
+    of_image = frozenset(spec.lhs_spec[1:2] if outer is None else ())
+    along = (of_image, frozenset(spec.rhs_spec[1:2]))
     return Outcome([tuple(axes)], params=params, fill=zero, along=along, sum=total)
 
 

@@ -213,6 +213,7 @@ def iota(node: Node, recorder: Recorder) -> Outcome:
     del recorder
     axes = tuple(map(dims_lib.leaf, node.shapes[0]))
     axis, dtype = node.params["dimension"], node.params["dtype"]
+    dims_lib.mark(axes[axis], "counted")
 
     def run(view: View, *operands: Any) -> list[Any]:
         del operands

@@ -28,9 +28,9 @@ def one_hot(node: Node, recorder: Recorder) -> None:
         return
     for given, places in (node.inputs, node.inputs[::-1]):
         if places.counted and given.active and jnp.issubdtype(given.dtype, jnp.integer):
-            axes = [
-                d
-                for d, n in zip(places.axes, given.shape, strict=False)
-                if d.size > 1 and n == 1
-            ]
-            mark(node, recorder, axes)
+            each = [d for d in places.axes if d.size > 1]
+            mark(node, recorder, [d for d in each if _is_counted(d)])
+
+
+def _is_counted(d: Dim) -> bool:
+    return any("counted" in x.marks for x in dims_lib.leaves_of(d))
