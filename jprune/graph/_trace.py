@@ -197,7 +197,8 @@ def explain(graph: Graph, most: int | None = 6) -> str:
 
       - "frozen": axes of params that cannot shrink, `path[axes]`;
       - "rescaled" and "kept": groups whose size a constant was computed from, such as
-        the divisor of a mean. It follows the size, or does not; see `Options`;
+        the divisor of a mean. It follows the size, or does not; see `Options`. What
+        only equals a size, as 0.25 does after a sum of 4 entries, is "kept", too;
       - "over what is left": groups that a maximum or the like is over;
       - "whole by default": groups of tokens or positions, which `is_width` leaves out.
 
