@@ -119,13 +119,14 @@ def isomorphic(group: Group) -> Hashable:
 
 
 def is_width(group: Group) -> bool:
-    """Returns True for all groups except stacked layers: what `choose` prunes.
+    """Returns True for widths, which `choose` prunes: no layers, and no tables.
 
     Args:
       group: a group.
 
     Returns:
-      Whether its kind is not "layer".
+      Whether its kind is neither "layer" (stacked layers) nor "table" (tokens or
+      positions, without which a table does not know some of its inputs).
 
     Example:
       Three layers of four hidden units, stacked for `lax.scan`:
@@ -139,7 +140,7 @@ def is_width(group: Group) -> bool:
       >>> {name: jg.is_width(group) for name, group in graph.groups.items()}
       {'in[0]': False, 'in[2]': True}
     """
-    return group.kind != "layer"
+    return group.kind not in ("layer", "table")
 
 
 @renamed_arguments(scope="compete")

@@ -100,7 +100,8 @@ def whole_heads(graph: Graph) -> Callable[[Group], bool]:
 
     Returns:
       `group -> bool`, for `where=` of `choose` and `keep_groups`: False for stacked
-      layers, and for head dimensions of leaves in which heads can be removed.
+      layers, for tables, and for head dimensions of leaves in which heads can be
+      removed.
 
     Example:
       >>> import jax, jax.numpy as jnp

@@ -44,7 +44,9 @@ class Group(NamedTuple):
     Attributes:
       name: path and axis of one member, such as "dense/kernel[1]".
       kind: how the program uses the group: "channel" (of a convolution), "heads",
-        "head" (head dimension), "expert", "layer" (stacked layers) or "hidden".
+        "head" (head dimension), "expert", "layer" (stacked layers), "table" (tokens or
+        positions, as of an embedding that one-hot vectors are multiplied by) or
+        "hidden".
       size: number of entries.
       members: the axes.
       dim: the dimension that they share.
@@ -154,6 +156,7 @@ def _kind(d: Dim) -> str:
         ("head", "head"),
         ("parallel", "expert"),
         ("channel", "channel"),
+        ("table", "table"),
     ):
         if mark in d.marks:
             return kind

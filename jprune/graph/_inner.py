@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
+from jprune.graph._budget import is_width
 from jprune.graph._cost import PRODUCTS
 from jprune.graph._depth import ancestors
 from jprune.graph._engine import dims as dims_lib
@@ -31,7 +32,7 @@ def is_inner(graph: Graph) -> Callable[[Group], bool]:
     product or a convolution, and the other has one too, or only moves elements, as in
     `x + f(x)` or with a projected shortcut. It couples the width of the stream across
     many layers, whereas hidden units, heads and channels inside of a branch belong to
-    one layer. Stacked layers are never inner.
+    one layer. Stacked layers and tables are never inner.
 
     Args:
       graph: the recorded function.
@@ -60,7 +61,7 @@ def is_inner(graph: Graph) -> Callable[[Group], bool]:
     }
 
     def inner(group: Group) -> bool:
-        return group.kind != "layer" and dims_lib.resolve(group.dim) not in streams
+        return is_width(group) and dims_lib.resolve(group.dim) not in streams
 
     return inner
 

@@ -34,6 +34,7 @@ COLOURS = {
     "head": "#E69F00",
     "expert": "#CC79A7",
     "layer": "#56B4E9",
+    "table": "#F0E442",
 }
 
 _NOTE = (

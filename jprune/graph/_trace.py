@@ -197,8 +197,10 @@ def explain(graph: Graph, most: int | None = 6) -> str:
 
       - "frozen": axes of params that cannot shrink, `path[axes]`;
       - "rescaled" and "kept": groups whose size a constant was computed from, such as
-        the divisor of a mean. It follows the size, or does not; see `Options`;
-      - "over what is left": groups that a maximum or the like is over.
+        the divisor of a mean. It follows the size, or does not; see `Options`. What
+        only equals a size, as 0.25 does after a sum of 4 entries, is "kept", too;
+      - "over what is left": groups that a maximum or the like is over;
+      - "whole by default": groups of tokens or positions, which `is_width` leaves out.
 
     Example:
       >>> import jax.numpy as jnp
@@ -232,7 +234,10 @@ def explain(graph: Graph, most: int | None = 6) -> str:
 def _live_groups(graph: Graph, note: Note) -> list[str]:
     """Returns the names of the groups that a note is about; [] if all is frozen."""
     about = {x for d in note.about for x in dims_lib.leaves_of(d)}
-    return [n for n, g in graph.groups.items() if dims_lib.resolve(g.dim) in about]
+    found = [n for n, g in graph.groups.items() if dims_lib.resolve(g.dim) in about]
+    if note.kind == "whole by default":  # experts may be chosen by one-hot vectors
+        found = [n for n in found if graph.groups[n].kind == "table"]
+    return found
 
 
 def _some(names: Sequence[str], most: int | None) -> str:

@@ -44,19 +44,29 @@ class Scalar(NamedTuple):
 
 
 class Sum(NamedTuple):
-    """Marks a value as a sum over some axes, or as a power of such a sum.
+    """Marks a value as a multiple of a sum over some axes, or of a power of one.
 
     Attributes:
-      over: the dims that were summed over.
+      over: the dims that were summed over; () if the value is no sum.
       power: exponent of the sum.
       of_products: whether the sum is a contraction rather than a plain sum.
       attends: whether both operands of the contraction depend on the inputs.
+      mean: whether the sum was divided by the number of its entries.
+      direct: whether the value is nothing but a multiple of that power.
+      logarithm: whether the value is the logarithm of the sum, plus other terms.
+      factor: constant that all elements were multiplied by, last of all.
+      divided: whether the factor is that of a single division.
     """
 
     over: Axes
     power: float = 1.0
     of_products: bool = False
     attends: bool = False
+    mean: bool = False
+    direct: bool = True
+    logarithm: bool = False
+    factor: float = 1.0
+    divided: bool = False
 
 
 class Value:
@@ -69,9 +79,10 @@ class Value:
       scalar: expression of the constant that all elements equal, or None.
       sum: what the value is a sum over, or None.
       active: whether it depends on the function's inputs, not on params alone.
+      counted: whether it was computed from positions along axes, and constants.
     """
 
-    __slots__ = ("active", "axes", "constant", "dtype", "scalar", "sum")
+    __slots__ = ("active", "axes", "constant", "counted", "dtype", "scalar", "sum")
 
     def __init__(self, axes: Axes, dtype: Any, constant: Any = None):
         self.axes = axes
@@ -80,6 +91,7 @@ class Value:
         self.scalar: Scalar | None = None
         self.sum: Sum | None = None
         self.active = False
+        self.counted = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -110,9 +122,10 @@ class Options(NamedTuple):
 
     Attributes:
       divisors: "rescale" divides a mean or a variance by the number of entries that
-        are left; "keep" leaves the divisor unchanged.
-      attention_scale: "keep" leaves the 1 / sqrt(d) of attention unchanged; "rescale"
-        makes it follow the head dimension.
+        are left; "keep" leaves the divisor unchanged. A number that equals a size but
+        does not show it, as in `0.25 * h.sum(-1)`, stays; `explain` names it.
+      attention_scale: "keep" leaves the 1 / sqrt(d) or 1 / d of attention unchanged;
+        "rescale" makes it follow the head dimension.
     """
 
     divisors: str = "rescale"
@@ -129,7 +142,8 @@ class Outcome(NamedTuple):
       fill: `dtype -> number` that removed entries of the operands are set to, so that
         they have no effect; None if an entry of a result depends on the same entry of
         the operands only.
-      along: axes of the operands that are filled, or None for all.
+      along: axes that are filled: of all operands, or a tuple with those of each; None
+        for all axes.
       scalar: expression of the constant that the only result is, or None.
       sum: what the only result is a sum over, or None.
     """
@@ -138,7 +152,7 @@ class Outcome(NamedTuple):
     params: Callable[[View], dict[str, Any]] | None = None
     run: Callable[..., Any] | None = None
     fill: Callable[[Any], Any] | None = None
-    along: frozenset[int] | None = None
+    along: frozenset[int] | tuple[frozenset[int], ...] | None = None
     scalar: Scalar | None = None
     sum: Sum | None = None
 
@@ -197,7 +211,7 @@ class Note(NamedTuple):
     """Something that a user should know about a recorded function.
 
     Attributes:
-      kind: "frozen", "rescaled", "kept" or "over what is left".
+      kind: "frozen", "rescaled", "kept", "over what is left" or "whole by default".
       what: the explanation.
       where: file, line and function of the user's code.
       about: the dims concerned.
@@ -335,15 +349,22 @@ class Recorder:
         active = False
         for v in node.inputs:
             active = active or v.active
+        counted = node.name == "iota" or _counted(node.inputs)
         outputs = []
         for var, axes in zip(node.equation.outvars, outcome.axes, strict=True):
             value = Value(tuple(axes), var.aval.dtype)
-            value.active = active
+            value.active, value.counted = active, counted
             outputs.append(value)
         node.outputs = tuple(outputs)
         if outcome.scalar is not None or outcome.sum is not None:
             (value,) = outputs
             value.scalar, value.sum = outcome.scalar, outcome.sum
+
+
+def _counted(values: Sequence[Value]) -> bool:
+    if not any(v.counted for v in values):
+        return False
+    return all(v.counted or v.scalar or v.constant is not None for v in values)
 
 
 def _marked(about: Axes, mark: str) -> bool:

@@ -28,10 +28,12 @@ def run(program: Program, view: View, *args: Any) -> list[Any]:
 
     for node in program.nodes:
         operands = [read(v) for v in node.inputs]
-        if node.outcome.fill is not None:
+        fill, along = node.outcome.fill, node.outcome.along
+        if fill is not None:
+            each = along if isinstance(along, tuple) else (along,) * len(operands)
             operands = [
-                filled(x, v.axes, view, node.outcome.fill, node.outcome.along)
-                for x, v in zip(operands, node.inputs, strict=True)
+                filled(x, v.axes, view, fill, axes)
+                for x, v, axes in zip(operands, node.inputs, each, strict=True)
             ]
         if node.outcome.run is not None:
             results = node.outcome.run(view, *operands)

@@ -1,5 +1,7 @@
 """Rules of contractions: matrix multiplication and convolution."""
 
+import functools
+import math
 from typing import Any
 
 from jprune.graph._engine import dims as dims_lib
@@ -14,6 +16,7 @@ from jprune.graph._engine.program import (
     frozen,
     zero,
 )
+from jprune.graph._engine.rules import constants, tables
 
 
 def dot_general(node: Node, recorder: Recorder) -> Outcome:
@@ -25,6 +28,10 @@ def dot_general(node: Node, recorder: Recorder) -> Outcome:
         dims_lib.unify(left.axes[i], right.axes[j])
         dims_lib.mark(left.axes[i], "summed")
         contracted.append(left.axes[i])
+    if contracted and any(
+        a.counted and not b.active for a, b in ((left, right), (right, left))
+    ):
+        tables.mark(node, recorder, contracted)  # such as positions that are resized
     for i, j in zip(left_batch, right_batch, strict=True):
         dims_lib.unify(left.axes[i], right.axes[j])
         batch.append(left.axes[i])
@@ -40,7 +47,33 @@ def dot_general(node: Node, recorder: Recorder) -> Outcome:
     # A value times itself is a sum of squares, as in a root mean square.
     products = left is not right
     total = Sum(tuple(contracted), of_products=products, attends=attends)
-    return Outcome([(*batch, *free)], fill=zero, sum=total)
+    run = _scaled(node, recorder, total)
+    # Only what is summed: a whole slice of zeros would have no gradient of its norm.
+    along = (frozenset(left_sum), frozenset(right_sum))
+    axes = [(*batch, *free)]
+    return Outcome(axes, fill=zero, along=along, run=run, sum=total)
+
+
+def _scaled(node: Node, recorder: Recorder, total: Sum) -> Any:
+    """Returns how attention runs whose operands were scaled by powers of its size n.
+
+    The product of both scales is n^-1/2 or 1 / n, as of d^-1/4 on either side.
+    """
+    factor = math.prod(1.0 if v.sum is None else v.sum.factor for v in node.inputs)
+    n = dims_lib.count_of(total.over)
+    if factor == 1 or n < 2:
+        return None
+    if not total.attends:
+        if any(v.sum and v.sum.divided for v in node.inputs) and factor * n == 1:
+            constants.chance(recorder, node, n, total.over)
+        return None
+    for power in (-0.5, -1.0):
+        if math.isclose(factor, n**power, rel_tol=1e-5):
+            size = constants.Size("attention_scale", total.over)
+            constants.note(recorder, node, size)
+            bind = functools.partial(node.equation.primitive.bind, **node.params)
+            return constants.follow(bind, size, power)
+    return None
 
 
 def convolution(node: Node, recorder: Recorder) -> Outcome:
@@ -80,7 +113,10 @@ def convolution(node: Node, recorder: Recorder) -> Outcome:
 
     over: Axes = (inputs, *(kernel.axes[i] for i in spec.rhs_spec[2:]))
     total = Sum(over, of_products=True)
-    return Outcome([tuple(axes)], params=params, fill=zero, sum=total)
+    # The channels of an image in groups are products: whole groups are not summed.
+    of_image = frozenset(spec.lhs_spec[1:2] if outer is None else ())
+    along = (of_image, frozenset(spec.rhs_spec[1:2]))
+    return Outcome([tuple(axes)], params=params, fill=zero, along=along, sum=total)
 
 
 RULES = {"dot_general": dot_general, "conv_general_dilated": convolution}

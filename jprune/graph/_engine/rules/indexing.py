@@ -103,7 +103,9 @@ def scatter(node: Node, recorder: Recorder) -> Outcome:
     for i, j in zip(*batching, strict=True):
         dims_lib.unify(operand.axes[i], indices.axes[j])
     # Removed updates must not be added to the kept entries.
-    return Outcome([operand.axes], fill=zero if adds else None)
+    indexed = frozenset(i for i in range(len(updates.axes)) if i not in windows)
+    along = (frozenset(), frozenset(), indexed)
+    return Outcome([operand.axes], fill=zero if adds else None, along=along)
 
 
 RULES = {

@@ -1,12 +1,23 @@
 """Rules of reductions and other primitives that combine the entries of an axis."""
 
+import functools
+import math
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from jprune.graph._engine import dims as dims_lib
-from jprune.graph._engine.program import Node, Outcome, Recorder, Sum, frozen, zero
+from jprune.graph._engine.program import (
+    Axes,
+    Node,
+    Outcome,
+    Recorder,
+    Sum,
+    frozen,
+    zero,
+)
+from jprune.graph._engine.rules import constants
 from jprune.graph._engine.rules.elementwise import joined
 
 
@@ -55,13 +66,34 @@ def reduction(node: Node, recorder: Recorder) -> Outcome:
     left = tuple(d for i, d in enumerate(value.axes) if i not in gone)
     for d in over:
         dims_lib.mark(d, "summed")
-    plain = node.name == "reduce_sum"
-    if over and not plain:
+    # Only along reduced axes: a slice of nothing but infinities has a NaN gradient.
+    along = frozenset(gone)
+    if node.name == "reduce_sum":
+        run, total = _sum(node, recorder, over)
+        return Outcome([left], fill=zero, along=along, run=run, sum=total)
+    if over:
         what = f"{node.name} is over the entries that are left"
         recorder.note("over what is left", node, what, over)
-    # Only along reduced axes: a slice of nothing but infinities has a NaN gradient.
-    along, total = frozenset(gone), Sum(over) if plain else None
-    return Outcome([left], fill=FILLS[node.name], along=along, sum=total)
+    return Outcome([left], fill=FILLS[node.name], along=along)
+
+
+def _sum(node: Node, recorder: Recorder, over: Axes) -> tuple[Any, Sum]:
+    """Returns how a sum runs, or None if unchanged, and what it is over."""
+    before = node.inputs[0].sum
+    if before is None:
+        return None, Sum(over)
+    n = dims_lib.count_of(over)
+    if n > 1 and math.isclose(before.factor, 1 / n, rel_tol=1e-6):
+        if before.divided:  # (x / n).sum(), which is a mean
+            size = constants.Size("divisors", over)
+            constants.note(recorder, node, size)
+            bind = functools.partial(node.equation.primitive.bind, **node.params)
+            return constants.follow(bind, size, -1.0), Sum(over, mean=True)
+        constants.chance(recorder, node, before.factor, over)
+    further = before.power == 1 and before.direct and not before.of_products
+    if further and before.over and not (before.mean or before.logarithm):
+        return None, Sum((*before.over, *over))
+    return None, Sum(over)
 
 
 def along(name: str) -> Any:

@@ -1,5 +1,6 @@
 """Rules of primitives that only move elements: reshapes, slices, concatenations."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,10 @@ from jprune.graph._engine import dims as dims_lib
 from jprune.graph._engine import lines
 from jprune.graph._engine.dims import Dim
 from jprune.graph._engine.program import Axes, Node, Outcome, Recorder, Value, View
-from jprune.graph._engine.rules.elementwise import joined, scalar_of, sum_of
+from jprune.graph._engine.rules.elementwise import joined
+from jprune.graph._engine.rules.scalars import scalar_of
+from jprune.graph._engine.rules.sums import sum_of
+from jprune.graph._engine.running import shrunk
 
 
 def sizes(view: View, axes: Sequence[Dim]) -> tuple[int, ...]:
@@ -209,6 +213,7 @@ def iota(node: Node, recorder: Recorder) -> Outcome:
     del recorder
     axes = tuple(map(dims_lib.leaf, node.shapes[0]))
     axis, dtype = node.params["dimension"], node.params["dtype"]
+    dims_lib.mark(axes[axis], "counted")
 
     def run(view: View, *operands: Any) -> list[Any]:
         del operands
@@ -235,11 +240,15 @@ def tile(node: Node, recorder: Recorder) -> Outcome:
 
 
 def random_bits(node: Node, recorder: Recorder) -> Outcome:
-    """Draws random bits for the smaller shape; they differ from those at full size."""
+    """Draws random bits for the full shape and takes those of the kept entries.
+
+    Bits of a smaller shape would be other bits: those of kept entries would change.
+    """
     keys = node.inputs[0].axes
     recorder.freeze(node, keys, "it is an axis of PRNG keys")
-    new = tuple(map(dims_lib.leaf, node.shapes[0][len(keys) :]))
-    return Outcome([(*keys, *new)], params=lambda view: {"shape": sizes(view, new)})
+    axes = (*keys, *map(dims_lib.leaf, node.shapes[0][len(keys) :]))
+    draw = functools.partial(node.equation.primitive.bind, **node.params)
+    return Outcome([axes], run=lambda view, key: [shrunk(draw(key), axes, view)])
 
 
 def constrain(node: Node, recorder: Recorder) -> Outcome:
