@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -27,6 +28,7 @@ from jprune.graph._engine.program import (
     Value,
     View,
 )
+from jprune.graph._engine.sizes import is_symbolic
 
 NAMES = tuple(
     """
@@ -117,7 +119,7 @@ def joined(values: Sequence[Value], shape: Sequence[int]) -> Axes:
             before = axes[i]
             if before is None:
                 axes[i] = d
-            elif d.size > 1:
+            elif d.size != 1:
                 dims_lib.unify(before, d)
     found = tuple(
         dims_lib.leaf(n) if d is None else d for d, n in zip(axes, shape, strict=True)
@@ -159,14 +161,15 @@ def _size_in_constant(node: Node, axes: Axes) -> _Size | None:
             continue
         if place == 0 and node.name == "div":
             continue  # constant / x
-        numbers = {_number(s) for s in _literals(value.scalar)}
+        literals = list(_literals(value.scalar))
+        numbers = {_number(s) for s in literals}
         scale = _value(value.scalar)
         scale = 1 / scale if node.name == "div" and scale else scale
-        own = [d for d in axes if d.size > 1 and _is_scale(scale, numbers, d.size)]
+        own = [d for d in axes if d.size != 1 and _is_scale(scale, numbers, d.size)]
         total = other.sum
         if total is not None and total.of_products and not total.attends and own:
             total = None  # scaled queries, as wide as the model that they come from
-        if total is not None and _matches(scale, numbers, total):
+        if total is not None and _matches(scale, numbers, literals, total):
             option = "attention_scale" if total.of_products else "divisors"
             return _Size(place, option, total.over)
         if own and other.active:
@@ -196,7 +199,8 @@ def _run_sized(
     wanted = wanted and (not size.mark or any(size.mark in x.marks for x in leaves))
     before = dims_lib.count_of(size.over)
     after = math.prod(view.count(d) for d in size.over)
-    if not wanted or (isinstance(after, int) and after == before):
+    # Counts of entries that masks leave are arrays, perhaps traced.
+    if not wanted or (not isinstance(after, jax.Array) and after == before):
         return [bind(*operands)]
     changed = list(operands)
     number = _evaluate(scalar, before, after)
@@ -225,15 +229,29 @@ def _number(literal: Any) -> tuple[float, float]:
         return math.nan, 0.0
 
 
-def _matches(scale: float, numbers: set[tuple[float, float]], total: Sum) -> bool:
+def _matches(
+    scale: float,
+    numbers: set[tuple[float, float]],
+    literals: Sequence[Any],
+    total: Sum,
+) -> bool:
     n = dims_lib.count_of(total.over)
+    if is_symbolic(n):
+        return not total.of_products and any(_is_same(x, n) for x in literals)
     if total.of_products:  # no mean: 0.1 after ten inputs may be the slope of a ReLU
         return n > 1 and _is_scale(scale, numbers, n)
     return n > 1 and any(_power_of(x, n, p) is not None for x, p in numbers)
 
 
+def _is_same(literal: Any, n: Any) -> bool:
+    """Returns whether a literal is a symbolic size."""
+    return type(literal) is type(n) and literal == n
+
+
 def _is_scale(scale: float, numbers: set[tuple[float, float]], n: int) -> bool:
     """Returns whether a factor is 1 / sqrt(n); sqrt(n) or 1 / n are coincidences."""
+    if is_symbolic(n) or n < 2:
+        return False
     precision = 4 * max(p for _, p in numbers)
     return math.isclose(scale, n**-0.5, rel_tol=precision)
 
@@ -271,6 +289,8 @@ def _power_of(x: float, n: int, precision: float = 1e-6) -> float | None:
 def _evaluate(scalar: Scalar | None, before: int, after: Any) -> Any:
     """Evaluates a constant with another value for the size in it."""
     assert scalar is not None
+    if scalar.primitive is None and is_symbolic(before):
+        return after if _is_same(scalar.value, before) else scalar.value
     if scalar.primitive is None:
         number, precision = _number(scalar.value)
         power = _power_of(number, before, precision)
@@ -286,6 +306,12 @@ def _evaluate(scalar: Scalar | None, before: int, after: Any) -> Any:
         return operands[0]
     found = scalar.primitive.bind(*operands, **scalar.params)
     return found[0] if scalar.primitive.multiple_results else found  # `device_put`
+
+
+def size_as_value(node: Node, recorder: Recorder) -> Outcome:
+    """A symbolic size as a number, such as the divisor of a mean over a sequence."""
+    del recorder
+    return Outcome([()], scalar=Scalar(node.params["dim"]))
 
 
 def _width_changes(node: Node) -> bool:
@@ -304,4 +330,4 @@ def _reinterpreted(node: Node, recorder: Recorder) -> Outcome:
     return Outcome([(*axes[:rank], *extra)])
 
 
-RULES = dict.fromkeys(NAMES, elementwise)
+RULES = {**dict.fromkeys(NAMES, elementwise), "dim_as_value": size_as_value}
