@@ -33,7 +33,8 @@ def shrink(
     The function is the recorded one, run on smaller arrays: all sizes in it follow
     from the kept entries, and so do the divisors of means. It accepts inputs of every
     shape that the original accepts, and composes with `jax.jit`, `grad`, `vmap` and
-    `jax.export` (which serializes with flatbuffers: `pip install "jprune[export]"`).
+    `jax.export`, also with symbolic dimensions (what is exported is serialized with
+    flatbuffers: `pip install "jprune[export]"`).
     Outside of `jit` it runs equation by equation.
 
     Args:
