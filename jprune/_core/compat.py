@@ -6,6 +6,11 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+_name = "InconclusiveDimensionOperation"
+_home: Any = jax.errors if hasattr(jax.errors, _name) else jax.core
+InconclusiveDimensionOperation: type[Exception] = _home.InconclusiveDimensionOperation
+"""What JAX raises where symbolic dimensions have no known order."""
+
 
 def auto_partition(
     f: Callable[[jax.Array], jax.Array], x: jax.Array, *, like: Any = None

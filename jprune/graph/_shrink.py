@@ -15,6 +15,7 @@ from jprune.graph._engine import layout
 from jprune.graph._engine.dims import Dim
 from jprune.graph._engine.program import View
 from jprune.graph._engine.running import run
+from jprune.graph._engine.sizes import is_symbolic, key_of
 from jprune.graph._groups import check_known
 from jprune.graph._plan import Keep, Plan
 from jprune.graph._trace import Graph, is_weak, retrace
@@ -32,7 +33,8 @@ def shrink(
     The function is the recorded one, run on smaller arrays: all sizes in it follow
     from the kept entries, and so do the divisors of means. It accepts inputs of every
     shape that the original accepts, and composes with `jax.jit`, `grad`, `vmap` and
-    `jax.export` (which serializes with flatbuffers: `pip install "jprune[export]"`).
+    `jax.export`, also with symbolic dimensions (what is exported is serialized with
+    flatbuffers: `pip install "jprune[export]"`).
     Outside of `jit` it runs equation by equation.
 
     Args:
@@ -164,7 +166,7 @@ def small_view(graph: Graph, masks: Mapping[str, np.ndarray]) -> View:
     kept = {graph.groups[name].dim: mask for name, mask in masks.items()}
     counts = {one: int(mask.sum()) for one, mask in kept.items()}
     sizes: dict[Dim, int] = {}
-    entries: dict[Dim, np.ndarray | None] = {}
+    entries: dict[Dim, Any] = {}
 
     def size(d: Dim) -> int:
         d = dims_lib.resolve(d)
@@ -172,11 +174,12 @@ def small_view(graph: Graph, masks: Mapping[str, np.ndarray]) -> View:
             sizes[d] = layout.size_of(d, counts)
         return sizes[d]
 
-    def indices(d: Dim) -> np.ndarray | None:
+    def indices(d: Dim) -> Any:
         d = dims_lib.resolve(d)
+        if is_symbolic(d.size):  # computed by the program: no number to keep
+            return layout.entries(d, kept)
         if d not in entries:
-            mask = _plan.mask_of(d, kept)
-            entries[d] = None if mask is None else np.flatnonzero(mask)
+            entries[d] = layout.entries(d, kept)
         return entries[d]
 
     return View(size, size, indices, lambda d: None, graph.options)
@@ -233,5 +236,7 @@ def _retyped(struct: Any, x: Any) -> jax.ShapeDtypeStruct:
 def signature(inputs: tuple[Any, ...]) -> Any:
     """Returns the tree structure, shapes and dtypes that a recording depends on."""
     leaves, structure = jax.tree.flatten(inputs)
-    shapes = [(np.shape(x), jax.dtypes.result_type(x), is_weak(x)) for x in leaves]
+    shapes = [
+        (key_of(np.shape(x)), jax.dtypes.result_type(x), is_weak(x)) for x in leaves
+    ]
     return structure, tuple(shapes)

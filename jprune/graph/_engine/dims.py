@@ -15,11 +15,11 @@ involved are frozen, that is, never pruned: this is conservative and always corr
 
 import functools
 import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 from jprune.graph._engine import lines
+from jprune.graph._engine.sizes import count_of, divides, exceeds, is_symbolic
 
 Form = Literal["leaf", "product", "concatenation"]
 
@@ -86,8 +86,9 @@ def concatenation(parts: Sequence[Dim]) -> Dim:
     pieces = [q for p in parts for q in pieces_of(p)]
     if len(pieces) == 1:
         return pieces[0]
-    size = sum(p.size for p in pieces)
-    return Dim(size, "concatenation", tuple(pieces)) if pieces else leaf(0)
+    sizes = [p.size for p in pieces]
+    d = Dim(sum(sizes), "concatenation", tuple(pieces)) if pieces else leaf(0)
+    return leaf(d.size, why) if (why := _unknown(d, sizes)) else d
 
 
 def resolve(d: Dim) -> Dim:
@@ -131,7 +132,7 @@ def why_fixed(d: Dim) -> str:
     """Returns why no entry of a dim can be removed, or "" if some can."""
     why = ""
     for one in leaves_of(d):
-        if not one.frozen and one.size > 1:
+        if not one.frozen and one.size not in (0, 1):
             return ""
         why = why or one.frozen
     return why or "each of its entries is used on its own"
@@ -169,7 +170,7 @@ def factor(d: Dim, sizes: Sequence[int]) -> list[Dim]:
 def _factor(d: Dim, sizes: list[int]) -> list[Dim]:
     if len(sizes) <= 1:
         return [d] * len(sizes)
-    why = "empty" if d.size == 0 else why_fixed(d)
+    why = "empty" if d.size == 0 else why_fixed(d) or _unknown(d, sizes)
     if why:
         return [leaf(s, why) for s in sizes]
     if d.form == "leaf":
@@ -182,19 +183,17 @@ def _factor(d: Dim, sizes: list[int]) -> list[Dim]:
     for i, size in enumerate(sizes):
         taken: list[Dim] = []
         rest = size
-        while rest > 1:
+        while rest != 1:
             queue = _expanded(queue, factors_of)
             first = queue.pop(0)
-            if rest % first.size == 0:
+            if divides(first.size, rest):
                 taken.append(first)
-            elif first.size % rest == 0:
+            elif divides(rest, first.size):
                 outer, inner = factor(first, [rest, first.size // rest])
                 taken.append(outer)
                 queue.insert(0, inner)
             else:
-                why = _misfit(d, " x ".join(map(str, sizes)))
-                for one in (*taken, first, *queue):
-                    freeze(one, why)
+                why = _misfit(d, " x ".join(map(str, sizes)), *taken, first, *queue)
                 return found + [leaf(s, why) for s in sizes[i:]]
             rest //= taken[-1].size
         found.append(product(taken))
@@ -205,9 +204,8 @@ def _factor_pieces(d: Dim, sizes: list[int]) -> list[Dim]:
     """Factors a concatenation: its pieces share all factors but the outermost."""
     inner = d.size // sizes[0]
     pieces = pieces_of(d)
-    if any(p.size % inner for p in pieces):
-        why = _misfit(d, " x ".join(map(str, sizes)))
-        freeze(d, why)
+    if not all(divides(inner, p.size) for p in pieces):
+        why = _misfit(d, " x ".join(map(str, sizes)), d)
         return [leaf(s, why) for s in sizes]
     views = [factor(p, [p.size // inner, *sizes[1:]]) for p in pieces]
     for view in views[1:]:
@@ -230,7 +228,7 @@ def split(d: Dim, sizes: Sequence[int]) -> list[Dim]:
 def _split(d: Dim, sizes: list[int]) -> list[Dim]:
     if len(sizes) <= 1:
         return [d] * len(sizes)
-    why = why_fixed(d)
+    why = why_fixed(d) or _unknown(d, sizes)
     if why:
         return [leaf(s, why) for s in sizes]
     if d.form == "leaf":
@@ -246,7 +244,10 @@ def _split(d: Dim, sizes: list[int]) -> list[Dim]:
         while rest:
             queue = _expanded(queue, pieces_of)
             first = queue.pop(0)
-            if first.size > rest:
+            if (greater := exceeds(first.size, rest)) is None:
+                why = _misfit(d, " + ".join(map(str, sizes)), d)
+                return [leaf(s, why) for s in sizes]
+            if greater:
                 first, after = split(first, [rest, first.size - rest])
                 queue.insert(0, after)
             taken.append(first)
@@ -261,16 +262,14 @@ def _split_product(d: Dim, sizes: list[int]) -> list[Dim]:
     counts = [s // count_of(rest) for s in sizes]
     if len(outer) == 1:
         return [product([piece, *rest]) for piece in split(outer[0], counts)]
-    why = _misfit(d, " + ".join(map(str, sizes)))
-    for one in outer:
-        freeze(one, why)
+    why = _misfit(d, " + ".join(map(str, sizes)), *outer)
     return [product([leaf(n, why), *rest]) for n in counts]
 
 
 def _outermost(factors: list[Dim], sizes: list[int]) -> tuple[list[Dim], list[Dim]]:
     """Divides factors into outer and inner ones; the inner count divides all sizes."""
     for i in range(1, len(factors)):
-        if all(s % count_of(factors[i:]) == 0 for s in sizes):
+        if all(divides(count_of(factors[i:]), s) for s in sizes):
             return factors[:i], factors[i:]
     return factors, []
 
@@ -288,7 +287,7 @@ def unify(a: Dim, b: Dim) -> None:
     a, b = resolve(a), resolve(b)
     if a.size != b.size:
         raise ValueError(f"Dims of sizes {a.size} and {b.size} cannot be merged.")
-    if a is b or a.size <= 1:
+    if a is b or a.size in (0, 1):
         return
     why = why_fixed(a) or why_fixed(b)
     if why:
@@ -326,21 +325,21 @@ def _align(
         if x.size == y.size:
             unify(left.pop(0), right.pop(0))
             continue
-        both = cut(x, y.size) if x.size > y.size else cut(y, x.size)
-        if both is None:
+        if both := cut(x, y.size):
+            left[:1] = both
+        elif both := cut(y, x.size):
+            right[:1] = both
+        else:
             break
-        (left if x.size > y.size else right)[:1] = both
-    why = _misfit(a, _shape(b))
-    for one in (*left, *right):
-        freeze(one, why)
+    _misfit(a, _shape(b), *left, *right)
 
 
 def _halve(d: Dim, size: int) -> list[Dim] | None:
-    return None if d.size % size else factor(d, [size, d.size // size])
+    return factor(d, [size, d.size // size]) if divides(size, d.size) else None
 
 
-def _cut(d: Dim, size: int) -> list[Dim]:
-    return split(d, [size, d.size - size])
+def _cut(d: Dim, size: int) -> list[Dim] | None:
+    return split(d, [size, d.size - size]) if exceeds(d.size, size) else None
 
 
 def _unify_product_with_pieces(a: Dim, b: Dim) -> None:
@@ -355,10 +354,15 @@ def _unify_product_with_pieces(a: Dim, b: Dim) -> None:
         first.append(head)
     if len(outer) == 1:
         unify(outer[0], concatenation(first))
-        return
-    why = _misfit(a, _shape(b))
-    for one in (*outer, *first):
-        freeze(one, why)
+    else:
+        _misfit(a, _shape(b), *outer, *first)
+
+
+def _unknown(d: Dim, sizes: Sequence[int]) -> str:
+    """Freezes a dim of known size in parts that are symbolic, as t and 16 - t."""
+    if is_symbolic(d.size) or not any(map(is_symbolic, sizes)):
+        return ""
+    return _misfit(d, ", ".join(map(str, sizes)), d)
 
 
 def _become(d: Dim, term: Dim) -> None:
@@ -372,18 +376,19 @@ def _become(d: Dim, term: Dim) -> None:
 def _expanded(queue: list[Dim], parts_of: Callable[[Dim], list[Dim]]) -> list[Dim]:
     """Replaces the first dim of a queue by its parts, if it has been refined."""
     while queue:
-        parts = parts_of(queue[0])
-        if len(parts) == 1 and parts[0] is queue[0]:
-            break
-        queue = parts + queue[1:]
-        if parts:
-            break
+        if parts := parts_of(queue[0]):
+            return parts + queue[1:]
+        queue = queue[1:]
     return queue
 
 
-def _misfit(d: Dim, other: str) -> str:
+def _misfit(d: Dim, other: str, *parts: Dim) -> str:
+    """Freezes parts of a dim, as two views of it cannot be aligned; returns why."""
     both = f"{_shape(d)} and as {other}"
-    return lines.at(f"an axis of size {d.size} is used both as {both}")
+    why = lines.at(f"an axis of size {d.size} is used both as {both}")
+    for one in parts:
+        freeze(one, why)
+    return why
 
 
 def _shape(d: Dim) -> str:
@@ -393,8 +398,3 @@ def _shape(d: Dim) -> str:
         return str(d.size)
     sign = " x " if d.form == "product" else " + "
     return sign.join(f"({s})" if " " in s else s for s in map(_shape, d.parts))
-
-
-def count_of(axes: Sequence[Dim]) -> int:
-    """Returns the number of elements of an array with these dims."""
-    return math.prod([d.size for d in axes])

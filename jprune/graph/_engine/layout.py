@@ -4,10 +4,12 @@ import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jprune.graph._engine import dims as dims_lib
 from jprune.graph._engine.dims import Dim
+from jprune.graph._engine.sizes import is_symbolic
 
 
 def evaluate(
@@ -48,6 +50,30 @@ def size_of(d: Dim, sizes: Mapping[Dim, Any]) -> Any:
     return evaluate(
         d, lambda x: sizes.get(x, x.size), lambda a, b: a * b, lambda a, b: a + b
     )
+
+
+def entries(d: Dim, kept: Mapping[Dim, np.ndarray]) -> Any:
+    """Returns the indices of a term's kept entries, or None if all are kept.
+
+    Args:
+      d: the term.
+      kept: leaf -> bools `(size,)`; all entries of other leaves are kept.
+    """
+    if not any(x in kept for x in dims_lib.leaves_of(d)):
+        return None
+    module: Any = jnp if is_symbolic(d.size) else np
+
+    def of_leaf(x: Dim) -> tuple[Any, Any]:
+        left = np.flatnonzero(kept[x]) if x in kept else module.arange(x.size)
+        return left, x.size
+
+    found, _ = evaluate(
+        d,
+        of_leaf,
+        lambda a, b: ((a[0][:, None] * b[1] + b[0]).reshape(-1), a[1] * b[1]),
+        lambda a, b: (module.concatenate([a[0], b[0] + a[1]]), a[1] + b[1]),
+    )
+    return found
 
 
 def positions(d: Dim, one: Dim) -> list[np.ndarray]:

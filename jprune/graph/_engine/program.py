@@ -106,13 +106,14 @@ class View(NamedTuple):
       size: dim -> size of that axis in the arrays.
       count: dim -> number of kept entries, which the divisors of means become.
       indices: dim -> indices of the kept entries, or None for all. Arrays are cut.
+        Those of a dim of symbolic size are a JAX array.
       mask: dim -> bools of the kept entries, or None for all. Arrays keep their size.
       options: how ambiguous numbers are treated.
     """
 
     size: Callable[[Dim], int]
     count: Callable[[Dim], Any]
-    indices: Callable[[Dim], np.ndarray | None]
+    indices: Callable[[Dim], Any]
     mask: Callable[[Dim], Any]
     options: "Options"
 
@@ -274,7 +275,7 @@ class Recorder:
 
     def freeze(self, node: Node, about: Sequence[Dim], what: str) -> None:
         """Freezes dims because of an equation, and notes it."""
-        loose = [d for d in about if d.size > 1 and not dims_lib.why_fixed(d)]
+        loose = [d for d in about if d.size != 1 and not dims_lib.why_fixed(d)]
         if not loose:
             return
         where = self.note("frozen", node, what, loose).where

@@ -20,6 +20,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -27,6 +28,7 @@ from jprune.graph._engine import dims as dims_lib
 from jprune.graph._engine.program import Axes, Node, Recorder, Scalar, Sum, View
 from jprune.graph._engine.rules import scalars
 from jprune.graph._engine.rules.sums import scaled
+from jprune.graph._engine.sizes import is_symbolic
 
 _SURE = 5
 """Least n whose root is not written by chance: sqrt(2) and sqrt(3) are common."""
@@ -99,7 +101,7 @@ def _size_of(node: Node, scalar: Scalar, place: int, axes: Axes) -> Size | None:
     own = [
         d
         for d in axes
-        if d.size > 1 and factor is not None and _is_root(factor, scalar, d.size)
+        if d.size != 1 and factor is not None and _is_root(factor, scalar, d.size)
     ]
     if total is not None and total.of_products and not total.attends and own:
         total = None  # scaled queries, as wide as the model that they come from
@@ -125,6 +127,8 @@ def _factor(node: Node, scalar: Scalar) -> float | None:
 
 def _is_root(factor: float, scalar: Scalar, n: int) -> bool:
     """Returns whether a factor is 1 / sqrt(n)."""
+    if is_symbolic(n) or n < 2:
+        return False
     precision = 4 * scalars.precision_of(scalar)
     return math.isclose(factor, n**-0.5, rel_tol=precision)
 
@@ -132,7 +136,7 @@ def _is_root(factor: float, scalar: Scalar, n: int) -> bool:
 def _scales_products(node: Node, scalar: Scalar, total: Sum) -> bool:
     """Returns whether a factor of a contraction is 1 / sqrt(n), of attention 1 / n."""
     n, factor = dims_lib.count_of(total.over), _factor(node, scalar)
-    if n < 2 or factor is None or total.power != 1:
+    if is_symbolic(n) or n < 2 or factor is None or total.power != 1:
         return False
     if total.attends and math.isclose(factor, 1 / n, rel_tol=1e-6):
         return True
@@ -149,9 +153,11 @@ def _candidates(total: Sum) -> list[Axes]:
 
 def _is_sure(node: Node, scalar: Scalar, total: Sum, n: int) -> bool:
     """Returns whether a constant was computed from the number n of a sum's entries."""
-    if n < 2:
+    if not is_symbolic(n) and n < 2:
         return False
     if node.name not in ("mul", "div"):
+        if is_symbolic(n):
+            return False
         value = abs(scalars.value_of(scalar))
         return total.logarithm and math.isclose(value, math.log(n), rel_tol=1e-6)
     if total.logarithm:
@@ -174,7 +180,9 @@ def _is_sure_root(
 ) -> bool:
     """Returns whether a literal is a root of n, by its digits or by its position."""
     factor, precision = _factor(node, scalar), scalars.precision_of(scalar)
-    root = None if factor is None else scalars.power_of(factor, n, precision)
+    if factor is None or is_symbolic(n):
+        return False
+    root = scalars.power_of(factor, n, precision)
     if root is None or abs(root) != 0.5:
         return False
     if n >= _SURE and not _is_square(n) and precision < 1e-5:
@@ -209,7 +217,7 @@ def _note_chance(
     factor, value = _factor(node, scalar), scalars.value_of(scalar)
     for over in _candidates(total):
         n = dims_lib.count_of(over)
-        if n < 2 or factor is None:
+        if is_symbolic(n) or n < 2 or factor is None:
             continue
         if total.of_products and not (node.name == "div" and value == n):
             continue
@@ -229,7 +237,9 @@ def _note_before(node: Node, recorder: Recorder) -> None:
         if total is None or scale is None or not total.over or total.of_products:
             continue
         n = dims_lib.count_of(total.over)
-        if n > 1 and scalars.power_of(scale.factor, n) is not None:
+        if is_symbolic(n) or n < 2:
+            continue
+        if scalars.power_of(scale.factor, n) is not None:
             chance(recorder, node, scale.factor, total.over)
 
 
@@ -260,8 +270,9 @@ def follow(
         after = _after(view, size)
         if after is None:
             return [result]
-        before = dims_lib.count_of(size.over)
-        ratio = jnp.asarray(after, jnp.result_type(float)) / before
+        dtype = jnp.result_type(float)
+        before = jnp.asarray(dims_lib.count_of(size.over), dtype)
+        ratio = jnp.asarray(after, dtype) / before
         return [result * (ratio**power).astype(result.dtype)]
 
     return run
@@ -273,7 +284,8 @@ def _after(view: View, size: Size) -> Any:
     wanted = getattr(view.options, size.option) == "rescale"
     wanted = wanted and (not size.mark or any(size.mark in x.marks for x in leaves))
     after = math.prod(view.count(d) for d in size.over)
-    same = isinstance(after, int) and after == dims_lib.count_of(size.over)
+    # Counts of entries that masks leave are arrays, perhaps traced.
+    same = not isinstance(after, jax.Array) and after == dims_lib.count_of(size.over)
     return after if wanted and not same else None
 
 

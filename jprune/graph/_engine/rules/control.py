@@ -13,6 +13,7 @@ from jprune.graph._engine import lines
 from jprune.graph._engine.dims import Dim
 from jprune.graph._engine.program import Node, Outcome, Program, Recorder, Value, View
 from jprune.graph._engine.running import run
+from jprune.graph._engine.sizes import is_symbolic
 
 
 def inside(values: Sequence[Value], active: bool, skip: int = 0) -> list[Value]:
@@ -101,6 +102,7 @@ def _run_scan(
         return new, out
 
     size = view.size(length)
+    size = None if is_symbolic(size) else size  # JAX reads it off the stacked arrays
     last, out = lax.scan(turn, first, (stays, rest), length=size, **options)
     return [*last, *out]
 

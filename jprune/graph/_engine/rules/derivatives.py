@@ -93,7 +93,7 @@ def _later(node: Node, record: Callable[[], Program]) -> Program:
 def _leaves(node: Node) -> list[tuple[Dim, str]]:
     found = [x for v in node.inputs for d in v.axes for x in dims_lib.leaves_of(d)]
     # A single entry is never removed, so its state does not matter.
-    return [(x, x.frozen) for x in found if x.size > 1]
+    return [(x, x.frozen) for x in found if x.size not in (0, 1)]
 
 
 def _plain(node: Node, body: Program) -> Outcome:

@@ -5,7 +5,14 @@ from collections.abc import Sequence
 from jprune.graph._engine import dims as dims_lib
 from jprune.graph._engine import lines
 from jprune.graph._engine.dims import Dim
-from jprune.graph._engine.program import Axes, Node, Outcome, Recorder, Value
+from jprune.graph._engine.program import (
+    Axes,
+    Node,
+    Outcome,
+    Recorder,
+    Scalar,
+    Value,
+)
 from jprune.graph._engine.rules import constants, tables
 from jprune.graph._engine.rules.scalars import scalar_of
 from jprune.graph._engine.rules.sums import sum_of
@@ -57,13 +64,19 @@ def joined(values: Sequence[Value], shape: Sequence[int]) -> Axes:
             before = axes[i]
             if before is None:
                 axes[i] = d
-            elif d.size > 1:
+            elif d.size != 1:
                 dims_lib.unify(before, d)
     found = tuple(
         dims_lib.leaf(n) if d is None else d for d, n in zip(axes, shape, strict=True)
     )
     # A chain of operations shares one tuple: recordings are large.
     return next((given for given in full if given == found), found)
+
+
+def size_as_value(node: Node, recorder: Recorder) -> Outcome:
+    """A symbolic size as a number, such as the divisor of a mean over a sequence."""
+    del recorder
+    return Outcome([()], scalar=Scalar(node.params["dim"]))
 
 
 def _width_changes(node: Node) -> bool:
@@ -82,4 +95,4 @@ def _reinterpreted(node: Node, recorder: Recorder) -> Outcome:
     return Outcome([(*axes[:rank], *extra)])
 
 
-RULES = dict.fromkeys(NAMES, elementwise)
+RULES = {**dict.fromkeys(NAMES, elementwise), "dim_as_value": size_as_value}

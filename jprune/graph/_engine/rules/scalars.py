@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune.graph._engine.program import Node, Scalar
+from jprune.graph._engine.sizes import is_symbolic
 
 MOVES = {"broadcast_in_dim", "reshape", "squeeze", "transpose"}
 """Primitives that only move elements; they leave a constant as it is."""
@@ -115,11 +116,6 @@ def exponent_of(scalar: Scalar, n: int) -> float | None:
     return sum(found) if name == "mul" else found[0]
 
 
-def logarithm_of(scalar: Scalar, n: int) -> bool:
-    """Returns whether a constant is log(n)."""
-    return n > 1 and math.isclose(value_of(scalar), math.log(n), rel_tol=1e-6)
-
-
 def power_of(x: float, n: int, precision: float = 1e-6) -> float | None:
     """Returns the exponent with which a number is a power of n, or None."""
     for power in (1.0, -1.0, 0.5, -0.5, 0.25, -0.25):
@@ -154,6 +150,8 @@ def _evaluate(scalar: Scalar, before: int, after: Any, named: bool) -> Any:
 
 
 def _replaced(literal: Any, before: int, after: Any, named: bool) -> Any:
+    if is_symbolic(before):
+        return after if _equals(literal, before) else literal
     number, precision = number_of(literal)
     dtype = getattr(literal, "dtype", np.result_type(type(literal)))
     whole = isinstance(after, int)
@@ -175,6 +173,8 @@ def _replaced(literal: Any, before: int, after: Any, named: bool) -> Any:
 
 def _equals(literal: Any, n: int) -> bool:
     """Returns whether a literal is n, as far as its type can hold n."""
+    if is_symbolic(n):
+        return type(literal) is type(n) and bool(literal == n)
     try:
         dtype = getattr(literal, "dtype", np.dtype(np.float64))
         return bool(np.shape(literal) == () and literal == np.asarray(n, dtype))

@@ -1,11 +1,12 @@
 """Rules of primitives that only move elements: reshapes, slices, concatenations."""
 
 import functools
+import itertools
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jprune.graph._engine import dims as dims_lib
@@ -16,6 +17,7 @@ from jprune.graph._engine.rules.elementwise import joined
 from jprune.graph._engine.rules.scalars import scalar_of
 from jprune.graph._engine.rules.sums import sum_of
 from jprune.graph._engine.running import shrunk
+from jprune.graph._engine.sizes import exceeds, is_symbolic
 
 
 def sizes(view: View, axes: Sequence[Dim]) -> tuple[int, ...]:
@@ -54,20 +56,24 @@ def regroup(axes: Sequence[Dim], shape: Sequence[int]) -> Axes:
         for d in axes:
             dims_lib.freeze(d, why)
         return tuple(dims_lib.leaf(n, why) for n in shape)
-    given = [d for d in axes if d.size != 1]
     wanted = [n for n in shape if n != 1]
+    # A run ends where both have the same number of elements from the first axis on:
+    # symbolic sizes have no order that would say which of the two is behind.
+    ends = {n: i for i, n in enumerate(itertools.accumulate(wanted, operator.mul), 1)}
     found: list[Dim] = []
-    while given:
-        ins, outs = [given.pop(0)], [wanted.pop(0)]
-        have, need = ins[0].size, outs[0]
-        while have != need:
-            if have < need:
-                ins.append(given.pop(0))
-                have *= ins[-1].size
-            else:
-                outs.append(wanted.pop(0))
-                need *= outs[-1]
-        found += dims_lib.factor(dims_lib.product(ins), outs)
+    run: list[Dim] = []
+    count = 1
+    for d in axes:
+        if d.size == 1:
+            continue
+        run.append(d)
+        count *= d.size
+        if count in ends:
+            outs = wanted[len(found) : ends[count]]
+            found += dims_lib.factor(dims_lib.product(run), outs)
+            run = []
+    if run:  # equal by a constraint on the symbols only
+        found += dims_lib.factor(dims_lib.product(run), wanted[len(found) :])
     each = iter(found)
     return tuple(dims_lib.leaf(1) if n == 1 else next(each) for n in shape)
 
@@ -144,7 +150,8 @@ def slice_(node: Node, recorder: Recorder) -> Outcome:
     start, limit = node.params["start_indices"], node.params["limit_indices"]
     strides = node.params["strides"] or (1,) * len(start)
     pieces, axes = [], []
-    for d, a, b, stride in zip(node.inputs[0].axes, start, limit, strides, strict=True):
+    each = zip(start, limit, strides, node.shapes[0], strict=True)
+    for d, (a, b, stride, n) in zip(node.inputs[0].axes, each, strict=True):
         if stride == 1:
             parts = dims_lib.split(d, [a, b - a, d.size - b])
             pieces.append(parts)
@@ -153,8 +160,7 @@ def slice_(node: Node, recorder: Recorder) -> Outcome:
         outer = _every(d, a, b, stride)
         if outer is None:
             recorder.freeze(node, [d], f"it is sliced with stride {stride}")
-            fewer = len(range(a, b, stride))
-            outer = dims_lib.leaf(fewer, lines.at("it comes from a strided slice"))
+            outer = dims_lib.leaf(n, lines.at("it comes from a strided slice"))
         pieces.append(
             (dims_lib.leaf(a, lines.at("it is before a strided slice")), outer, d)
         )
@@ -181,7 +187,8 @@ def slice_(node: Node, recorder: Recorder) -> Outcome:
 def _every(d: Dim, start: int, limit: int, stride: int) -> Dim | None:
     """Returns the outer factor of a dim, if a strided slice selects just that."""
     if (
-        d.size % stride
+        any(map(is_symbolic, (d.size, start, limit)))
+        or d.size % stride
         or start >= stride
         or len(range(start, limit, stride)) != (d.size // stride)
     ):
@@ -199,7 +206,7 @@ def pad(node: Node, recorder: Recorder) -> Outcome:
     ):
         if low == high == interior == 0:
             axes.append(d)
-        elif interior or low < 0 or high < 0:
+        elif interior or exceeds(0, low) is not False or exceeds(0, high) is not False:
             recorder.freeze(node, [d], "its padding is interior or negative")
             axes.append(dims_lib.leaf(n, lines.at("it comes from a padding")))
         else:
@@ -221,7 +228,7 @@ def iota(node: Node, recorder: Recorder) -> Outcome:
         shape = sizes(view, axes)
         if left is None:
             return [lax.broadcasted_iota(dtype, shape, axis)]
-        numbers = jnp.asarray(np.asarray(left), dtype)
+        numbers = jnp.asarray(left).astype(dtype)
         return [lax.broadcast_in_dim(numbers, shape, (axis,))]
 
     return Outcome([axes], run=run)
@@ -233,7 +240,8 @@ def tile(node: Node, recorder: Recorder) -> Outcome:
     axes = []
     for d, n in zip(node.inputs[0].axes, node.shapes[0], strict=True):
         times = dims_lib.leaf(
-            n // max(d.size, 1), lines.at("it counts repetitions of a tile")
+            n // d.size if d.size != 0 else n,
+            lines.at("it counts repetitions of a tile"),
         )
         axes.append(dims_lib.product([times, d]) if n != d.size else d)
     return Outcome([tuple(axes)])

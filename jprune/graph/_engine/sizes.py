@@ -1,0 +1,47 @@
+"""Questions about the sizes of axes, which are integers or symbolic dimensions.
+
+A symbolic dimension of `jax.export`, such as b or 4 * t + 1, is a number that is not
+known while the function is recorded. Equality, sums and products of such numbers are
+decided as those of polynomials. Their order often is not, and raises.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jprune._core.compat import InconclusiveDimensionOperation
+
+_NUMBERS = (int, np.integer)
+
+
+def is_symbolic(n: Any) -> bool:
+    """Returns whether a size is a symbolic dimension rather than a number."""
+    return not isinstance(n, _NUMBERS)
+
+
+def count_of(axes: Sequence[Any]) -> int:
+    """Returns the number of elements of an array with these dims."""
+    return math.prod([d.size for d in axes])
+
+
+def divides(part: Any, whole: Any) -> bool:
+    """Returns whether a size is known to be a multiple of another, which is not 0."""
+    try:
+        return whole % part == 0
+    except InconclusiveDimensionOperation:
+        return False
+
+
+def exceeds(a: Any, b: Any) -> bool | None:
+    """Returns whether a size is greater than another; None if that is not known."""
+    try:
+        return a > b
+    except InconclusiveDimensionOperation:
+        return None
+
+
+def key_of(shape: Sequence[Any]) -> tuple[Any, ...]:
+    """Returns a key of a shape; equal names of two scopes have different keys."""
+    return tuple([(n.scope, str(n)) if is_symbolic(n) else n for n in shape])
