@@ -19,6 +19,7 @@ from jprune.graph._engine.program import (
 )
 from jprune.graph._engine.rules import constants
 from jprune.graph._engine.rules.elementwise import joined
+from jprune.graph._engine.sizes import is_symbolic
 
 
 def _least(dtype: Any) -> Any:
@@ -83,7 +84,11 @@ def _sum(node: Node, recorder: Recorder, over: Axes) -> tuple[Any, Sum]:
     if before is None:
         return None, Sum(over)
     n = dims_lib.count_of(over)
-    if n > 1 and math.isclose(before.factor, 1 / n, rel_tol=1e-6):
+    if (
+        not is_symbolic(n)
+        and n > 1
+        and math.isclose(before.factor, 1 / n, rel_tol=1e-6)
+    ):
         if before.divided:  # (x / n).sum(), which is a mean
             size = constants.Size("divisors", over)
             constants.note(recorder, node, size)
