@@ -18,6 +18,7 @@ from jprune.graph._engine import layout
 from jprune.graph._engine.dims import Dim
 from jprune.graph._engine.program import Axes, Node, Program, Value
 from jprune.graph._engine.rules.control import scan_counts
+from jprune.graph._engine.rules.sharding import devices_of
 from jprune.graph._groups import check_known
 from jprune.graph._trace import Graph, param_values
 
@@ -110,6 +111,8 @@ def _inside(node: Node, origins: dict[Value, str], turns: Axes) -> list[Operatio
         stacked = [*node.inputs[constants + carried :], *node.outputs[carried:]]
         length = dims_lib.leaf(node.params["length"])
         turns = (*turns, stacked[0].axes[0] if stacked else length)
+    if node.name == "shard_map":  # what all devices do together
+        turns = (*turns, dims_lib.leaf(devices_of(node)))
     lists = []
     for body in node.inner:
         inner = dict(origins)

@@ -17,7 +17,7 @@ import numpy as np
 from jax.extend import core, source_info_util
 
 from jprune.graph._engine import dims as dims_lib
-from jprune.graph._engine import lines
+from jprune.graph._engine import lines, scopes
 from jprune.graph._engine.dims import Dim
 from jprune.graph._engine.jaxprs import body_of, live_equations
 
@@ -219,6 +219,7 @@ class Recorder:
       rules: primitive name -> `(node, recorder) -> Outcome`.
       options: how constants that were computed from a size are treated.
       order: order of the derivative being recorded, 0 for the function itself.
+      scope: the named axes around the equation being recorded.
       calls: equations that enclose the one being recorded, outermost first.
     """
 
@@ -229,6 +230,7 @@ class Recorder:
         self.options = options or Options()
         self._notes: list[tuple[Note, str | None]] = []
         self.order = 0
+        self.scope = scopes.NOWHERE
         self.calls: list[Any] = []
         self._derived: dict[Any, Any] = {}
 

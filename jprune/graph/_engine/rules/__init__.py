@@ -6,6 +6,7 @@ without a rule freezes all axes of its operands.
 """
 
 from jprune.graph._engine.rules import (
+    collectives,
     contractions,
     control,
     derivatives,
@@ -13,6 +14,7 @@ from jprune.graph._engine.rules import (
     indexing,
     reductions,
     shapes,
+    sharding,
 )
 
 RULES = {
@@ -23,6 +25,8 @@ RULES = {
     **indexing.RULES,
     **control.RULES,
     **derivatives.RULES,
+    **collectives.RULES,
+    **sharding.RULES,
 }
 """Primitive name -> rule."""
 

@@ -17,6 +17,7 @@ from jax.extend import core, source_info_util
 
 from jprune._core import base
 from jprune.graph._engine import dims as dims_lib
+from jprune.graph._engine import scopes
 from jprune.graph._engine.dims import Dim
 from jprune.graph._engine.program import Node, Outcome, Program, Recorder, Value, View
 from jprune.graph._engine.rules import elementwise
@@ -49,8 +50,11 @@ def _alone(node: Node) -> Any:
     return call
 
 
-def _structs(node: Node) -> list[jax.ShapeDtypeStruct]:
-    return [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in node.inputs]
+def _structs(node: Node) -> list[Any]:
+    return [
+        a.aval if scopes.varies(a.aval) else jax.ShapeDtypeStruct(v.shape, v.dtype)
+        for a, v in zip(node.equation.invars, node.inputs, strict=True)
+    ]
 
 
 def _primal(node: Node, recorder: Recorder) -> Program:
@@ -62,7 +66,8 @@ def _derivative(
     node: Node, recorder: Recorder, trace: Any, given: list[Value]
 ) -> Program:
     """Records a derivative; calls of one function share its trace."""
-    closed = recorder.once((trace, node.equation), lambda: trace(node))
+    within = functools.partial(recorder.scope.enter, lambda: trace(node))
+    closed = recorder.once((trace, node.equation), within)
     recorder.order += 1
     program = recorder.instantiate(closed.jaxpr, closed.consts, given)
     recorder.order -= 1
@@ -155,7 +160,8 @@ def custom_jvp(node: Node, recorder: Recorder) -> Outcome:
     node.inner = [body]
     moving = _moving(node.inputs)
     record = functools.partial(_jvp, node, recorder, body, moving)
-    if _entrywise(body):  # activations, of which a network has dozens: on demand
+    anywhere = recorder.scope is scopes.NOWHERE
+    if anywhere and _entrywise(body):  # activations, dozens in a network: on demand
         derived = functools.cache(functools.partial(_later, node, record))
     else:
         derived = functools.partial(_given, record())
