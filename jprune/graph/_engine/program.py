@@ -220,6 +220,7 @@ class Recorder:
       options: how constants that were computed from a size are treated.
       order: order of the derivative being recorded, 0 for the function itself.
       scope: the named axes around the equation being recorded.
+      known: values of the variables that it could refer to, innermost jaxpr first.
       calls: equations that enclose the one being recorded, outermost first.
     """
 
@@ -231,6 +232,7 @@ class Recorder:
         self._notes: list[tuple[Note, str | None]] = []
         self.order = 0
         self.scope = scopes.NOWHERE
+        self.known: tuple[dict[Any, Value], ...] = ()
         self.calls: list[Any] = []
         self._derived: dict[Any, Any] = {}
 
@@ -281,15 +283,17 @@ class Recorder:
         constants: Sequence[Any],
         inputs: Sequence[Value],
         used: Any = None,
+        around: tuple[dict[Any, Value], ...] = (),
     ) -> Program:
         """Records the equations of a jaxpr for given inputs.
 
         Args:
           jaxpr: a `Jaxpr`.
-          constants: arrays of its constant variables.
+          constants: arrays of its constant variables, or values.
           inputs: values of its inputs.
           used: one bool for each output, or None for all. Equations that only unused
             outputs depend on are not recorded.
+          around: values of the variables of enclosing jaxprs of the same program.
 
         Returns:
           The program. Unused outputs are placeholders.
@@ -298,7 +302,8 @@ class Recorder:
         live = live_equations(jaxpr, used)
         known: dict[Any, Value] = dict(zip(jaxpr.invars, inputs, strict=True))
         for var, array in zip(jaxpr.constvars, constants, strict=True):
-            known[var] = constant(array)
+            known[var] = array if isinstance(array, Value) else constant(array)
+        within, outside = (known, *around), self.known
 
         def read(atoms: Sequence[Any]) -> list[Value]:
             return [
@@ -312,17 +317,21 @@ class Recorder:
             if equation.primitive.name in INLINED:
                 closed = body_of(equation)
                 self.calls.append(equation)
-                inside = self.instantiate(closed.jaxpr, closed.consts, given, wanted)
+                inside = self.instantiate(
+                    closed.jaxpr, closed.consts, given, wanted, within
+                )
                 self.calls.pop()
                 nodes += inside.nodes
                 results = inside.outputs
             else:
                 node = Node(equation, given)
+                self.known = within
                 self._relate(node)
                 nodes.append(node)
                 results = node.outputs
             known.update(zip(equation.outvars, results, strict=True))
         unused = Value((), np.dtype(bool), np.zeros((), bool))
+        self.known = outside
         returned = iter(read(list(itertools.compress(jaxpr.outvars, used))))
         return Program(inputs, nodes, [next(returned) if u else unused for u in used])
 

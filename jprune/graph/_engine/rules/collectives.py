@@ -40,9 +40,7 @@ def reduction(node: Node, recorder: Recorder) -> Outcome:
         total = _total(node, recorder, node.inputs[0], over)
     if not gone:
         return Outcome(results, sum=total)
-    return Outcome(
-        results, fill=_FILLS[node.name], along=frozenset(gone), sum=total
-    )
+    return Outcome(results, fill=_FILLS[node.name], along=frozenset(gone), sum=total)
 
 
 def _total(node: Node, recorder: Recorder, value: Value, over: Any) -> Sum | None:
