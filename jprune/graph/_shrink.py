@@ -12,7 +12,7 @@ from jprune import tree
 from jprune._core import base
 from jprune.graph import _plan, _slicing
 from jprune.graph._engine import dims as dims_lib
-from jprune.graph._engine import layout
+from jprune.graph._engine import layout, meshes
 from jprune.graph._engine.dims import Dim
 from jprune.graph._engine.program import View
 from jprune.graph._engine.running import run
@@ -247,17 +247,23 @@ def check_params(params: base.Params, expected: base.Params, what: str) -> None:
 
 
 def _types(params: Any) -> tuple[Any, ...]:
-    leaves = jax.tree.leaves(params)
-    return tuple((jax.dtypes.result_type(x), is_weak(x)) for x in leaves)
+    return tuple(map(_type, jax.tree.leaves(params)))
+
+
+def _type(x: Any) -> tuple[Any, ...]:
+    return jax.dtypes.result_type(x), is_weak(x), meshes.places(x)
 
 
 def _retyped(struct: Any, x: Any) -> jax.ShapeDtypeStruct:
     dtype = jax.dtypes.result_type(x)
-    return jax.ShapeDtypeStruct(struct.shape, dtype, weak_type=is_weak(x))
+    where = meshes.fitted(meshes.typed(x), struct.shape)
+    return jax.ShapeDtypeStruct(
+        struct.shape, dtype, weak_type=is_weak(x), sharding=where
+    )
 
 
 def signature(inputs: tuple[Any, ...]) -> Any:
     """Returns the tree structure, shapes and dtypes that a recording depends on."""
     leaves, structure = jax.tree.flatten(inputs)
-    shapes = [(np.shape(x), jax.dtypes.result_type(x), is_weak(x)) for x in leaves]
+    shapes = [(np.shape(x), *_type(x)) for x in leaves]
     return structure, tuple(shapes)

@@ -10,7 +10,7 @@ import numpy as np
 from jprune import tree
 from jprune._core import base
 from jprune.graph._engine import dims as dims_lib
-from jprune.graph._engine import scopes
+from jprune.graph._engine import meshes, scopes
 from jprune.graph._engine.dims import Dim
 from jprune.graph._engine.program import Note, Options, Program, Recorder, Value
 from jprune.graph._engine.rules import RULES
@@ -280,7 +280,8 @@ def _struct(x: Any) -> jax.ShapeDtypeStruct:
         return x
     # Not the array's own dtype: JAX reads NumPy's float64 as float32.
     dtype, weak = jax.dtypes.result_type(x), is_weak(x)
-    return jax.ShapeDtypeStruct(np.shape(x), dtype, weak_type=weak)
+    where = meshes.typed(x)
+    return jax.ShapeDtypeStruct(np.shape(x), dtype, weak_type=weak, sharding=where)
 
 
 def is_weak(x: Any) -> bool:

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jprune.graph._engine.program import Axes, Program, Value, View
+from jprune.graph._engine import meshes
+from jprune.graph._engine.program import Axes, Node, Program, Value, View
 
 
 def run(program: Program, view: View, *args: Any) -> list[Any]:
@@ -28,20 +29,30 @@ def run(program: Program, view: View, *args: Any) -> list[Any]:
 
     for node in program.nodes:
         operands = [read(v) for v in node.inputs]
-        if node.outcome.fill is not None:
-            operands = [
-                filled(x, v.axes, view, node.outcome.fill, node.outcome.along)
-                for x, v in zip(operands, node.inputs, strict=True)
-            ]
-        if node.outcome.run is not None:
-            results = node.outcome.run(view, *operands)
-        else:
-            changed = node.outcome.params(view) if node.outcome.params else {}
-            results = node.equation.primitive.bind(*operands, **node.params | changed)
-            if not node.equation.primitive.multiple_results:
-                results = [results]
+        with meshes.around(node.equation):
+            results = _evaluated(node, view, operands)
         known.update(zip(node.outputs, results, strict=True))
     return [read(v) for v in program.outputs]
+
+
+def _evaluated(node: Node, view: View, operands: list[Any]) -> Any:
+    """Returns the results of an equation."""
+    if node.outcome.fill is not None:
+        operands = [
+            filled(x, v.axes, view, node.outcome.fill, node.outcome.along)
+            for x, v in zip(operands, node.inputs, strict=True)
+        ]
+    if node.outcome.run is not None:
+        return node.outcome.run(view, *operands)
+    params = node.params
+    if node.outcome.params:
+        params = params | node.outcome.params(view)
+    if params.get("out_sharding") is not None or params.get("sharding") is not None:
+        (result,) = node.outputs
+        shape = tuple(view.size(d) for d in result.axes)
+        params = params | meshes.changes(params, result.shape, shape)
+    found = node.equation.primitive.bind(*operands, **params)
+    return found if node.equation.primitive.multiple_results else [found]
 
 
 def shrunk(array: Any, axes: Axes, view: View) -> Any:
@@ -74,5 +85,6 @@ def filled(
         mask = None if along is not None and axis not in along else view.mask(d)
         if mask is not None:
             mask = mask.reshape((-1,) + (1,) * (len(axes) - axis - 1))
+            mask = meshes.like(mask, array)
             array = jax.numpy.where(mask, array, fill(array.dtype))
     return array

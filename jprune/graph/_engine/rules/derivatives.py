@@ -17,7 +17,7 @@ from jax.extend import core, source_info_util
 
 from jprune._core import base
 from jprune.graph._engine import dims as dims_lib
-from jprune.graph._engine import scopes
+from jprune.graph._engine import meshes, scopes
 from jprune.graph._engine.dims import Dim
 from jprune.graph._engine.program import Node, Outcome, Program, Recorder, Value, View
 from jprune.graph._engine.rules import elementwise
@@ -58,7 +58,9 @@ def _alone(node: Node) -> Any:
 
 def _structs(node: Node) -> list[Any]:
     return [
-        a.aval if scopes.varies(a.aval) else jax.ShapeDtypeStruct(v.shape, v.dtype)
+        a.aval
+        if scopes.varies(a.aval) or meshes.typed(a.aval)
+        else jax.ShapeDtypeStruct(v.shape, v.dtype)
         for a, v in zip(node.equation.invars, node.inputs, strict=True)
     ]
 
@@ -70,7 +72,12 @@ def _primal(node: Node, recorder: Recorder) -> Program:
 
 def _traced(node: Node, recorder: Recorder, trace: Any) -> Any:
     """Returns the trace of a derivative, which calls of one function share."""
-    within = functools.partial(recorder.scope.enter, lambda: trace(node))
+
+    def make() -> Any:
+        with meshes.around(node.equation):
+            return trace(node)
+
+    within = functools.partial(recorder.scope.enter, make)
     return recorder.once((trace, node.equation), within)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from jprune.graph._engine import scopes
+from jprune.graph._engine import meshes, scopes
 from jprune.graph._engine.program import Axes, Node, Outcome, Recorder, Value, View
 from jprune.graph._engine.running import run
 
@@ -71,4 +71,16 @@ def _whole(axes: Axes, spec: Any, sizes: Mapping[str, int]) -> Axes:
     return tuple(scopes.joined(d, *_shards(spec, i, sizes)) for i, d in enumerate(axes))
 
 
-RULES = {"shard_map": shard_map}
+def reshard(node: Node, recorder: Recorder) -> Outcome:
+    """Shards an array anew; an axis that is no longer divisible is whole."""
+    del recorder
+    axes, wanted = node.inputs[0].axes, node.params["dst_sharding"]
+
+    def params(view: View) -> dict[str, Any]:
+        shape = tuple(view.size(d) for d in axes)
+        return {"dst_sharding": meshes.fitted(wanted, shape)}
+
+    return Outcome([axes], params=params)
+
+
+RULES = {"shard_map": shard_map, "reshard": reshard, "mesh_cast": reshard}
