@@ -115,8 +115,10 @@ def _uses(graph: Graph) -> tuple[dict[str, tuple[Dim, ...]], list[_Use]]:
     """Returns the dims of params by path, and how products use them."""
     uses: list[_Use] = []
     rules = {n: _apart(rule, uses) for n, rule in (RULES | graph.rules).items()}
-    closed = jax.make_jaxpr(graph.fn)(graph.params, *graph.inputs)
+    make = jax.make_jaxpr(graph.fn, axis_env=list(graph.axis_env.items()))
+    closed = make(graph.params, *graph.inputs)
     recorder = Recorder(rules | _CALLS)
+    recorder.scope = scopes.of_names(graph.axis_env)
     _, axes = recorded(recorder, closed, graph.params, graph.inputs)
     return axes, uses
 

@@ -173,6 +173,7 @@ def test_names_that_the_caller_binds():
     masks = {"a[1]": np.isin(np.arange(8), [0, 5])}
     without = jg.without_entries(graph, masks)
     near(bound(without, 4)(params, x), bound(fn, 4)(small, x))
+    assert jg.layout(graph)("a", params["a"]) is not None
     with pytest.raises(jp.PruningError, match=r"sizes \{'batch': 4\}.*'batch': 2"):
         jax.vmap(without, (None, 0), axis_name="batch")(params, x[:4].reshape(2, 2, 3))
     found = jax.grad(lambda p: jnp.sin(bound(small_fn, 4)(p, x)).sum())(small)

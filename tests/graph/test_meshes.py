@@ -26,9 +26,9 @@ def mesh():
         yield mesh
 
 
-def normal(*shape, spec=P()):
+def normal(*shape, spec=None):
     x = jnp.asarray(RNG.normal(size=shape) / 2)
-    return jax.device_put(x, spec)
+    return jax.device_put(x, spec or P())
 
 
 def check(fn, params, x, keep):

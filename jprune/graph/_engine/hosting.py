@@ -78,16 +78,20 @@ def taken(x: Any, cut: Mapping[int, np.ndarray]) -> Any:
     # elements, of which fewer are left by then.
     where = meshes.typed(x)
     for axis, kept in sorted(cut.items()):
-        if where is not None:  # a gather along a sharded axis has to say where to
-            shape = [*found.shape[:axis], len(kept), *found.shape[axis + 1 :]]
-            found = found.at[(slice(None),) * axis + (jnp.asarray(kept),)].get(
-                mode="clip", out_sharding=meshes.fitted(where, shape)
-            )
+        if where is not None:
+            found = _taken_sharded(found, axis, kept, where)
             continue
         # "clip": the indices exist, and PRNG keys have no value to fill in.
         module = np if host is not None else jnp
         found = module.take(found, kept, axis=axis, mode="clip")
     return found
+
+
+def _taken_sharded(x: Any, axis: int, kept: np.ndarray, where: Any) -> Any:
+    """Takes entries of an array whose type says how it is sharded: so has the call."""
+    shape = [*x.shape[:axis], len(kept), *x.shape[axis + 1 :]]
+    places = (slice(None),) * axis + (jnp.asarray(kept),)
+    return x.at[places].get(mode="clip", out_sharding=meshes.fitted(where, shape))
 
 
 def _struct_taken(

@@ -10,7 +10,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec, get_abstract_me
 
 from jprune.graph._engine.scopes import names_of
 
-
 _reshard = getattr(jax, "reshard", None) or jax.sharding.reshard  # since JAX 0.9
 
 

@@ -6,6 +6,7 @@ without a rule freezes all axes of its operands.
 """
 
 from jprune.graph._engine.rules import (
+    boundaries,
     collectives,
     contractions,
     control,
@@ -27,6 +28,7 @@ RULES = {
     **derivatives.RULES,
     **collectives.RULES,
     **sharding.RULES,
+    **boundaries.RULES,
 }
 """Primitive name -> rule."""
 
