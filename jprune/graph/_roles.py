@@ -17,15 +17,17 @@ from jprune import tree
 from jprune._core import base
 from jprune.graph._cost import PRODUCTS
 from jprune.graph._engine import dims as dims_lib
+from jprune.graph._engine import scopes
 from jprune.graph._engine.dims import Dim
 from jprune.graph._engine.program import Node, Outcome, Recorder
-from jprune.graph._engine.rules import RULES, control, derivatives
+from jprune.graph._engine.rules import RULES, control, derivatives, sharding
 from jprune.graph._trace import Graph, recorded
 
 Rule = Callable[[Node, Recorder], Outcome]
 
 _CALLS: dict[str, Rule] = {
     **control.RULES,
+    "shard_map": sharding.shard_map,
     **dict.fromkeys(derivatives.RULES, derivatives.primal),
 }
 """Rules of equations with bodies, which are recorded as the other equations are."""

@@ -114,6 +114,53 @@ def test_collectives(how, name):
     assert graph.groups["a[1]"].size == (2 if blocks else 8)
 
 
+def test_members_of_an_ensemble():
+    """The mean over a mapped axis is over the members that are left."""
+
+    def fn(p, x):
+        def one(p):
+            return lax.pmean(jnp.tanh(x @ p["a"]) @ p["b"], "member")
+
+        return jax.vmap(one, axis_name="member", out_axes=None)(p)
+
+    params, x = {"a": normal(4, 3, 8), "b": normal(4, 8, 2)}, normal(5, 3)
+    check(fn, params, x, {"a[0]": [0, 2, 3], "a[2]": [1, 2]})
+
+
+def test_experts_on_several_devices():
+    """Tokens go to the devices of their experts and back; so do the gradients."""
+
+    def body(p, x):
+        h = lax.all_to_all(jnp.einsum("td,edf->etf", x, p["in"]), "i", 0, 1, tiled=True)
+        h = jnp.einsum("etf,efg->etg", jax.nn.relu(h), p["up"])
+        h = jnp.einsum("etg,egd->etd", jax.nn.relu(h), p["down"])
+        return lax.all_to_all(h, "i", 1, 0, tiled=True).sum(0)
+
+    specs = {"in": P(), "up": P("i"), "down": P("i")}
+    fn = jax.shard_map(body, mesh=mesh(2), in_specs=(specs, P("i")), out_specs=P("i"))
+    params = {"in": normal(4, 3, 5), "up": normal(4, 5, 6), "down": normal(4, 6, 2)}
+    keep = {"in[2]": [0, 2], "up[2]": [1, 2, 5], "down[0]": [1]}
+    check(fn, params, normal(8, 3), keep)
+
+
+def test_layers_in_a_shard_map():
+    """A scan with recomputed layers, of which one and some hidden units go."""
+
+    def body(p, x):
+        def layer(h, w):
+            h += lax.psum(jax.nn.gelu(h @ w["up"]) @ w["down"], "i")
+            return h, None
+
+        return lax.scan(jax.checkpoint(layer), x, p)[0]
+
+    specs = {"up": P(None, None, "i"), "down": P(None, "i")}
+    fn = jax.shard_map(
+        body, mesh=mesh(2, 2), in_specs=(specs, P("j")), out_specs=P("j")
+    )
+    params = {"up": normal(3, 4, 8), "down": normal(3, 8, 4)}
+    check(fn, params, normal(4, 4), {"up[2]": [0, 2], "down[0]": [0, 2]})
+
+
 def test_a_model_whose_features_are_sharded():
     """Each device loses the same entries, so that the shards stay equal."""
 
@@ -131,6 +178,7 @@ def test_a_model_whose_features_are_sharded():
     (places,) = jg.entry_indices(group, group.members[0])
     np.testing.assert_array_equal(places, [0, 1, 2, 3, 0, 1, 2, 3])
     assert jg.multiply_adds(graph) == 8 * 3 * 8 + 8 * 8 * 2
+    assert jg.layout(graph)("b", params["b"]) == jp.KernelAxes((0,), (1,))
     (note,) = [n for n in graph.notes if n.kind == "rescaled"]
     assert "the size 8" in note.what
 
@@ -173,7 +221,7 @@ def test_names_that_the_caller_binds():
     masks = {"a[1]": np.isin(np.arange(8), [0, 5])}
     without = jg.without_entries(graph, masks)
     near(bound(without, 4)(params, x), bound(fn, 4)(small, x))
-    assert jg.layout(graph)("a", params["a"]) is not None
+    assert jg.layout(graph)("a", params["a"]) == jp.KernelAxes((0,), (1,))
     with pytest.raises(jp.PruningError, match=r"sizes \{'batch': 4\}.*'batch': 2"):
         jax.vmap(without, (None, 0), axis_name="batch")(params, x[:4].reshape(2, 2, 3))
     found = jax.grad(lambda p: jnp.sin(bound(small_fn, 4)(p, x)).sum())(small)

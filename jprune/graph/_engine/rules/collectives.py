@@ -44,14 +44,20 @@ def reduction(node: Node, recorder: Recorder) -> Outcome:
 
 
 def _total(node: Node, recorder: Recorder, value: Value, over: Any) -> Sum | None:
-    """Returns what a sum over positions is a sum over: also what each has summed."""
+    """Returns what the result is a sum over.
+
+    Over mapped axes it is what `reduce_sum` is. Over positions of a mesh, of which each
+    has summed its own entries, it is a sum over the entries of all.
+    """
+    if over:
+        return Sum(tuple(over))
     before = value.sum
     if before is None or before.power != 1:
-        return Sum(tuple(over)) if over else None
+        return None
     names = [a for a in scopes.names_of(node.params["axes"]) if not isinstance(a, int)]
     n = _members(node, recorder, names)
     everywhere = () if n == 1 else (scopes.positions(n, names),)
-    return before._replace(over=(*everywhere, *over, *before.over))
+    return before._replace(over=(*everywhere, *before.over))
 
 
 def _members(node: Node, recorder: Recorder, names: Any) -> int:
