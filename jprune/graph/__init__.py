@@ -75,11 +75,12 @@ Depth, initialization and pictures:
 
 To read the code, start with `_groups.find_groups`, which decides what is a group. The
 private package `_engine` holds the
-recorded program: `dims` (axes as terms of products and concatenations, merged by
-union-find), `layout` (the values of such terms), `program` (equations), `rules` (one
-for each JAX primitive; a primitive without a rule freezes its axes), `jaxprs` and
-`lines` (of which equation, on which line of the user), `running` (the program at other
-sizes) and `hosting` (many small arrays on the host, uncompiled).
+recorded program: `terms` and `dims` (axes as terms of products and concatenations,
+merged by union-find), `layout` (the values of such terms), `program` (equations),
+`rules` (one for each JAX primitive; a primitive without a rule freezes its axes),
+`jaxprs` and `lines` (of which equation, on which line of the user), `scopes` and
+`meshes` (named axes, and shardings that are part of types), `running` (the program at
+other sizes) and `hosting` (many small arrays on the host, uncompiled).
 """
 
 from jprune._core.deprecation import renamed as _renamed

@@ -18,11 +18,15 @@ from jprune.graph._engine import layout
 from jprune.graph._engine.dims import Dim
 from jprune.graph._engine.program import Axes, Node, Program, Value
 from jprune.graph._engine.rules.control import scan_counts
+from jprune.graph._engine.rules.sharding import devices_of
 from jprune.graph._groups import check_known
 from jprune.graph._trace import Graph, param_values
 
 PRODUCTS = ("dot_general", "conv_general_dilated")
 """Primitives that count as operations."""
+
+COUNTED = (*PRODUCTS, "ragged_dot_general")
+"""Primitives whose multiply-adds are counted."""
 
 Sizes = Mapping[str, Any]
 """Group name -> number of entries, perhaps fractional or traced."""
@@ -80,7 +84,7 @@ def operations(graph: Graph) -> list[Operation]:
 def _operations(program: Program, origins: dict[Value, str], turns: Axes) -> Any:
     found: list[Operation] = []
     for node in program.nodes:
-        if node.name in PRODUCTS:
+        if node.name in COUNTED:
             named = [origins[v] for v in node.inputs if v in origins]
             found.append(_operation(node, tuple(dict.fromkeys(named)), turns))
         elif node.inner:
@@ -110,6 +114,8 @@ def _inside(node: Node, origins: dict[Value, str], turns: Axes) -> list[Operatio
         stacked = [*node.inputs[constants + carried :], *node.outputs[carried:]]
         length = dims_lib.leaf(node.params["length"])
         turns = (*turns, stacked[0].axes[0] if stacked else length)
+    if node.name == "shard_map":  # what all devices do together
+        turns = (*turns, dims_lib.leaf(devices_of(node)))
     lists = []
     for body in node.inner:
         inner = dict(origins)
@@ -124,11 +130,18 @@ def _inside(node: Node, origins: dict[Value, str], turns: Axes) -> list[Operatio
 
 
 def _operation(node: Node, leaves: tuple[str, ...], turns: Axes) -> Operation:
-    left, right = node.inputs
+    left, right = node.inputs[:2]
     result = node.outputs[0].axes
+    made = result
     if node.name == "dot_general":
         (summed, _), _ = node.params["dimension_numbers"]
         over = tuple(left.axes[i] for i in summed)
+    elif node.name == "ragged_dot_general":
+        numbers = node.params["ragged_dot_dimension_numbers"]
+        (summed, _), _ = numbers.dot_dimension_numbers
+        over = tuple(left.axes[i] for i in summed)
+        if not numbers.rhs_group_dimensions:  # each row is in the sum of one group
+            made = result[1:]
     else:
         spec = node.params["dimension_numbers"].rhs_spec
         over = tuple(right.axes[i] for i in spec[1:])
@@ -136,7 +149,7 @@ def _operation(node: Node, leaves: tuple[str, ...], turns: Axes) -> Operation:
         name=node.name,
         where=source_info_util.summarize(node.equation.source_info),
         leaves=leaves,
-        factors=(*turns, *result, *over),
+        factors=(*turns, *made, *over),
         operands=((*turns, *left.axes), (*turns, *right.axes)),
         result=(*turns, *result),
         item_bytes=tuple(v.dtype.itemsize for v in (left, right, node.outputs[0])),

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from jprune.graph._budget import is_width
-from jprune.graph._cost import PRODUCTS
+from jprune.graph._cost import COUNTED
 from jprune.graph._depth import ancestors
 from jprune.graph._engine import dims as dims_lib
 from jprune.graph._engine.program import Node, Program, Value
@@ -98,7 +98,7 @@ def residual_sums(program: Program) -> Iterator[Value]:
 
 def _multiplies(node: Node) -> bool:
     inside = (n for body in node.inner for n in body.nodes)
-    return node.name in PRODUCTS or any(map(_multiplies, inside))
+    return node.name in COUNTED or any(map(_multiplies, inside))
 
 
 def _moves(value: Value, begin: Value, maker: dict[Value, Node]) -> bool:

@@ -17,15 +17,17 @@ from jprune import tree
 from jprune._core import base
 from jprune.graph._cost import PRODUCTS
 from jprune.graph._engine import dims as dims_lib
+from jprune.graph._engine import scopes
 from jprune.graph._engine.dims import Dim
 from jprune.graph._engine.program import Node, Outcome, Recorder
-from jprune.graph._engine.rules import RULES, control, derivatives
+from jprune.graph._engine.rules import RULES, control, derivatives, sharding
 from jprune.graph._trace import Graph, recorded
 
 Rule = Callable[[Node, Recorder], Outcome]
 
 _CALLS: dict[str, Rule] = {
     **control.RULES,
+    "shard_map": sharding.shard_map,
     **dict.fromkeys(derivatives.RULES, derivatives.primal),
 }
 """Rules of equations with bodies, which are recorded as the other equations are."""
@@ -115,8 +117,10 @@ def _uses(graph: Graph) -> tuple[dict[str, tuple[Dim, ...]], list[_Use]]:
     """Returns the dims of params by path, and how products use them."""
     uses: list[_Use] = []
     rules = {n: _apart(rule, uses) for n, rule in (RULES | graph.rules).items()}
-    closed = jax.make_jaxpr(graph.fn)(graph.params, *graph.inputs)
+    make = jax.make_jaxpr(graph.fn, axis_env=list(graph.axis_env.items()))
+    closed = make(graph.params, *graph.inputs)
     recorder = Recorder(rules | _CALLS)
+    recorder.scope = scopes.of_names(graph.axis_env)
     _, axes = recorded(recorder, closed, graph.params, graph.inputs)
     return axes, uses
 

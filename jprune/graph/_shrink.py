@@ -6,12 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jprune import tree
 from jprune._core import base
 from jprune.graph import _plan, _slicing
 from jprune.graph._engine import dims as dims_lib
-from jprune.graph._engine import layout
+from jprune.graph._engine import layout, meshes
 from jprune.graph._engine.dims import Dim
 from jprune.graph._engine.program import View
 from jprune.graph._engine.running import run
@@ -79,16 +80,17 @@ def _small_fn(
     graph: Graph, plan: Plan, masks: Mapping[str, np.ndarray]
 ) -> Callable[..., Any]:
     """Returns the function on smaller arrays, recorded anew for each input shape."""
-    key = _types(graph.params), signature(graph.inputs)
+    key = _types(graph.params), signature(graph.inputs), tuple(graph.axis_env.items())
     views = {key: (graph, small_view(graph, masks))}
     expected = _slicing.shapes(plan, graph.params)
 
     def small_fn(small_params: Any, *inputs: Any) -> Any:
         check_params(small_params, expected, "The shrunk params")
-        key = _types(small_params), signature(inputs)
+        bound = axis_sizes(graph)
+        key = _types(small_params), signature(inputs), tuple(bound.items())
         if key not in views:
             params = jax.tree.map(_retyped, graph.params, small_params)
-            other = retrace(graph, params, inputs)
+            other = retrace(graph, params, inputs, bound)
             views[key] = other, small_view(other, _plan.keep_of(other, plan))
         recorded, view = views[key]
         return call(recorded, view, small_params, inputs)
@@ -187,8 +189,32 @@ def small_view(graph: Graph, masks: Mapping[str, np.ndarray]) -> View:
 
 def call(graph: Graph, view: View, params: Any, inputs: tuple[Any, ...]) -> Any:
     """Returns the results of a recorded function at the sizes of a view."""
+    if (bound := axis_sizes(graph)) != graph.axis_env:
+        raise base.PruningError(
+            f"The function was recorded for named axes of sizes {graph.axis_env}; it "
+            f"is called where they are {bound}. Trace it for these."
+        )
     args = [jnp.asarray(x) for x in jax.tree.leaves((params, inputs))]
     return jax.tree.unflatten(graph.structure, run(graph.program, view, *args))
+
+
+def axis_sizes(graph: Graph) -> dict[str, int]:
+    """Returns the sizes of a graph's named axes where this is called.
+
+    Args:
+      graph: the recorded function.
+
+    Raises:
+      PruningError: if one of them is not bound.
+    """
+    try:
+        return {name: lax.axis_size(name) for name in graph.axis_env}
+    except NameError as error:
+        raise base.PruningError(
+            f"The function was recorded for named axes of sizes {graph.axis_env}. Call "
+            "it where they are bound: under `jax.vmap` with `axis_name`, or in "
+            f"`jax.shard_map`. {error}"
+        ) from error
 
 
 def check_params(params: base.Params, expected: base.Params, what: str) -> None:
@@ -224,19 +250,23 @@ def check_params(params: base.Params, expected: base.Params, what: str) -> None:
 
 
 def _types(params: Any) -> tuple[Any, ...]:
-    leaves = jax.tree.leaves(params)
-    return tuple((jax.dtypes.result_type(x), is_weak(x)) for x in leaves)
+    return tuple(map(_type, jax.tree.leaves(params)))
+
+
+def _type(x: Any) -> tuple[Any, ...]:
+    return jax.dtypes.result_type(x), is_weak(x), meshes.places(x)
 
 
 def _retyped(struct: Any, x: Any) -> jax.ShapeDtypeStruct:
     dtype = jax.dtypes.result_type(x)
-    return jax.ShapeDtypeStruct(struct.shape, dtype, weak_type=is_weak(x))
+    where = meshes.fitted(meshes.typed(x), struct.shape)
+    return jax.ShapeDtypeStruct(
+        struct.shape, dtype, weak_type=is_weak(x), sharding=where
+    )
 
 
 def signature(inputs: tuple[Any, ...]) -> Any:
     """Returns the tree structure, shapes and dtypes that a recording depends on."""
     leaves, structure = jax.tree.flatten(inputs)
-    shapes = [
-        (key_of(np.shape(x)), jax.dtypes.result_type(x), is_weak(x)) for x in leaves
-    ]
+    shapes = [(key_of(np.shape(x)), *_type(x)) for x in leaves]
     return structure, tuple(shapes)

@@ -1,6 +1,7 @@
 """Traces a function, relates its axes and finds the groups of its params."""
 
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 from jprune import tree
 from jprune._core import base
 from jprune.graph._engine import dims as dims_lib
+from jprune.graph._engine import meshes, scopes
 from jprune.graph._engine.dims import Dim
 from jprune.graph._engine.program import Note, Options, Program, Recorder, Value
 from jprune.graph._engine.rules import RULES
@@ -32,6 +34,7 @@ class Graph(NamedTuple):
       options: how constants that were computed from a size are treated.
       shrinking: predicate of the results that may shrink, or None.
       rules: the caller's rules for further primitives.
+      axis_env: name -> size of the named axes that the caller of the function binds.
     """
 
     groups: dict[str, Group]
@@ -45,6 +48,7 @@ class Graph(NamedTuple):
     options: Options
     shrinking: base.Predicate | None
     rules: dict[str, Callable[..., Any]]
+    axis_env: Mapping[str, int] = types.MappingProxyType({})
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.groups.values()))
@@ -57,6 +61,7 @@ def trace(
     shrinking: base.Predicate | None = None,
     options: Options = DEFAULT,
     rules: dict[str, Callable[..., Any]] | None = None,
+    axis_env: Mapping[str, int] | None = None,
 ) -> Graph:
     """Records a function and finds which axes of its params must shrink together.
 
@@ -79,13 +84,17 @@ def trace(
       options: how constants that were computed from a size are treated.
       rules: primitive name -> `(node, recorder) -> Outcome`, for primitives that
         jprune has no rule for.
+      axis_env: name -> size of the named axes of collectives in `fn`, such as the
+        `axis_name` of batch normalization, where the caller of `fn` binds them. What
+        is made of the graph has to be called where they are bound, too: under
+        `jax.vmap(..., axis_name=...)`, or in `jax.shard_map(..., check_vma=False)`.
 
     Returns:
       A `Graph`.
 
     Raises:
-      PruningError: if two leaves of params have the same path, or if an option is
-        neither "rescale" nor "keep".
+      PruningError: if two leaves of params have the same path, if an option is
+        neither "rescale" nor "keep", or if a collective names an unknown axis.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -103,8 +112,10 @@ def trace(
             )
     structs = jax.tree.map(_struct, params)
     shapes = jax.tree.map(_struct, inputs)
-    closed, results = jax.make_jaxpr(fn, return_shape=True)(structs, *shapes)
+    bound = dict(axis_env or {})
+    closed, results = _jaxpr(fn, bound, structs, shapes)
     recorder = Recorder(RULES | (rules or {}), options)
+    recorder.scope = scopes.of_names(bound)
     program, axes = recorded(recorder, closed, structs, shapes)
     _protect(program, results, shrinking)
     return Graph(
@@ -119,7 +130,24 @@ def trace(
         options=options,
         shrinking=shrinking,
         rules=dict(rules or {}),
+        axis_env=bound,
     )
+
+
+def _jaxpr(
+    fn: Callable[..., Any], axis_env: dict[str, int], params: Any, inputs: Any
+) -> tuple[Any, Any]:
+    make = jax.make_jaxpr(fn, axis_env=list(axis_env.items()), return_shape=True)
+    try:
+        return make(params, *inputs)
+    except NameError as error:
+        if "unbound axis name" not in str(error):
+            raise
+        raise base.PruningError(
+            f"{error} Trace the function that binds the axis (`jax.vmap` with "
+            "`axis_name`, or `jax.shard_map`), or pass axis_env={name: size}; got "
+            f"axis_env={axis_env}."
+        ) from error
 
 
 def recorded(
@@ -165,7 +193,12 @@ def _protect(program: Program, results: Any, shrinking: base.Predicate | None) -
                 dims_lib.freeze(d, f"it is an axis of the result {name!r}")
 
 
-def retrace(graph: Graph, params: Any, inputs: tuple[Any, ...]) -> Graph:
+def retrace(
+    graph: Graph,
+    params: Any,
+    inputs: tuple[Any, ...],
+    axis_env: Mapping[str, int] | None = None,
+) -> Graph:
     """Traces the function of a graph again, for inputs of other shapes."""
     return trace(
         graph.fn,
@@ -174,6 +207,7 @@ def retrace(graph: Graph, params: Any, inputs: tuple[Any, ...]) -> Graph:
         shrinking=graph.shrinking,
         options=graph.options,
         rules=graph.rules,
+        axis_env=graph.axis_env if axis_env is None else axis_env,
     )
 
 
@@ -251,7 +285,8 @@ def _struct(x: Any) -> jax.ShapeDtypeStruct:
         return x
     # Not the array's own dtype: JAX reads NumPy's float64 as float32.
     dtype, weak = jax.dtypes.result_type(x), is_weak(x)
-    return jax.ShapeDtypeStruct(np.shape(x), dtype, weak_type=weak)
+    where = meshes.typed(x)
+    return jax.ShapeDtypeStruct(np.shape(x), dtype, weak_type=weak, sharding=where)
 
 
 def is_weak(x: Any) -> bool:

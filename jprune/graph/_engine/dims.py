@@ -14,118 +14,31 @@ involved are frozen, that is, never pruned: this is conservative and always corr
 """
 
 import functools
-import itertools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+import math
+from collections.abc import Callable, Sequence
 
-from jprune.graph._engine import lines
-from jprune.graph._engine.sizes import count_of, divides, exceeds, is_symbolic
-
-Form = Literal["leaf", "product", "concatenation"]
+from jprune.graph._engine import lines, terms
+from jprune.graph._engine.sizes import count_of as count_of
+from jprune.graph._engine.sizes import divides, exceeds, is_symbolic
+from jprune.graph._engine.terms import Dim as Dim
+from jprune.graph._engine.terms import factors_of as factors_of
+from jprune.graph._engine.terms import leaf as leaf
+from jprune.graph._engine.terms import leaves_of as leaves_of
+from jprune.graph._engine.terms import pieces_of as pieces_of
+from jprune.graph._engine.terms import product as product
+from jprune.graph._engine.terms import resolve as resolve
 
 MOST_CUTS = 128
 """Limit on the refinements that align two terms; beyond it they are frozen.
 
 An axis added to itself rolled by one would otherwise be cut into single entries."""
 
-_births = itertools.count()
-_UNMARKED: frozenset[str] = frozenset()
-
-
-class Dim:
-    """A dimension term, equal to itself only; `resolve` it first, never modify it.
-
-    Attributes:
-      born: creation number; the older of two merged leaves stays.
-      size: number of entries.
-      form: "leaf", "product" or "concatenation".
-      parts: factors of a product, outermost first, or pieces of a concatenation.
-      parent: the term that this dim was merged into, or None.
-      frozen: for a leaf, the reason why it cannot shrink, or "".
-      marks: for a leaf, how the program uses it, such as "summed".
-    """
-
-    __slots__ = ("born", "form", "frozen", "marks", "parent", "parts", "size")
-
-    def __init__(
-        self,
-        size: int,
-        form: Form = "leaf",
-        parts: tuple["Dim", ...] = (),
-        frozen: str = "",
-    ):
-        self.born = next(_births)
-        self.size = size
-        self.form: Form = form
-        self.parts = parts
-        self.parent: Dim | None = None
-        self.frozen = frozen
-        self.marks = _UNMARKED
-
-
-def leaf(size: int, frozen: str = "") -> Dim:
-    """Returns a new leaf.
-
-    Args:
-      size: number of entries.
-      frozen: the reason why it cannot shrink, or "".
-    """
-    return Dim(size, frozen=frozen)
-
-
-def product(parts: Sequence[Dim]) -> Dim:
-    """Returns the product of dims, outermost factor first."""
-    factors = [f for p in parts for f in factors_of(p)]
-    if len(factors) == 1:
-        return factors[0]
-    return Dim(count_of(factors), "product", tuple(factors)) if factors else leaf(1)
-
 
 def concatenation(parts: Sequence[Dim]) -> Dim:
     """Returns the concatenation of dims."""
-    pieces = [q for p in parts for q in pieces_of(p)]
-    if len(pieces) == 1:
-        return pieces[0]
-    sizes = [p.size for p in pieces]
-    d = Dim(sum(sizes), "concatenation", tuple(pieces)) if pieces else leaf(0)
-    return leaf(d.size, why) if (why := _unknown(d, sizes)) else d
-
-
-def resolve(d: Dim) -> Dim:
-    """Returns the term that a dim was merged into, or the dim itself."""
-    root = d
-    while root.parent is not None:
-        root = root.parent
-    while d.parent is not None and d.parent is not root:
-        d.parent, d = root, d.parent
-    return root
-
-
-def factors_of(d: Dim) -> list[Dim]:
-    """Returns the factors of a product, outermost first; for other dims, [d]."""
-    return [f for f in _within(d, ("product",)) if f.size != 1]
-
-
-def pieces_of(d: Dim) -> list[Dim]:
-    """Returns the pieces of a concatenation; for other dims, [d]."""
-    return [p for p in _within(d, ("concatenation",)) if p.size]
-
-
-def leaves_of(d: Dim) -> Iterator[Dim]:
-    """Yields the leaves of a term in order, repeated as often as they occur."""
-    d = resolve(d)
-    return iter((d,)) if d.form == "leaf" else _within(d, ("product", "concatenation"))
-
-
-def _within(d: Dim, forms: tuple[str, ...]) -> Iterator[Dim]:
-    """Expands terms of the given forms; iterative, because terms can be deep."""
-    waiting = [d]
-    while waiting:
-        d = resolve(waiting.pop())
-        if d.form in forms:
-            waiting.extend(reversed(d.parts))
-        else:
-            yield d
+    d = terms.concatenation(parts)
+    why = _unknown(d, [p.size for p in pieces_of(d)])
+    return leaf(d.size, why) if why else d
 
 
 def why_fixed(d: Dim) -> str:
@@ -205,13 +118,36 @@ def _factor_pieces(d: Dim, sizes: list[int]) -> list[Dim]:
     inner = d.size // sizes[0]
     pieces = pieces_of(d)
     if not all(divides(inner, p.size) for p in pieces):
-        why = _misfit(d, " x ".join(map(str, sizes)), d)
-        return [leaf(s, why) for s in sizes]
+        return _factor_misaligned(d, sizes)
     views = [factor(p, [p.size // inner, *sizes[1:]]) for p in pieces]
     for view in views[1:]:
         for a, b in zip(views[0][1:], view[1:], strict=True):
             unify(a, b)
     return [concatenation([v[0] for v in views]), *views[0][1:]]
+
+
+def _factor_misaligned(d: Dim, sizes: list[int]) -> list[Dim]:
+    """Factors a concatenation whose pieces end inside of an inner factor.
+
+    Blocks of the greatest length that divides all pieces and the inner factor may
+    shrink alike; their numbers stay. So do normalizations of 32 groups over 1280 and
+    640 channels: groups of 60 are 3 blocks of 20, and the pieces are 64 and 32 of them.
+    """
+    why = _misfit(d, " x ".join(map(str, sizes)))
+    pieces = pieces_of(d)
+    known = not any(map(is_symbolic, [*sizes, *[p.size for p in pieces]]))
+    block = 1
+    if len(sizes) == 2 and known:
+        block = math.gcd(sizes[-1], *[p.size for p in pieces])
+    if block == 1:
+        freeze(d, why)
+        return [leaf(s, why) for s in sizes]
+    views = [factor(p, [p.size // block, block]) for p in pieces]
+    inner = views[0][1]
+    for outer, other in views:
+        freeze(outer, why)
+        unify(inner, other)
+    return [leaf(sizes[0], why), product([leaf(sizes[1] // block, why), inner])]
 
 
 def split(d: Dim, sizes: Sequence[int]) -> list[Dim]:

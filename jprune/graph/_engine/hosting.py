@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jprune.graph._engine import meshes
+
 
 def on_host(x: Any) -> np.ndarray | None:
     """Returns an array as a NumPy array, if a single device or the host holds it.
@@ -74,11 +76,22 @@ def taken(x: Any, cut: Mapping[int, np.ndarray]) -> Any:
     found: Any = x if host is None else host
     # Outer axes first: along them NumPy copies whole rows, along the last axis single
     # elements, of which fewer are left by then.
+    where = meshes.typed(x)
     for axis, kept in sorted(cut.items()):
+        if where is not None:
+            found = _taken_sharded(found, axis, kept, where)
+            continue
         # "clip": the indices exist, and PRNG keys have no value to fill in.
         module = np if host is not None else jnp
         found = module.take(found, kept, axis=axis, mode="clip")
     return found
+
+
+def _taken_sharded(x: Any, axis: int, kept: np.ndarray, where: Any) -> Any:
+    """Takes entries of an array whose type says how it is sharded: so has the call."""
+    shape = [*x.shape[:axis], len(kept), *x.shape[axis + 1 :]]
+    places = (slice(None),) * axis + (jnp.asarray(kept),)
+    return x.at[places].get(mode="clip", out_sharding=meshes.fitted(where, shape))
 
 
 def _struct_taken(
@@ -88,6 +101,9 @@ def _struct_taken(
     shape = [len(cut[i]) if i in cut else n for i, n in enumerate(x.shape)]
     sharding = x.sharding
     if isinstance(sharding, NamedSharding):
+        if meshes.typed(x) is not None:
+            sharding = meshes.fitted(sharding, shape)
+            return jax.ShapeDtypeStruct(tuple(shape), x.dtype, sharding=sharding)
         names = [None if i in cut else name for i, name in enumerate(sharding.spec)]
         sharding = NamedSharding(
             sharding.mesh, PartitionSpec(*names), memory_kind=sharding.memory_kind

@@ -4,8 +4,6 @@ The jaxpr of a function is instantiated once per call, because two calls of the 
 inner function may have axes that shrink differently. One rule per primitive relates
 the axes of an equation and says how the equation runs at other sizes, so that the
 analysis and the evaluation cannot drift apart.
-
-A `Value` is hashed and compared by identity, so values are used as dictionary keys.
 """
 
 import functools
@@ -17,86 +15,16 @@ import numpy as np
 from jax.extend import core, source_info_util
 
 from jprune.graph._engine import dims as dims_lib
-from jprune.graph._engine import lines
+from jprune.graph._engine import lines, scopes
 from jprune.graph._engine.dims import Dim
 from jprune.graph._engine.jaxprs import body_of, live_equations
-
-Axes = tuple[Dim, ...]
+from jprune.graph._engine.values import Axes as Axes
+from jprune.graph._engine.values import Scalar as Scalar
+from jprune.graph._engine.values import Sum as Sum
+from jprune.graph._engine.values import Value as Value
 
 INLINED = {"jit", "pjit", "closed_call", "core_call", "composite", "core_closed_call"}
 """Calls without semantics of their own; their equations are inlined."""
-
-
-class Scalar(NamedTuple):
-    """The expression that a constant was computed by, so that sizes in it can change.
-
-    Attributes:
-      value: a number, if `primitive` is None.
-      primitive: the primitive that was applied to the operands.
-      params: parameters of the primitive.
-      operands: scalars that it was applied to.
-    """
-
-    value: Any
-    primitive: Any = None
-    params: Any = None
-    operands: tuple["Scalar", ...] = ()
-
-
-class Sum(NamedTuple):
-    """Marks a value as a multiple of a sum over some axes, or of a power of one.
-
-    Attributes:
-      over: the dims that were summed over; () if the value is no sum.
-      power: exponent of the sum.
-      of_products: whether the sum is a contraction rather than a plain sum.
-      attends: whether both operands of the contraction depend on the inputs.
-      mean: whether the sum was divided by the number of its entries.
-      direct: whether the value is nothing but a multiple of that power.
-      logarithm: whether the value is the logarithm of the sum, plus other terms.
-      factor: constant that all elements were multiplied by, last of all.
-      divided: whether the factor is that of a single division.
-    """
-
-    over: Axes
-    power: float = 1.0
-    of_products: bool = False
-    attends: bool = False
-    mean: bool = False
-    direct: bool = True
-    logarithm: bool = False
-    factor: float = 1.0
-    divided: bool = False
-
-
-class Value:
-    """An array of the program.
-
-    Attributes:
-      axes: one dim for each axis.
-      dtype: data type.
-      constant: the array itself, if it is a constant of the program.
-      scalar: expression of the constant that all elements equal, or None.
-      sum: what the value is a sum over, or None.
-      active: whether it depends on the function's inputs, not on params alone.
-      counted: whether it was computed from positions along axes, and constants.
-    """
-
-    __slots__ = ("active", "axes", "constant", "counted", "dtype", "scalar", "sum")
-
-    def __init__(self, axes: Axes, dtype: Any, constant: Any = None):
-        self.axes = axes
-        self.dtype = dtype
-        self.constant = constant
-        self.scalar: Scalar | None = None
-        self.sum: Sum | None = None
-        self.active = False
-        self.counted = False
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Recorded shape."""
-        return tuple(d.size for d in self.axes)
 
 
 class View(NamedTuple):
@@ -234,6 +162,8 @@ class Recorder:
       rules: primitive name -> `(node, recorder) -> Outcome`.
       options: how constants that were computed from a size are treated.
       order: order of the derivative being recorded, 0 for the function itself.
+      scope: the named axes around the equation being recorded.
+      known: values of the variables that it could refer to, innermost jaxpr first.
       calls: equations that enclose the one being recorded, outermost first.
     """
 
@@ -244,6 +174,8 @@ class Recorder:
         self.options = options or Options()
         self._notes: list[tuple[Note, str | None]] = []
         self.order = 0
+        self.scope = scopes.NOWHERE
+        self.known: tuple[dict[Any, Value], ...] = ()
         self.calls: list[Any] = []
         self._derived: dict[Any, Any] = {}
 
@@ -294,15 +226,17 @@ class Recorder:
         constants: Sequence[Any],
         inputs: Sequence[Value],
         used: Any = None,
+        around: tuple[dict[Any, Value], ...] = (),
     ) -> Program:
         """Records the equations of a jaxpr for given inputs.
 
         Args:
           jaxpr: a `Jaxpr`.
-          constants: arrays of its constant variables.
+          constants: arrays of its constant variables, or values.
           inputs: values of its inputs.
           used: one bool for each output, or None for all. Equations that only unused
             outputs depend on are not recorded.
+          around: values of the variables of enclosing jaxprs of the same program.
 
         Returns:
           The program. Unused outputs are placeholders.
@@ -311,7 +245,8 @@ class Recorder:
         live = live_equations(jaxpr, used)
         known: dict[Any, Value] = dict(zip(jaxpr.invars, inputs, strict=True))
         for var, array in zip(jaxpr.constvars, constants, strict=True):
-            known[var] = constant(array)
+            known[var] = array if isinstance(array, Value) else constant(array)
+        within, outside = (known, *around), self.known
 
         def read(atoms: Sequence[Any]) -> list[Value]:
             return [
@@ -325,17 +260,21 @@ class Recorder:
             if equation.primitive.name in INLINED:
                 closed = body_of(equation)
                 self.calls.append(equation)
-                inside = self.instantiate(closed.jaxpr, closed.consts, given, wanted)
+                inside = self.instantiate(
+                    closed.jaxpr, closed.consts, given, wanted, within
+                )
                 self.calls.pop()
                 nodes += inside.nodes
                 results = inside.outputs
             else:
                 node = Node(equation, given)
+                self.known = within
                 self._relate(node)
                 nodes.append(node)
                 results = node.outputs
             known.update(zip(equation.outvars, results, strict=True))
         unused = Value((), np.dtype(bool), np.zeros((), bool))
+        self.known = outside
         returned = iter(read(list(itertools.compress(jaxpr.outvars, used))))
         return Program(inputs, nodes, [next(returned) if u else unused for u in used])
 

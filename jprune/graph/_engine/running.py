@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jprune.graph._engine.program import Axes, Program, Value, View
+from jprune.graph._engine import meshes
+from jprune.graph._engine.program import Axes, Node, Program, Value, View
 
 
 def run(program: Program, view: View, *args: Any) -> list[Any]:
@@ -28,22 +29,32 @@ def run(program: Program, view: View, *args: Any) -> list[Any]:
 
     for node in program.nodes:
         operands = [read(v) for v in node.inputs]
-        fill, along = node.outcome.fill, node.outcome.along
-        if fill is not None:
-            each = along if isinstance(along, tuple) else (along,) * len(operands)
-            operands = [
-                filled(x, v.axes, view, fill, axes)
-                for x, v, axes in zip(operands, node.inputs, each, strict=True)
-            ]
-        if node.outcome.run is not None:
-            results = node.outcome.run(view, *operands)
-        else:
-            changed = node.outcome.params(view) if node.outcome.params else {}
-            results = node.equation.primitive.bind(*operands, **node.params | changed)
-            if not node.equation.primitive.multiple_results:
-                results = [results]
+        with meshes.around(node.equation):
+            results = _evaluated(node, view, operands)
         known.update(zip(node.outputs, results, strict=True))
     return [read(v) for v in program.outputs]
+
+
+def _evaluated(node: Node, view: View, operands: list[Any]) -> Any:
+    """Returns the results of an equation."""
+    fill, along = node.outcome.fill, node.outcome.along
+    if fill is not None:
+        each = along if isinstance(along, tuple) else (along,) * len(operands)
+        operands = [
+            filled(x, v.axes, view, fill, axes)
+            for x, v, axes in zip(operands, node.inputs, each, strict=True)
+        ]
+    if node.outcome.run is not None:
+        return node.outcome.run(view, *operands)
+    params = node.params
+    if node.outcome.params:
+        params = params | node.outcome.params(view)
+    if params.get("out_sharding") is not None or params.get("sharding") is not None:
+        (result,) = node.outputs
+        shape = tuple(view.size(d) for d in result.axes)
+        params = params | meshes.changes(params, result.shape, shape)
+    found = node.equation.primitive.bind(*operands, **params)
+    return found if node.equation.primitive.multiple_results else [found]
 
 
 def shrunk(array: Any, axes: Axes, view: View) -> Any:
@@ -76,5 +87,6 @@ def filled(
         mask = None if along is not None and axis not in along else view.mask(d)
         if mask is not None:
             mask = mask.reshape((-1,) + (1,) * (len(axes) - axis - 1))
+            mask = meshes.like(mask, array)
             array = jax.numpy.where(mask, array, fill(array.dtype))
     return array

@@ -6,6 +6,8 @@ without a rule freezes all axes of its operands.
 """
 
 from jprune.graph._engine.rules import (
+    boundaries,
+    collectives,
     contractions,
     control,
     derivatives,
@@ -13,6 +15,7 @@ from jprune.graph._engine.rules import (
     indexing,
     reductions,
     shapes,
+    sharding,
 )
 
 RULES = {
@@ -23,6 +26,9 @@ RULES = {
     **indexing.RULES,
     **control.RULES,
     **derivatives.RULES,
+    **collectives.RULES,
+    **sharding.RULES,
+    **boundaries.RULES,
 }
 """Primitive name -> rule."""
 

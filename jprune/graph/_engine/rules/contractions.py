@@ -14,6 +14,7 @@ from jprune.graph._engine.program import (
     Sum,
     View,
     frozen,
+    unknown,
     zero,
 )
 from jprune.graph._engine.rules import constants, tables
@@ -119,4 +120,37 @@ def convolution(node: Node, recorder: Recorder) -> Outcome:
     return Outcome([tuple(axes)], params=params, fill=zero, along=along, sum=total)
 
 
-RULES = {"dot_general": dot_general, "conv_general_dilated": convolution}
+def ragged_dot(node: Node, recorder: Recorder) -> Outcome:
+    """Rows of one operand times the matrix of their group, such as of an expert.
+
+    The rows and the groups stay, as group sizes say which rows belong together.
+    """
+    left, right, groups = node.inputs
+    numbers = node.params["ragged_dot_dimension_numbers"]
+    (left_sum, right_sum), (left_batch, right_batch) = numbers.dot_dimension_numbers
+    (rows,) = numbers.lhs_ragged_dimensions
+    apart = numbers.rhs_group_dimensions
+    if rows in left_batch:
+        return unknown(node, recorder)
+    about = [left.axes[rows], *groups.axes, *[right.axes[i] for i in apart]]
+    recorder.freeze(node, about, "it is an axis of the groups of a ragged product")
+    for i, j in zip((*left_sum, *left_batch), (*right_sum, *right_batch), strict=True):
+        dims_lib.unify(left.axes[i], right.axes[j])
+    contracted = [left.axes[i] for i in left_sum]
+    for d in contracted:
+        dims_lib.mark(d, "summed")
+    gone = {*right_sum, *right_batch, *apart}
+    axes = [left.axes[i] for i in left_batch]
+    axes += [d for i, d in enumerate(left.axes) if i not in (*left_sum, *left_batch)]
+    axes += [d for i, d in enumerate(right.axes) if i not in gone]
+    if rows in left_sum:  # one product for each group
+        axes = [*frozen(node.shapes[0][:1], node), *axes]
+    total = Sum(tuple(contracted), of_products=True)
+    return Outcome([tuple(axes)], fill=zero, sum=total)
+
+
+RULES = {
+    "dot_general": dot_general,
+    "conv_general_dilated": convolution,
+    "ragged_dot_general": ragged_dot,
+}

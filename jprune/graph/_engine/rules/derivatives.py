@@ -17,6 +17,7 @@ from jax.extend import core, source_info_util
 
 from jprune._core import base
 from jprune.graph._engine import dims as dims_lib
+from jprune.graph._engine import meshes, scopes
 from jprune.graph._engine.dims import Dim
 from jprune.graph._engine.program import Node, Outcome, Program, Recorder, Value, View
 from jprune.graph._engine.rules import elementwise
@@ -29,28 +30,39 @@ _HIGHEST_ORDER = 2
 def _alone(node: Node) -> Any:
     """Returns the equation as a function of its operands, with its derivative."""
     equation = node.equation
-    invars = [a for a in equation.invars if not isinstance(a, core.Literal)]
-    distinct = list(dict.fromkeys(invars))
+    literal = [isinstance(a, core.Literal) for a in equation.invars]
+    avals = [a.aval for a in equation.invars if not isinstance(a, core.Literal)]
+    # Own variables: the same array may be closed over and be an argument, too.
+    own = jax.make_jaxpr(lambda *xs: ())(*avals).jaxpr.invars
+    each = iter(own)
+    invars = [
+        a if fixed else next(each)
+        for a, fixed in zip(equation.invars, literal, strict=True)
+    ]
     closed = node.params.get("call_jaxpr", node.params.get("fun_jaxpr"))
     names = closed.jaxpr.debug_info._replace(
-        arg_names=("",) * len(distinct), result_paths=("",) * len(equation.outvars)
+        arg_names=("",) * len(own), result_paths=("",) * len(equation.outvars)
     )
+    alone = equation.replace(invars=invars)
     jaxpr = core.Jaxpr(
-        (), distinct, equation.outvars, [equation], equation.effects, debug_info=names
+        (), own, equation.outvars, [alone], equation.effects, debug_info=names
     )
     inner = core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, ()))
-    places = [invars.index(v) for v in distinct]
-    literal = [isinstance(a, core.Literal) for a in equation.invars]
 
     def call(*operands: Any) -> Any:
         free = [x for x, fixed in zip(operands, literal, strict=True) if not fixed]
-        return tuple(inner(*(free[i] for i in places)))
+        return tuple(inner(*free))
 
     return call
 
 
-def _structs(node: Node) -> list[jax.ShapeDtypeStruct]:
-    return [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in node.inputs]
+def _structs(node: Node) -> list[Any]:
+    return [
+        a.aval
+        if scopes.varies(a.aval) or meshes.typed(a.aval)
+        else jax.ShapeDtypeStruct(v.shape, v.dtype)
+        for a, v in zip(node.equation.invars, node.inputs, strict=True)
+    ]
 
 
 def _primal(node: Node, recorder: Recorder) -> Program:
@@ -58,15 +70,67 @@ def _primal(node: Node, recorder: Recorder) -> Program:
     return recorder.instantiate(closed.jaxpr, closed.consts, node.inputs)
 
 
+def _traced(node: Node, recorder: Recorder, trace: Any) -> Any:
+    """Returns the trace of a derivative, which calls of one function share."""
+
+    def make() -> Any:
+        with meshes.around(node.equation):
+            return trace(node)
+
+    within = functools.partial(recorder.scope.enter, make)
+    return recorder.once((trace, node.equation), within)
+
+
 def _derivative(
-    node: Node, recorder: Recorder, trace: Any, given: list[Value]
+    recorder: Recorder, jaxpr: Any, constants: Sequence[Any], given: list[Value]
 ) -> Program:
-    """Records a derivative; calls of one function share its trace."""
-    closed = recorder.once((trace, node.equation), lambda: trace(node))
+    """Records the trace of a derivative."""
     recorder.order += 1
-    program = recorder.instantiate(closed.jaxpr, closed.consts, given)
+    program = recorder.instantiate(jaxpr, constants, given)
     recorder.order -= 1
     return program
+
+
+def _closed_over(closed: Any, recorder: Recorder) -> dict[int, Value] | None:
+    """Returns the values that a derivative takes from the trace of the function.
+
+    The rule of a derivative may close over arrays that the function computes.
+
+    Args:
+      closed: the closed jaxpr of the derivative.
+      recorder: knows the values of the function.
+
+    Returns:
+      Position among its constants -> value; None if a value is not known any more.
+    """
+    found: dict[int, Value] = {}
+    for i, x in enumerate(closed.consts):
+        if not isinstance(x, jax.core.Tracer) or not _has_ended(x):
+            continue
+        variable = getattr(x, "val", None)
+        values = [k[variable] for k in recorder.known if variable in k]
+        if not values:
+            return None
+        found[i] = values[0]
+    return found
+
+
+def _has_ended(tracer: Any) -> bool:
+    """Returns whether the trace that an array belongs to has ended."""
+    try:
+        jax.jit(lambda x: x)(tracer)
+    except jax.errors.UnexpectedTracerError:
+        return True
+    return False
+
+
+def _refuse(where: str, *args: Any) -> Any:
+    del args
+    raise base.PruningError(
+        f"The derivative rule of the function at {where} closes over an array that is "
+        "computed inside of the traced function, so it cannot run again. Pass the "
+        "array to the function (`jax.custom_vjp`, `jax.custom_jvp`) as an argument."
+    )
 
 
 def _entrywise(body: Program) -> bool:
@@ -155,7 +219,9 @@ def custom_jvp(node: Node, recorder: Recorder) -> Outcome:
     node.inner = [body]
     moving = _moving(node.inputs)
     record = functools.partial(_jvp, node, recorder, body, moving)
-    if _entrywise(body):  # activations, of which a network has dozens: on demand
+    later = recorder.scope is scopes.NOWHERE and _entrywise(body)
+    # On demand: activations, of which a network has dozens, and what cannot run.
+    if later or _closed_over(_traced(node, recorder, _trace_jvp), recorder) != {}:
         derived = functools.cache(functools.partial(_later, node, record))
     else:
         derived = functools.partial(_given, record())
@@ -172,7 +238,10 @@ def _jvp(
 ) -> Program:
     """Records the derivative of a function with a rule for its tangents."""
     given = _copies([*node.inputs, *_only(node.inputs, moving)])
-    found = _derivative(node, recorder, _trace_jvp, given)
+    closed = _traced(node, recorder, _trace_jvp)
+    if _closed_over(closed, recorder) != {}:
+        _refuse(source_info_util.summarize(node.equation.source_info))
+    found = _derivative(recorder, closed.jaxpr, closed.consts, given)
     same(found.outputs, _only(body.outputs, _moving(body.outputs)))
     return found
 
@@ -197,12 +266,30 @@ def _run_jvp(
     return list(call(*operands))
 
 
-def _trace_vjp(node: Node) -> Any:
+def _trace_vjp(node: Node) -> tuple[int, Any]:
+    """Returns how many of the first operands are closed over, and the derivative.
+
+    The rule of a function gives no cotangents to arrays that it closes over, and JAX
+    refuses to differentiate by them. Where it has been traced before, they look like
+    arguments, and only the refusal tells them apart.
+    """
+    known = node.params.get("num_consts", 0)
+    for closed in range(known, len(node.inputs)):
+        try:
+            return closed, _trace_pull(node, closed)
+        except Exception as error:
+            if type(error).__name__ != "CustomVJPException":  # it has no public name
+                raise
+    return len(node.inputs), _trace_pull(node, len(node.inputs))
+
+
+def _trace_pull(node: Node, closed: int) -> Any:
     structs = _structs(node)
-    call, moving = _alone(node), _moving(structs)
+    call, moving = _alone(node), _moving(structs[closed:])
 
     def pulled(primals: Any, cotangents: Any) -> Any:
-        out, pull = jax.vjp(call, *primals)
+        given = functools.partial(call, *primals[:closed])
+        out, pull = jax.vjp(given, *primals[closed:])
         return _only(pull(_tangents(cotangents, out, _moving(out))), moving)
 
     results = jax.eval_shape(call, *structs)
@@ -215,30 +302,76 @@ def custom_vjp(node: Node, recorder: Recorder) -> Outcome:
     if recorder.order == _HIGHEST_ORDER:
         return _plain(node, body)
     node.inner = [body]
-    moving = _moving(node.inputs)
-    results = _only(body.outputs, _moving(body.outputs))
-    pulled = _derivative(node, recorder, _trace_vjp, _copies([*node.inputs, *results]))
-    same(pulled.outputs, _only(node.inputs, moving))
-    go = functools.partial(_run_vjp, body, pulled, moving)
+    fixed, closed = _traced(node, recorder, _trace_vjp)
+    moving, more = _moving(node.inputs[fixed:]), _closed_over(closed, recorder)
+    if more is None:
+        more = {}
+        where = source_info_util.summarize(node.equation.source_info)
+        pull = functools.partial(_refuse, where)
+    else:
+        pull = functools.partial(run, _pulled(node, recorder, body, fixed, more))
+        node.inputs = (*more.values(), *node.inputs)  # its derivative needs these
+    go = functools.partial(_run_vjp, body, pull, moving, len(more), fixed)
     return Outcome([v.axes for v in body.outputs], run=go)
 
 
+def _pulled(
+    node: Node, recorder: Recorder, body: Program, fixed: int, more: dict[int, Value]
+) -> Program:
+    """Records the derivative; its first inputs are what it takes from the trace."""
+    _, closed = _traced(node, recorder, _trace_vjp)
+    results = _only(body.outputs, _moving(body.outputs))
+    extra = dict(zip(more, _copies(list(more.values())), strict=True))
+    constants = [extra.get(i, x) for i, x in enumerate(closed.consts)]
+    given = _copies([*node.inputs, *results])
+    found = _derivative(recorder, closed.jaxpr, constants, given)
+    operands = node.inputs[fixed:]
+    same(found.outputs, _only(operands, _moving(operands)))
+    return found._replace(inputs=[*extra.values(), *found.inputs])
+
+
 def _run_vjp(
-    body: Program, pulled: Program, moving: Sequence[bool], view: View, *operands: Any
+    body: Program,
+    pull: Callable[..., Any],
+    moving: Sequence[bool],
+    more: int,
+    fixed: int,
+    view: View,
+    *operands: Any,
 ) -> list[Any]:
+    """Runs the function so that JAX differentiates it by its rule.
+
+    Args:
+      body: the function.
+      pull: its derivative.
+      moving: which of the arguments have cotangents.
+      more: number of operands that only the derivative needs, which are first.
+      fixed: number of the next operands, which the function closes over.
+      view: the sizes.
+      *operands: arrays.
+    """
+    extra, rest = operands[:more], operands[more:]
+    constants, args = rest[:fixed], rest[fixed:]
+
     @jax.custom_vjp
-    def call(*xs: Any) -> Any:
-        return tuple(run(body, view, *xs))
+    def call(extra: Any, *xs: Any) -> Any:
+        del extra
+        return tuple(run(body, view, *constants, *xs))
 
-    def forward(*xs: Any) -> Any:
-        return call(*xs), xs  # the residuals: the rule's forward pass is recomputed
+    def forward(extra: Any, *xs: Any) -> Any:
+        # The residuals: the rule's forward pass is recomputed.
+        return call(extra, *xs), (extra, constants, xs)
 
-    def backward(xs: Any, cotangents: Any) -> Any:
+    def backward(residuals: Any, cotangents: Any) -> Any:
+        extra, constants, xs = residuals
         given = [c for c in cotangents if c.dtype != jax.dtypes.float0]
-        return _tangents(run(pulled, view, *xs, *given), xs, moving)
+        found = pull(view, *extra, *constants, *xs, *given)
+        still = [jax.numpy.zeros_like(x) for x in _only(extra, _moving(extra))]
+        none = _tangents(still, extra, _moving(extra))
+        return none, *_tangents(found, xs, moving)
 
     call.defvjp(forward, backward)
-    return list(call(*operands))
+    return list(call(tuple(extra), *args))
 
 
 RULES = {

@@ -101,6 +101,31 @@ def _sum(node: Node, recorder: Recorder, over: Axes) -> tuple[Any, Sum]:
     return None, Sum(over)
 
 
+def _far_below(dtype: Any) -> Any:
+    """Returns the least finite number: its exponential is 0, and has a gradient."""
+    return jnp.finfo(dtype).min
+
+
+_CUMULATIVE = {
+    "cumsum": zero,
+    "cumprod": _one,
+    "cummax": _least,
+    "cummin": _greatest,
+    "cumlogsumexp": _far_below,
+}
+"""Cumulative reduction -> `dtype -> number` that it ignores."""
+
+
+def cumulative(node: Node, recorder: Recorder) -> Outcome:
+    """Reduces the entries up to each one, over those that are kept."""
+    axes = node.inputs[0].axes
+    axis = node.params["axis"] % len(axes)
+    if node.name != "cumsum":
+        what = f"{node.name} is over the entries that are left"
+        recorder.note("over what is left", node, what, axes[axis : axis + 1])
+    return Outcome([axes], fill=_CUMULATIVE[node.name], along=frozenset({axis}))
+
+
 def along(name: str) -> Any:
     """Returns the rule of a primitive that acts along the axes in a parameter.
 
@@ -183,9 +208,7 @@ def window(node: Node, recorder: Recorder) -> Outcome:
 RULES = {
     **dict.fromkeys(FILLS, reduction),
     **dict.fromkeys(("argmax", "argmin"), argument),
-    **dict.fromkeys(
-        ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), along("axis")
-    ),
+    **dict.fromkeys(_CUMULATIVE, cumulative),
     "rev": along("dimensions"),
     "sort": along("dimension"),
     "top_k": top_k,

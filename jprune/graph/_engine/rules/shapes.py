@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jprune.graph._engine import dims as dims_lib
-from jprune.graph._engine import lines
+from jprune.graph._engine import lines, meshes
 from jprune.graph._engine.dims import Dim
 from jprune.graph._engine.program import Axes, Node, Outcome, Recorder, Value, View
 from jprune.graph._engine.rules.elementwise import joined
@@ -227,9 +227,11 @@ def iota(node: Node, recorder: Recorder) -> Outcome:
         left = view.indices(axes[axis])
         shape = sizes(view, axes)
         if left is None:
-            return [lax.broadcasted_iota(dtype, shape, axis)]
+            where = meshes.fitted(node.params.get("sharding"), shape)
+            return [lax.broadcasted_iota(dtype, shape, axis, out_sharding=where)]
         numbers = jnp.asarray(left).astype(dtype)
-        return [lax.broadcast_in_dim(numbers, shape, (axis,))]
+        where = meshes.fitted(node.params.get("sharding"), shape)
+        return [lax.broadcast_in_dim(numbers, shape, (axis,), out_sharding=where)]
 
     return Outcome([axes], run=run)
 
