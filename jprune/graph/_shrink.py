@@ -17,6 +17,7 @@ from jprune.graph._engine.program import View
 from jprune.graph._engine.running import run
 from jprune.graph._groups import check_known
 from jprune.graph._plan import Keep, Plan
+from jprune.graph._state import write
 from jprune.graph._trace import Graph, is_weak, retrace
 
 
@@ -183,9 +184,15 @@ def small_view(graph: Graph, masks: Mapping[str, np.ndarray]) -> View:
 
 
 def call(graph: Graph, view: View, params: Any, inputs: tuple[Any, ...]) -> Any:
-    """Returns the results of a recorded function at the sizes of a view."""
+    """Returns the results of a recorded function at the sizes of a view.
+
+    State that the function changes in place is written into params and inputs.
+    """
     args = [jnp.asarray(x) for x in jax.tree.leaves((params, inputs))]
-    return jax.tree.unflatten(graph.structure, run(graph.program, view, *args))
+    outputs = run(graph.program, view, *args)
+    count = len(outputs) - len(graph.state)
+    write((params, *inputs), graph.state, outputs[count:])
+    return jax.tree.unflatten(graph.structure, outputs[:count])
 
 
 def check_params(params: base.Params, expected: base.Params, what: str) -> None:

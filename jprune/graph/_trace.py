@@ -13,6 +13,7 @@ from jprune.graph._engine.dims import Dim
 from jprune.graph._engine.program import Note, Options, Program, Recorder, Value
 from jprune.graph._engine.rules import RULES
 from jprune.graph._groups import Group, find_groups
+from jprune.graph._state import jaxpr_of
 
 DEFAULT = Options()
 
@@ -32,6 +33,8 @@ class Graph(NamedTuple):
       options: how constants that were computed from a size are treated.
       shrinking: predicate of the results that may shrink, or None.
       rules: the caller's rules for further primitives.
+      state: numbers of the leaves of `(params, *inputs)` that the function changes in
+        place. Their new values are the program's last outputs.
     """
 
     groups: dict[str, Group]
@@ -45,6 +48,7 @@ class Graph(NamedTuple):
     options: Options
     shrinking: base.Predicate | None
     rules: dict[str, Callable[..., Any]]
+    state: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.groups.values()))
@@ -63,6 +67,12 @@ def trace(
     Nothing is computed, so abstract arrays suffice. Axes of the inputs and of the
     results are never pruned. A primitive without a rule is not an error: the axes of
     its operands are frozen, and a note names the primitive and the line of your code.
+
+    State that the function changes in place, such as the running statistics and the
+    counters of a Flax NNX module, is recorded with it: the functions of `shrink`,
+    `without_entries` and `without_branches` write it into the module that they are
+    given, and it shrinks with the weights. Under `jit` or `grad`, that is the module
+    inside, as for the original: use `nnx.jit` and `nnx.grad`, or return the state.
 
     Python's garbage collector is left alone. Its first full collection takes a tenth of
     a second, as it looks at all that JAX's imports made; `gc.freeze()` after the
@@ -85,7 +95,8 @@ def trace(
 
     Raises:
       PruningError: if two leaves of params have the same path, or if an option is
-        neither "rescale" nor "keep".
+        neither "rescale" nor "keep"; or if the function changes its arguments in place
+        in a way that cannot be written back, such as adding an attribute.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -103,10 +114,11 @@ def trace(
             )
     structs = jax.tree.map(_struct, params)
     shapes = jax.tree.map(_struct, inputs)
-    closed, results = jax.make_jaxpr(fn, return_shape=True)(structs, *shapes)
+    closed, results, state = jaxpr_of(fn, structs, shapes, (params, *inputs))
     recorder = Recorder(RULES | (rules or {}), options)
     program, axes = recorded(recorder, closed, structs, shapes)
     _protect(program, results, shrinking)
+    _couple(program, state)
     return Graph(
         groups=find_groups(axes),
         notes=tuple(recorder.notes),
@@ -119,6 +131,7 @@ def trace(
         options=options,
         shrinking=shrinking,
         rules=dict(rules or {}),
+        state=state,
     )
 
 
@@ -157,12 +170,20 @@ def _protect(program: Program, results: Any, shrinking: base.Predicate | None) -
         _paths_of_results(results),
         program.outputs,
         jax.tree.leaves(results),
-        strict=True,
+        strict=False,  # new state follows the results
     )
     for name, value, struct in each:
         if shrinking is None or not shrinking(name, struct):
             for d in value.axes:
                 dims_lib.freeze(d, f"it is an axis of the result {name!r}")
+
+
+def _couple(program: Program, state: Sequence[int]) -> None:
+    """Relates new state to the leaves that it replaces, which have its shape."""
+    new = program.outputs[len(program.outputs) - len(state) :]
+    for i, value in zip(state, new, strict=True):
+        for d, e in zip(program.inputs[i].axes, value.axes, strict=True):
+            dims_lib.unify(d, e)
 
 
 def retrace(graph: Graph, params: Any, inputs: tuple[Any, ...]) -> Graph:
@@ -198,7 +219,8 @@ def explain(graph: Graph, most: int | None = 6) -> str:
       - "frozen": axes of params that cannot shrink, `path[axes]`;
       - "rescaled" and "kept": groups whose size a constant was computed from, such as
         the divisor of a mean. It follows the size, or does not; see `Options`;
-      - "over what is left": groups that a maximum or the like is over.
+      - "over what is left": groups that a maximum or the like is over;
+      - "changed in place": state that lies in the objects that the function is given.
 
     Example:
       >>> import jax.numpy as jnp
@@ -226,6 +248,10 @@ def explain(graph: Graph, most: int | None = 6) -> str:
         if note.kind != "frozen" and (names := _live_groups(graph, note)):
             known = reasons.setdefault(str(note), [])
             known += [name for name in names if name not in known]
+    if graph.state:
+        names = [*graph.axes, *(f"input {p}" for p in tree.leaf_paths(graph.inputs))]
+        why = "changed in place by each call, by the small function as well"
+        reasons[why] = [names[i] for i in graph.state]
     return "\n".join(f"{why}\n    {_some(each, most)}" for why, each in reasons.items())
 
 

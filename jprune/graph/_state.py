@@ -1,0 +1,182 @@
+"""State that a function changes in place, inside the objects that it is given.
+
+A module of Flax NNX holds its running statistics, its counters of random numbers and
+its caches, and changes them as it is called. While a function is traced, such a change
+shows: another tracer lies where the argument's own one was. The new values then become
+results of the recorded program, and every run writes them into the caller's object.
+
+What a function does to a dict or a list that it is given is its own matter, as under
+`jax.jit`, which hands it a copy.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import tree_util
+
+from jprune._core import base
+from jprune.tree import leaf_path
+
+_MEND = (
+    "Return the new state beside the outputs instead. For a module of Flax NNX: "
+    "graphdef, state = nnx.split(module), then trace `def fn(state, x): module = "
+    "nnx.merge(graphdef, state); return module(x), nnx.state(module)`, with "
+    "shrinking=... for the new state."
+)
+
+
+class Place(NamedTuple):
+    """Where a leaf lies: under a key of an object, which may replace it.
+
+    Attributes:
+      keys: keys from the root.
+      owner: the object that holds the leaf.
+      leaf: the leaf.
+    """
+
+    keys: tuple[Any, ...]
+    owner: Any
+    leaf: Any
+
+    @property
+    def path(self) -> str:
+        """Path within its argument."""
+        return leaf_path(self.keys[1:])
+
+
+def jaxpr_of(
+    fn: Callable[..., Any], params: Any, inputs: Sequence[Any], given: Any
+) -> tuple[Any, Any, tuple[int, ...]]:
+    """Traces a function together with the state that it changes in place.
+
+    Args:
+      fn: `(params, *inputs) -> results`.
+      params: shapes of the params.
+      inputs: shapes of the inputs.
+      given: `(params, *inputs)` as the caller gave them.
+
+    Returns:
+      The closed jaxpr, whose outputs are those of the function and then the new state;
+      the shapes of the results; and the numbers of the leaves of `(params, *inputs)`
+      that the new state replaces.
+
+    Raises:
+      PruningError: if a change could not be written back; says what to write instead.
+    """
+    found: list[int] = []
+
+    def with_state(*args: Any) -> Any:
+        before = list(places(args))
+        structure = jax.tree.structure(args)
+        results = fn(*args)
+        changed = _changed(before, structure, args)
+        found[:] = changed
+        return results, list(changed.values())
+
+    closed, (results, new) = jax.make_jaxpr(with_state, return_shape=True)(
+        params, *inputs
+    )
+    if found:
+        known = list(places(given))
+        for i, struct in zip(found, new, strict=True):
+            _check(known, i, struct)
+    return closed, results, tuple(found)
+
+
+def places(tree: Any, keys: tuple[Any, ...] = ()) -> Iterator[Place]:
+    """Returns the places of the leaves of a tree, in the order of its leaves."""
+    level, _ = tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is not tree)
+    for (key,), child in level:
+        inner = (*keys, key)
+        structure = jax.tree.structure(child)
+        if structure.num_nodes == structure.num_leaves == 1:
+            yield Place(inner, tree, child)
+        else:
+            yield from places(child, inner)
+
+
+def write(args: Any, state: Sequence[int], values: Sequence[Any]) -> None:
+    """Writes new state into the objects that hold it.
+
+    Args:
+      args: `(params, *inputs)`, with the structure of the traced ones.
+      state: numbers of the leaves that change.
+      values: their new values.
+    """
+    if not state:
+        return
+    known = list(places(args))
+    for i, value in zip(state, values, strict=True):
+        _set(known[i].owner, known[i].keys[-1].name, value)
+
+
+def _changed(before: list[Place], structure: Any, args: Any) -> dict[int, Any]:
+    """Returns the leaves that are others after the call, by their number before."""
+    after = list(places(args))
+    numbers = {x.keys: i for i, x in enumerate(before)}
+    added = [x.path for x in after if x.keys not in numbers and not _is_plain(x)]
+    if added:
+        raise base.PruningError(
+            f"The function adds {', '.join(added)} to its argument in place, which a "
+            f"recorded function cannot do. {_MEND}"
+        )
+    same = len(after) == len(before) and all(x.keys in numbers for x in after)
+    if same and jax.tree.structure(args) != structure:
+        raise base.PruningError(
+            "The function changes in place what its argument holds beside arrays, such "
+            "as an attribute that is a number or a flag. A recorded function cannot do "
+            "that: make it an array."
+        )
+    return {
+        numbers[x.keys]: x.leaf
+        for x in after
+        if x.keys in numbers
+        and not _is_plain(x)
+        and x.leaf is not before[numbers[x.keys]].leaf
+    }
+
+
+def _is_plain(place: Place) -> bool:
+    """Whether a leaf lies in a dict or a list, which a function may use as its own."""
+    return type(place.owner) in (dict, list)
+
+
+def _check(known: list[Place], number: int, struct: Any) -> None:
+    """Checks that new state can be written back."""
+    place = known[number]
+    if not isinstance(place.keys[-1], tree_util.GetAttrKey):
+        raise base.PruningError(
+            f"The function changes {place.path} of its argument in place, where "
+            f"jprune cannot write it back: {type(place.owner).__name__} does not name "
+            f"its leaves as attributes. {_MEND}"
+        )
+    if np.shape(place.leaf) != struct.shape:
+        raise base.PruningError(
+            f"The function changes the shape of {place.path} in place from "
+            f"{np.shape(place.leaf)} to {struct.shape}. {_MEND}"
+        )
+    shared = [
+        x.path
+        for x in known
+        if x.owner is place.owner and x.keys[-1] == place.keys[-1] and x is not place
+    ]
+    if shared:
+        raise base.PruningError(
+            f"The function changes {place.path} in place, and {', '.join(shared)} is "
+            f"the same object, which a tree of arrays holds twice. {_MEND}"
+        )
+
+
+def _set(owner: Any, name: str, value: Any) -> None:
+    """Replaces the leaf that an object holds under a name.
+
+    A box of one array, such as a Variable of Flax, has a method for it. The raw one
+    spares hooks, which ran when the function was traced.
+    """
+    for method in ("set_raw_value", "set_value"):
+        if name == "value" and hasattr(type(owner), method):
+            getattr(owner, method)(value)
+            return
+    setattr(owner, name, value)
