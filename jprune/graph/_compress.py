@@ -50,9 +50,9 @@ def group_l2(graph: Graph, params: base.Params) -> dict[str, jax.Array]:
         I_k = mean over members of (sum of w^2 over the member's slice k)
 
     divided by its mean over the group, so that all groups can compete. These are
-    `group_scores(graph, params, each=np.square)` without running statistics: leaves of
-    a collection `batch_stats`, and vectors called `mean`, `var`, `running_mean` or
-    `running_var`.
+    `group_scores(graph, params, each=np.square)` without state: what the function
+    changes in place, leaves of a collection `batch_stats`, and vectors called `mean`,
+    `var`, `running_mean` or `running_var`.
 
     Args:
       graph: the recorded function.
@@ -78,7 +78,10 @@ def group_l2(graph: Graph, params: base.Params) -> dict[str, jax.Array]:
       Fang et al., DepGraph: Towards Any Structural Pruning, 2023, arXiv:2301.12900,
       section 3.3; see `jprune.recipes.group_magnitude`.
     """
-    return group_scores(graph, params, each=np.square, where=_is_learned)
+    paths = list(graph.axes)
+    state = {paths[i] for i in graph.state if i < len(paths)}
+    where = lambda path, x: _is_learned(path, x) and path not in state  # noqa: E731
+    return group_scores(graph, params, each=np.square, where=where)
 
 
 def _is_learned(path: str, leaf: Any, /) -> bool:
