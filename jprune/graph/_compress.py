@@ -139,12 +139,13 @@ def compress(
     score: Callable[[Graph, base.Params], Any] = group_l2,
     multiple_of: int = 8,
     exclude: str | Sequence[str] = (),
+    shrinking: base.Predicate | None = None,
 ) -> Compressed:
     """Removes a fraction of a function's cost, in one call.
 
     It is the composition of five steps; write them out to change one of them:
 
-        graph = jg.trace(fn, params, *inputs)
+        graph = jg.trace(fn, params, *inputs, shrinking=shrinking)
         scores = jg.group_l2(graph, params)
         keep = jg.choose(graph, scores, remove, cost=jg.multiply_adds,
                          multiple_of=multiple, where=jg.whole_heads(graph))
@@ -157,9 +158,7 @@ def compress(
     after.
 
     Args:
-      fn: `(params, *inputs) -> results`, a pure function of any framework. If results
-        shrink with the params, as new batch statistics do, write the steps out, with
-        `trace(..., shrinking=...)`.
+      fn: `(params, *inputs) -> results`, a pure function of any framework.
       params: pytree of arrays.
       *inputs: pytrees of arrays or `jax.ShapeDtypeStruct`s; their shapes count.
       remove: fraction of the cost to remove, in [0, 1).
@@ -172,6 +171,8 @@ def compress(
       exclude: regular expressions that match whole paths of leaves, one or several. A
         group with such a leaf stays whole: with a leaf that writes to a residual
         stream, so does the stream.
+      shrinking: predicate of the leaves of the results that may shrink, such as new
+        batch statistics that are returned; None for no leaf.
 
     Returns:
       A `Compressed`: the small function, its params, the plan, the kept entries of
@@ -204,7 +205,7 @@ def compress(
     """
     if not 0 <= remove < 1:
         raise base.PruningError(f"remove must be in [0, 1); got {remove}.")
-    graph = trace(fn, params, *inputs)
+    graph = trace(fn, params, *inputs, shrinking=shrinking)
     whole, excluded = whole_heads(graph), _excluded(graph, exclude)
     keep = choose(
         graph,

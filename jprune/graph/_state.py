@@ -68,8 +68,7 @@ def jaxpr_of(
     found: list[int] = []
 
     def with_state(*args: Any) -> Any:
-        before = list(places(args))
-        structure = jax.tree.structure(args)
+        before, structure = tree_util.tree_flatten_with_path(args)
         results = fn(*args)
         changed = _changed(before, structure, args)
         found[:] = changed
@@ -85,16 +84,36 @@ def jaxpr_of(
     return closed, results, tuple(found)
 
 
-def places(tree: Any, keys: tuple[Any, ...] = ()) -> Iterator[Place]:
-    """Returns the places of the leaves of a tree, in the order of its leaves."""
-    level, _ = tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is not tree)
-    for (key,), child in level:
-        inner = (*keys, key)
-        structure = jax.tree.structure(child)
-        if structure.num_nodes == structure.num_leaves == 1:
-            yield Place(inner, tree, child)
-        else:
-            yield from places(child, inner)
+def places(tree: Any, keys: tuple[Any, ...] = (), owner: Any = None) -> Iterator[Place]:
+    """Returns the places of the leaves of a tree, in the order of its leaves.
+
+    Args:
+      tree: any pytree.
+      keys: keys that lead to it.
+      owner: the object that it lies in.
+    """
+    level = _children(tree)
+    if level is None:
+        yield Place(keys, owner, tree)
+        return
+    for below, child in level:
+        yield from places(child, (*keys, *below), tree)
+
+
+def _children(node: Any) -> Sequence[tuple[Any, Any]] | None:
+    """Returns the keys and the children of a node of a tree, None if it is a leaf.
+
+    A node that has none any more has no children: Equinox's State, once a new one was
+    made of it, raises a ValueError.
+    """
+    try:
+        level, structure = tree_util.tree_flatten_with_path(
+            node, is_leaf=lambda x: x is not node
+        )
+    except ValueError:
+        return []
+    is_leaf = structure.num_nodes == structure.num_leaves == 1
+    return None if is_leaf else level
 
 
 def write(args: Any, state: Sequence[int], values: Sequence[Any]) -> None:
@@ -112,30 +131,27 @@ def write(args: Any, state: Sequence[int], values: Sequence[Any]) -> None:
         _set(known[i].owner, known[i].keys[-1].name, value)
 
 
-def _changed(before: list[Place], structure: Any, args: Any) -> dict[int, Any]:
+def _changed(
+    before: Sequence[tuple[Any, Any]], structure: Any, args: Any
+) -> dict[int, Any]:
     """Returns the leaves that are others after the call, by their number before."""
-    after = list(places(args))
-    numbers = {x.keys: i for i, x in enumerate(before)}
-    added = [x.path for x in after if x.keys not in numbers and not _is_plain(x)]
+    known = {keys: (i, leaf) for i, (keys, leaf) in enumerate(before)}
+    after = {x.keys: x for x in places(args)}
+    inside = [x for x in after.values() if not _is_plain(x)]
+    added = [x.path for x in inside if x.keys not in known]
     if added:
         raise base.PruningError(
             f"The function adds {', '.join(added)} to its argument in place, which a "
             f"recorded function cannot do. {_MEND}"
         )
-    same = len(after) == len(before) and all(x.keys in numbers for x in after)
-    if same and jax.tree.structure(args) != structure:
+    if after.keys() == known.keys() and jax.tree.structure(args) != structure:
         raise base.PruningError(
             "The function changes in place what its argument holds beside arrays, such "
             "as an attribute that is a number or a flag. A recorded function cannot do "
             "that: make it an array."
         )
-    return {
-        numbers[x.keys]: x.leaf
-        for x in after
-        if x.keys in numbers
-        and not _is_plain(x)
-        and x.leaf is not before[numbers[x.keys]].leaf
-    }
+    each = [(*known[x.keys], x.leaf) for x in inside if x.keys in known]
+    return {i: new for i, old, new in each if new is not old}
 
 
 def _is_plain(place: Place) -> bool:

@@ -117,7 +117,7 @@ def trace(
     closed, results, state = jaxpr_of(fn, structs, shapes, (params, *inputs))
     recorder = Recorder(RULES | (rules or {}), options)
     program, axes = recorded(recorder, closed, structs, shapes)
-    _protect(program, results, shrinking)
+    _protect(program, results, shrinking, list(axes))
     _couple(program, state)
     return Graph(
         groups=find_groups(axes),
@@ -164,7 +164,12 @@ def recorded(
     return program, {p: v.axes for p, v in zip(paths, of_params, strict=True)}
 
 
-def _protect(program: Program, results: Any, shrinking: base.Predicate | None) -> None:
+def _protect(
+    program: Program,
+    results: Any,
+    shrinking: base.Predicate | None,
+    paths: Sequence[str],
+) -> None:
     """Freezes the axes of the results, except for those that may shrink."""
     each = zip(
         _paths_of_results(results),
@@ -174,8 +179,11 @@ def _protect(program: Program, results: Any, shrinking: base.Predicate | None) -
     )
     for name, value, struct in each:
         if shrinking is None or not shrinking(name, struct):
+            state = [p for p in paths if f"/{name}".endswith(f"/{p}")]
+            mend = "; shrinking= of jg.trace says which results may shrink"
             for d in value.axes:
-                dims_lib.freeze(d, f"it is an axis of the result {name!r}")
+                why = f"it is an axis of the result {name!r}"
+                dims_lib.freeze(d, why + mend if state else why)
 
 
 def _couple(program: Program, state: Sequence[int]) -> None:
