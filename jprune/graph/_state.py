@@ -92,7 +92,7 @@ def places(tree: Any, keys: tuple[Any, ...] = (), owner: Any = None) -> Iterator
       keys: keys that lead to it.
       owner: the object that it lies in.
     """
-    level = _children(tree)
+    level = children(tree)
     if level is None:
         yield Place(keys, owner, tree)
         return
@@ -100,7 +100,7 @@ def places(tree: Any, keys: tuple[Any, ...] = (), owner: Any = None) -> Iterator
         yield from places(child, (*keys, *below), tree)
 
 
-def _children(node: Any) -> Sequence[tuple[Any, Any]] | None:
+def children(node: Any) -> Sequence[tuple[Any, Any]] | None:
     """Returns the keys and the children of a node of a tree, None if it is a leaf.
 
     A node that has none any more has no children: Equinox's State, once a new one was
