@@ -187,6 +187,12 @@ def call(graph: Graph, view: View, params: Any, inputs: tuple[Any, ...]) -> Any:
     """Returns the results of a recorded function at the sizes of a view.
 
     State that the function changes in place is written into params and inputs.
+
+    Args:
+      graph: the recorded function.
+      view: the sizes.
+      params: arrays, at these sizes.
+      inputs: its further arguments.
     """
     args = [jnp.asarray(x) for x in jax.tree.leaves((params, inputs))]
     outputs = run(graph.program, view, *args)

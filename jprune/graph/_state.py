@@ -105,6 +105,9 @@ def children(node: Any) -> Sequence[tuple[Any, Any]] | None:
 
     A node that has none any more has no children: Equinox's State, once a new one was
     made of it, raises a ValueError.
+
+    Args:
+      node: a pytree.
     """
     try:
         level, structure = tree_util.tree_flatten_with_path(
