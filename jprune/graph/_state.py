@@ -46,42 +46,52 @@ class Place(NamedTuple):
         return leaf_path(self.keys[1:])
 
 
-def jaxpr_of(
-    fn: Callable[..., Any], params: Any, inputs: Sequence[Any], given: Any
-) -> tuple[Any, Any, tuple[int, ...]]:
-    """Traces a function together with the state that it changes in place.
+def watched(
+    fn: Callable[..., Any],
+) -> tuple[Callable[..., tuple[Any, list[Any]]], list[int]]:
+    """Returns a function that also returns what it changes in place.
 
     Args:
       fn: `(params, *inputs) -> results`.
-      params: shapes of the params.
-      inputs: shapes of the inputs.
-      given: `(params, *inputs)` as the caller gave them.
 
     Returns:
-      The closed jaxpr, whose outputs are those of the function and then the new state;
-      the shapes of the results; and the numbers of the leaves of `(params, *inputs)`
-      that the new state replaces.
+      `(params, *inputs) -> (results, new state)`, and a list that tracing it fills: the
+      numbers of the leaves of `(params, *inputs)` that the new state replaces.
 
     Raises:
-      PruningError: if a change could not be written back; says what to write instead.
+      PruningError: when the function is traced, if it changes the structure of its
+        arguments in place; says what to write instead.
     """
     found: list[int] = []
 
-    def with_state(*args: Any) -> Any:
+    def with_state(*args: Any) -> tuple[Any, list[Any]]:
         before, structure = tree_util.tree_flatten_with_path(args)
         results = fn(*args)
         changed = _changed(before, structure, args)
         found[:] = changed
         return results, list(changed.values())
 
-    closed, (results, new) = jax.make_jaxpr(with_state, return_shape=True)(
-        params, *inputs
-    )
-    if found:
-        known = list(places(given))
-        for i, struct in zip(found, new, strict=True):
-            _check(known, i, struct)
-    return closed, results, tuple(found)
+    return with_state, found
+
+
+def check(given: Any, state: Sequence[int], new: Sequence[Any]) -> tuple[int, ...]:
+    """Checks that new state can be written back.
+
+    Args:
+      given: `(params, *inputs)` as the caller gave them.
+      state: numbers of the leaves that change.
+      new: shapes of the new state.
+
+    Returns:
+      The numbers.
+
+    Raises:
+      PruningError: if it cannot be written back; says what to write instead.
+    """
+    known = list(places(given)) if state else []
+    for i, struct in zip(state, new, strict=True):
+        _check(known, i, struct)
+    return tuple(state)
 
 
 def places(tree: Any, keys: tuple[Any, ...] = (), owner: Any = None) -> Iterator[Place]:

@@ -13,7 +13,7 @@ from jprune.graph._engine.dims import Dim
 from jprune.graph._engine.program import Note, Options, Program, Recorder, Value
 from jprune.graph._engine.rules import RULES
 from jprune.graph._groups import Group, find_groups
-from jprune.graph._state import jaxpr_of
+from jprune.graph._state import check, watched
 
 DEFAULT = Options()
 
@@ -114,7 +114,11 @@ def trace(
             )
     structs = jax.tree.map(_struct, params)
     shapes = jax.tree.map(_struct, inputs)
-    closed, results, state = jaxpr_of(fn, structs, shapes, (params, *inputs))
+    whole_fn, changed = watched(fn)
+    closed, (results, new) = jax.make_jaxpr(whole_fn, return_shape=True)(
+        structs, *shapes
+    )
+    state = check((params, *inputs), changed, new)
     recorder = Recorder(RULES | (rules or {}), options)
     program, axes = recorded(recorder, closed, structs, shapes)
     _protect(program, results, shrinking, list(axes))
