@@ -54,6 +54,7 @@ Smaller arrays:
 
     shrink                    the same function on smaller arrays
     without_entries           the full-size function, as if entries were removed
+    rebuild                   a module of the same class, with the small arrays
     make_plan                 a choice as plain data (types `Keep` -> `Plan`)
     slice_tree, expand        cuts a tree, such as an optimizer state; and back
     compose, dumps, loads     one plan after another; plans as JSON
@@ -135,6 +136,7 @@ from jprune.graph._plan import compose as compose
 from jprune.graph._plan import dumps as dumps
 from jprune.graph._plan import loads as loads
 from jprune.graph._plan import make_plan as make_plan
+from jprune.graph._rebuild import rebuild as rebuild
 from jprune.graph._regularize import GrowingState as GrowingState
 from jprune.graph._regularize import add_group_decay as add_group_decay
 from jprune.graph._regularize import add_growing_decay as add_growing_decay

@@ -50,9 +50,9 @@ def group_l2(graph: Graph, params: base.Params) -> dict[str, jax.Array]:
         I_k = mean over members of (sum of w^2 over the member's slice k)
 
     divided by its mean over the group, so that all groups can compete. These are
-    `group_scores(graph, params, each=np.square)` without running statistics: leaves of
-    a collection `batch_stats`, and vectors called `mean`, `var`, `running_mean` or
-    `running_var`.
+    `group_scores(graph, params, each=np.square)` without state: what the function
+    changes in place, leaves of a collection `batch_stats`, and vectors called `mean`,
+    `var`, `running_mean` or `running_var`.
 
     Args:
       graph: the recorded function.
@@ -78,7 +78,10 @@ def group_l2(graph: Graph, params: base.Params) -> dict[str, jax.Array]:
       Fang et al., DepGraph: Towards Any Structural Pruning, 2023, arXiv:2301.12900,
       section 3.3; see `jprune.recipes.group_magnitude`.
     """
-    return group_scores(graph, params, each=np.square, where=_is_learned)
+    paths = list(graph.axes)
+    state = {paths[i] for i in graph.state if i < len(paths)}
+    where = lambda path, x: _is_learned(path, x) and path not in state  # noqa: E731
+    return group_scores(graph, params, each=np.square, where=where)
 
 
 def _is_learned(path: str, leaf: Any, /) -> bool:
@@ -137,12 +140,13 @@ def compress(
     score: Callable[[Graph, base.Params], Any] = group_l2,
     multiple_of: int = 8,
     exclude: str | Sequence[str] = (),
+    shrinking: base.Predicate | None = None,
 ) -> Compressed:
     """Removes a fraction of a function's cost, in one call.
 
     It is the composition of five steps; write them out to change one of them:
 
-        graph = jg.trace(fn, params, *inputs)
+        graph = jg.trace(fn, params, *inputs, shrinking=shrinking)
         scores = jg.group_l2(graph, params)
         keep = jg.choose(graph, scores, remove, cost=jg.multiply_adds,
                          multiple_of=multiple, where=jg.whole_heads(graph))
@@ -155,9 +159,7 @@ def compress(
     after.
 
     Args:
-      fn: `(params, *inputs) -> results`, a pure function of any framework. If results
-        shrink with the params, as new batch statistics do, write the steps out, with
-        `trace(..., shrinking=...)`.
+      fn: `(params, *inputs) -> results`, a pure function of any framework.
       params: pytree of arrays.
       *inputs: pytrees of arrays or `jax.ShapeDtypeStruct`s; their shapes count.
       remove: fraction of the cost to remove, in [0, 1).
@@ -170,6 +172,8 @@ def compress(
       exclude: regular expressions that match whole paths of leaves, one or several. A
         group with such a leaf stays whole: with a leaf that writes to a residual
         stream, so does the stream.
+      shrinking: predicate of the leaves of the results that may shrink, such as new
+        batch statistics that are returned; None for no leaf.
 
     Returns:
       A `Compressed`: the small function, its params, the plan, the kept entries of
@@ -202,7 +206,7 @@ def compress(
     """
     if not 0 <= remove < 1:
         raise base.PruningError(f"remove must be in [0, 1); got {remove}.")
-    graph = trace(fn, params, *inputs)
+    graph = trace(fn, params, *inputs, shrinking=shrinking)
     scores = score(graph, params)
     keep = choose_widths(graph, scores, remove, cost, multiple_of, exclude)
     plan = make_plan(graph, keep)

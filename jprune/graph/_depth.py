@@ -7,7 +7,7 @@ group, of kind "layer".
 """
 
 import posixpath
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -63,7 +63,8 @@ def branches(graph: Graph) -> dict[str, Branch]:
     program = graph.program
     before = ancestors(program)
     maker = {v: i for i, n in enumerate(program.nodes) for v in n.outputs}
-    users = _users(program)
+    needed = set(map(id, _needed(program.nodes, _results(graph))))
+    users = _users({i: n for i, n in enumerate(program.nodes) if id(n) in needed})
     found: dict[str, Branch] = {}
     for i, node in enumerate(program.nodes):
         if node.name not in ("add", "add_any") or len(node.inputs) != 2:
@@ -168,8 +169,34 @@ def _rewired(graph: Graph, names: Iterable[str]) -> Graph:
             )
         branch = known[name]
         nodes[branch.node] = _passing(nodes[branch.node], branch.stream)
-    program = graph.program._replace(nodes=_needed(nodes, graph.program.outputs))
-    return graph._replace(program=program)
+    return _without_lost_state(graph, nodes)
+
+
+def _results(graph: Graph) -> Sequence[Value]:
+    """Returns the outputs of the program that are no new state."""
+    return graph.program.outputs[: len(graph.program.outputs) - len(graph.state)]
+
+
+def _without_lost_state(graph: Graph, nodes: list[Node]) -> Graph:
+    """Returns the graph with other equations, which compute no state of what is gone.
+
+    A removed branch still shows in the running statistics inside of it: state that is
+    computed from equations that the results no longer need is given up.
+    """
+    results = _results(graph)
+    left = set(map(id, _needed(nodes, results)))
+    before = _needed(graph.program.nodes, results)
+    lost = {v for n in before if id(n) not in left for v in n.outputs}
+    kept = {v for n in nodes if id(n) in left for v in n.outputs}
+    lost -= kept  # a rewired addition is another node with the same results
+    for node in nodes:
+        if any(v in lost for v in node.inputs):
+            lost.update(v for v in node.outputs if v not in kept)
+    each = zip(graph.state, graph.program.outputs[len(results) :], strict=True)
+    state = [(i, v) for i, v in each if v not in lost]
+    outputs = [*results, *(v for _, v in state)]
+    program = graph.program._replace(nodes=_needed(nodes, outputs), outputs=outputs)
+    return graph._replace(program=program, state=tuple(i for i, _ in state))
 
 
 def _passing(node: Node, stream: int) -> Node:
@@ -228,9 +255,9 @@ def ancestors(program: Program) -> dict[Value, set[Value]]:
     return found
 
 
-def _users(program: Program) -> dict[Value, list[int]]:
+def _users(nodes: Mapping[int, Node]) -> dict[Value, list[int]]:
     found: dict[Value, list[int]] = {}
-    for i, node in enumerate(program.nodes):
+    for i, node in nodes.items():
         for value in node.inputs:
             found.setdefault(value, []).append(i)
     return found
@@ -247,7 +274,7 @@ def _own_leaves(
     """Returns the paths of the leaves that only the added value is computed from."""
     nodes = graph.program.nodes
     inside: set[int] = set()  # equations whose results only the addition uses
-    outputs = set(graph.program.outputs)
+    outputs = set(_results(graph))
     waiting = [added]
     while waiting:
         value = waiting.pop()

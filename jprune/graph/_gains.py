@@ -130,7 +130,7 @@ def values(graph: Graph, wanted: Any) -> Callable[..., Any]:
     leaves: list[Value]
     leaves, structure = jax.tree.flatten(wanted)
     program = graph.program._replace(outputs=leaves)
-    other = graph._replace(program=program, structure=structure)
+    other = graph._replace(program=program, structure=structure, state=())
     view = small_view(graph, {})
     return lambda params, *inputs: call(other, view, params, inputs)
 

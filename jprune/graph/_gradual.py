@@ -1,5 +1,6 @@
 """Pruning and training in turns, from a function to a smaller one."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ def compress_gradually(
     multiple_of: int = 8,
     exclude: str | Sequence[str] = (),
     most: float | Callable[[Group], float] = 1.0,
+    shrinking: base.Predicate | None = None,
 ) -> Compressed:
     """Removes a fraction of a function's cost in steps, with training after each.
 
@@ -54,6 +56,7 @@ def compress_gradually(
       exclude: regular expressions of the leaves that stay whole, as in `compress`.
       most: greatest fraction of a group's entries that all steps together remove, in
         [0, 1]; or a function `group -> fraction`, a ratio per layer.
+      shrinking: predicate of the results that may shrink, as in `compress`.
 
     Returns:
       A `Compressed`. Its plan and kept entries are those of the full params, and its
@@ -87,11 +90,12 @@ def compress_gradually(
         raise base.PruningError(f"steps is a positive number; got {steps}.")
     if not 0 <= remove < 1:
         raise base.PruningError(f"remove must be in [0, 1); got {remove}.")
-    full = trace(fn, params, *inputs)
+    record = functools.partial(trace, shrinking=shrinking)
+    full = record(fn, params, *inputs)
     before, small_fn = cost(full, {}), fn
     plan: Plan = {}
     for step in range(steps):
-        graph = trace(small_fn, params, *inputs) if step else full
+        graph = record(small_fn, params, *inputs) if step else full
         left = before * (1 - remove * (step + 1) / steps)
         keep = choose_widths(
             graph,

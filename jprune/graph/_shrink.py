@@ -19,6 +19,7 @@ from jprune.graph._engine.running import run
 from jprune.graph._engine.sizes import is_symbolic, key_of
 from jprune.graph._groups import check_known
 from jprune.graph._plan import Keep, Plan
+from jprune.graph._state import write
 from jprune.graph._trace import Graph, is_weak, retrace
 
 
@@ -188,14 +189,26 @@ def small_view(graph: Graph, masks: Mapping[str, np.ndarray]) -> View:
 
 
 def call(graph: Graph, view: View, params: Any, inputs: tuple[Any, ...]) -> Any:
-    """Returns the results of a recorded function at the sizes of a view."""
+    """Returns the results of a recorded function at the sizes of a view.
+
+    State that the function changes in place is written into params and inputs.
+
+    Args:
+      graph: the recorded function.
+      view: the sizes.
+      params: arrays, at these sizes.
+      inputs: its further arguments.
+    """
     if (bound := axis_sizes(graph)) != graph.axis_env:
         raise base.PruningError(
             f"The function was recorded for named axes of sizes {graph.axis_env}; it "
             f"is called where they are {bound}. Trace it for these."
         )
     args = [jnp.asarray(x) for x in jax.tree.leaves((params, inputs))]
-    return jax.tree.unflatten(graph.structure, run(graph.program, view, *args))
+    outputs = run(graph.program, view, *args)
+    count = len(outputs) - len(graph.state)
+    write((params, *inputs), graph.state, outputs[count:])
+    return jax.tree.unflatten(graph.structure, outputs[:count])
 
 
 def axis_sizes(graph: Graph) -> dict[str, int]:

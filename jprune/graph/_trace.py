@@ -15,6 +15,7 @@ from jprune.graph._engine.dims import Dim
 from jprune.graph._engine.program import Note, Options, Program, Recorder, Value
 from jprune.graph._engine.rules import RULES
 from jprune.graph._groups import Group, find_groups
+from jprune.graph._state import check, watched
 
 DEFAULT = Options()
 
@@ -35,6 +36,8 @@ class Graph(NamedTuple):
       shrinking: predicate of the results that may shrink, or None.
       rules: the caller's rules for further primitives.
       axis_env: name -> size of the named axes that the caller of the function binds.
+      state: numbers of the leaves of `(params, *inputs)` that the function changes in
+        place. Their new values are the program's last outputs.
     """
 
     groups: dict[str, Group]
@@ -49,6 +52,7 @@ class Graph(NamedTuple):
     shrinking: base.Predicate | None
     rules: dict[str, Callable[..., Any]]
     axis_env: Mapping[str, int] = types.MappingProxyType({})
+    state: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.groups.values()))
@@ -68,6 +72,12 @@ def trace(
     Nothing is computed, so abstract arrays suffice. Axes of the inputs and of the
     results are never pruned. A primitive without a rule is not an error: the axes of
     its operands are frozen, and a note names the primitive and the line of your code.
+
+    State that the function changes in place, such as the running statistics and the
+    counters of a Flax NNX module, is recorded with it: the functions of `shrink`,
+    `without_entries` and `without_branches` write it into the module that they are
+    given, and it shrinks with the weights. Under `jit` or `grad`, that is the module
+    inside, as for the original: use `nnx.jit` and `nnx.grad`, or return the state.
 
     Python's garbage collector is left alone. Its first full collection takes a tenth of
     a second, as it looks at all that JAX's imports made; `gc.freeze()` after the
@@ -94,7 +104,9 @@ def trace(
 
     Raises:
       PruningError: if two leaves of params have the same path, if an option is
-        neither "rescale" nor "keep", or if a collective names an unknown axis.
+        neither "rescale" nor "keep", or if a collective names an unknown axis; or if
+        the function changes its arguments in place in a way that cannot be written
+        back, such as adding an attribute.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -112,12 +124,14 @@ def trace(
             )
     structs = jax.tree.map(_struct, params)
     shapes = jax.tree.map(_struct, inputs)
-    bound = dict(axis_env or {})
-    closed, results = _jaxpr(fn, bound, structs, shapes)
+    bound, (whole_fn, changed) = dict(axis_env or {}), watched(fn)
+    closed, (results, new) = _jaxpr(whole_fn, bound, structs, shapes)
+    state = check((params, *inputs), changed, new)
     recorder = Recorder(RULES | (rules or {}), options)
     recorder.scope = scopes.of_names(bound)
     program, axes = recorded(recorder, closed, structs, shapes)
-    _protect(program, results, shrinking)
+    _protect(program, results, shrinking, list(axes))
+    _couple(program, state)
     return Graph(
         groups=find_groups(axes),
         notes=tuple(recorder.notes),
@@ -131,6 +145,7 @@ def trace(
         shrinking=shrinking,
         rules=dict(rules or {}),
         axis_env=bound,
+        state=state,
     )
 
 
@@ -179,18 +194,34 @@ def recorded(
     return program, {p: v.axes for p, v in zip(paths, of_params, strict=True)}
 
 
-def _protect(program: Program, results: Any, shrinking: base.Predicate | None) -> None:
+def _protect(
+    program: Program,
+    results: Any,
+    shrinking: base.Predicate | None,
+    paths: Sequence[str],
+) -> None:
     """Freezes the axes of the results, except for those that may shrink."""
     each = zip(
         _paths_of_results(results),
         program.outputs,
         jax.tree.leaves(results),
-        strict=True,
+        strict=False,  # new state follows the results
     )
     for name, value, struct in each:
         if shrinking is None or not shrinking(name, struct):
+            state = [p for p in paths if f"/{name}".endswith(f"/{p}")]
+            mend = "; shrinking= of jg.trace says which results may shrink"
             for d in value.axes:
-                dims_lib.freeze(d, f"it is an axis of the result {name!r}")
+                why = f"it is an axis of the result {name!r}"
+                dims_lib.freeze(d, why + mend if state else why)
+
+
+def _couple(program: Program, state: Sequence[int]) -> None:
+    """Relates new state to the leaves that it replaces, which have its shape."""
+    new = program.outputs[len(program.outputs) - len(state) :]
+    for i, value in zip(state, new, strict=True):
+        for d, e in zip(program.inputs[i].axes, value.axes, strict=True):
+            dims_lib.unify(d, e)
 
 
 def retrace(
@@ -234,7 +265,8 @@ def explain(graph: Graph, most: int | None = 6) -> str:
         the divisor of a mean. It follows the size, or does not; see `Options`. What
         only equals a size, as 0.25 does after a sum of 4 entries, is "kept", too;
       - "over what is left": groups that a maximum or the like is over;
-      - "whole by default": groups of tokens or positions, which `is_width` leaves out.
+      - "whole by default": groups of tokens or positions, which `is_width` leaves out;
+      - "changed in place": state that lies in the objects that the function is given.
 
     Example:
       >>> import jax.numpy as jnp
@@ -262,6 +294,10 @@ def explain(graph: Graph, most: int | None = 6) -> str:
         if note.kind != "frozen" and (names := _live_groups(graph, note)):
             known = reasons.setdefault(str(note), [])
             known += [name for name in names if name not in known]
+    if graph.state:
+        names = [*graph.axes, *(f"input {p}" for p in tree.leaf_paths(graph.inputs))]
+        why = "changed in place by each call, by the small function as well"
+        reasons[why] = [names[i] for i in graph.state]
     return "\n".join(f"{why}\n    {_some(each, most)}" for why, each in reasons.items())
 
 

@@ -79,7 +79,24 @@ def check_write_your_own(names):
         jp.sparsify(optax.sgd(0.1), names["method"])
 
 
+def check_state(names):
+    """State moves once a step, at the small size, in each of the three frameworks."""
+    module, norm = names["module"], names["module"].norm
+    assert module.block.drop.rngs.count[...] == 3
+    assert norm.mean.shape[0] < 32
+    assert (norm.mean[...] != 0).all()
+    assert (norm.var[...] != 1).all()
+    before, tuned = names["resnet_small"].params, names["tuned"]
+    each = zip(jax.tree.leaves(before), jax.tree.leaves(tuned), strict=True)
+    assert all(a.shape == b.shape and (a != b).any() for a, b in each)
+    mean = names["eqx_state"].get(names["net"].mean)
+    assert mean.shape == names["arrays"].first.bias.shape
+    assert (mean != 0).all()
+    assert names["rebuilt"].block.up.kernel.shape == module.block.up.kernel.shape
+
+
 CHECKS = {
+    "state": check_state,
     "getting_started": check_getting_started,
     "training": check_training,
     "README": check_readme,
