@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jprune._core import base
-from jprune.graph._budget import sizes
 from jprune.graph._compress import Compressed, choose_widths, group_l2
 from jprune.graph._cost import Cost, multiply_adds
 from jprune.graph._groups import Group
@@ -113,7 +112,7 @@ def compress_gradually(
         params = train(small_fn, small, step)
         check_params(params, shapes, "The params that train has to return")
     kept = keep_of(full, plan)
-    after = cost(full, sizes(full, kept))
+    after = cost(full, {name: int(mask.sum()) for name, mask in kept.items()})
     return Compressed(small_fn, params, plan, kept, full, before, after)
 
 

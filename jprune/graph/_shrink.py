@@ -198,6 +198,9 @@ def call(graph: Graph, view: View, params: Any, inputs: tuple[Any, ...]) -> Any:
       view: the sizes.
       params: arrays, at these sizes.
       inputs: its further arguments.
+
+    Raises:
+      PruningError: if named axes have other sizes than the recorded ones.
     """
     if (bound := axis_sizes(graph)) != graph.axis_env:
         raise base.PruningError(

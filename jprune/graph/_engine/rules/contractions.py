@@ -121,10 +121,8 @@ def convolution(node: Node, recorder: Recorder) -> Outcome:
 
 
 def ragged_dot(node: Node, recorder: Recorder) -> Outcome:
-    """Rows of one operand times the matrix of their group, such as of an expert.
-
-    The rows and the groups stay, as group sizes say which rows belong together.
-    """
+    """Rows of one operand times the matrix of their group, such as of an expert."""
+    # The rows and the groups stay, as group sizes say which rows belong together.
     left, right, groups = node.inputs
     numbers = node.params["ragged_dot_dimension_numbers"]
     (left_sum, right_sum), (left_batch, right_batch) = numbers.dot_dimension_numbers

@@ -250,10 +250,8 @@ def tile(node: Node, recorder: Recorder) -> Outcome:
 
 
 def random_bits(node: Node, recorder: Recorder) -> Outcome:
-    """Draws random bits for the full shape and takes those of the kept entries.
-
-    Bits of a smaller shape would be other bits: those of kept entries would change.
-    """
+    """Draws random bits for the full shape and takes those of the kept entries."""
+    # Bits of a smaller shape would be other bits: those of kept entries would change.
     keys = node.inputs[0].axes
     recorder.freeze(node, keys, "it is an axis of PRNG keys")
     axes = (*keys, *map(dims_lib.leaf, node.shapes[0][len(keys) :]))
