@@ -46,6 +46,22 @@ class Place(NamedTuple):
         return leaf_path(self.keys[1:])
 
 
+def holds_objects(tree: Any) -> bool:
+    """Returns whether a tree has nodes that a function could change in place.
+
+    Args:
+      tree: any pytree. Its dicts, lists and tuples do not count.
+    """
+
+    def within(structure: Any) -> bool:
+        kind = structure.node_data()  # None for a leaf, and for None
+        if kind is not None and not issubclass(kind[0], dict | list | tuple):
+            return True
+        return any(map(within, structure.children()))
+
+    return within(jax.tree.structure(tree))
+
+
 def watched(
     fn: Callable[..., Any],
 ) -> tuple[Callable[..., tuple[Any, list[Any]]], list[int]]:

@@ -15,7 +15,7 @@ from jprune.graph._engine.dims import Dim
 from jprune.graph._engine.program import Note, Options, Program, Recorder, Value
 from jprune.graph._engine.rules import RULES
 from jprune.graph._groups import Group, find_groups
-from jprune.graph._state import check, watched
+from jprune.graph._state import check, holds_objects, watched
 
 DEFAULT = Options()
 
@@ -124,9 +124,13 @@ def trace(
             )
     structs = jax.tree.map(_struct, params)
     shapes = jax.tree.map(_struct, inputs)
-    bound, (whole_fn, changed) = dict(axis_env or {}), watched(fn)
-    closed, (results, new) = _jaxpr(whole_fn, bound, structs, shapes)
-    state = check((params, *inputs), changed, new)
+    bound, state = dict(axis_env or {}), ()
+    if holds_objects((params, inputs)):
+        whole_fn, changed = watched(fn)
+        closed, (results, new) = _jaxpr(whole_fn, bound, structs, shapes)
+        state = check((params, *inputs), changed, new)
+    else:  # JAX remembers the jaxpr of a function that it has seen
+        closed, results = _jaxpr(fn, bound, structs, shapes)
     recorder = Recorder(RULES | (rules or {}), options)
     recorder.scope = scopes.of_names(bound)
     program, axes = recorded(recorder, closed, structs, shapes)
