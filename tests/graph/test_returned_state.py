@@ -169,3 +169,50 @@ def test_equinox_s_state_is_small_and_moves():
         np.testing.assert_allclose(small_state.get(net.mean), mean, 1e-5, 1e-7)
         outs.append(out)
     assert not np.allclose(outs[0], outs[1])
+
+
+class Normalized(eqx.Module):
+    """Equinox: batch statistics over the axis of a vmap, whose mean is a `psum`."""
+
+    first: eqx.nn.Linear
+    norm: eqx.nn.BatchNorm
+    out: eqx.nn.Linear
+
+    def __init__(self, width, key):
+        keys = jax.random.split(key)
+        self.first = eqx.nn.Linear(3, width, key=keys[0])
+        self.norm = eqx.nn.BatchNorm(width, "batch", mode="ema", momentum=0.8)
+        self.out = eqx.nn.Linear(width, 2, key=keys[1])
+
+    def __call__(self, x, state):
+        hidden, state = self.norm(self.first(x), state)
+        return self.out(jax.nn.relu(hidden)), state
+
+
+def test_equinox_s_batch_norm_keeps_the_statistics_of_what_is_kept():
+    net, state = eqx.nn.make_with_state(Normalized)(8, jax.random.key(0))
+    arrays, static = eqx.partition(net, eqx.is_inexact_array)
+    x = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+
+    def fn(params, x):
+        arrays, state = params
+        module = eqx.combine(arrays, static)
+        axes = {"in_axes": (0, None), "out_axes": (0, None)}
+        return jax.vmap(module, axis_name="batch", **axes)(x, state)
+
+    graph = jg.trace(fn, (arrays, state), x, shrinking=is_new)
+    (name,) = graph.groups
+    small_fn, small = jg.shrink(graph, (arrays, state), keep={name: KEPT})
+    _, full_state = fn((arrays, state), x)
+    out, small_state = jax.jit(small_fn)(small, x)
+    expected, _ = jg.without_entries(graph, {name: np.isin(np.arange(8), KEPT)})(
+        (arrays, state), x
+    )
+    np.testing.assert_allclose(out, expected, 1e-5, 1e-6)
+    moved = 0
+    for a, b in zip(*map(jax.tree.leaves, (full_state, small_state)), strict=True):
+        if np.shape(a) == (8,):
+            assert np.shape(b) == (4,)
+            np.testing.assert_allclose(b, np.asarray(a)[KEPT], 1e-5, 1e-6)
+            moved += 1
+    assert moved == 2
