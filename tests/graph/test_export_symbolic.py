@@ -146,6 +146,16 @@ def prefixed(p, x):
     return jnp.einsum("bqk,bkd->bqd", jax.nn.softmax(logits), x @ p["v"]).mean(1)
 
 
+def tabled(p, t):
+    """One-hot tokens and places, and sums over t of what was scaled."""
+    places = jax.nn.one_hot(jnp.arange(t.shape[1]), 12)
+    x = jax.nn.one_hot(t, 10) @ p["embed"] + (places @ p["places"])[None]
+    h = jax.nn.relu(x @ p["in"])
+    weights = jax.nn.softmax(h.sum(-1)) / 3
+    pooled = jnp.einsum("bt,bth->bh", weights, h)
+    return (pooled + (h / t.shape[1]).sum(1)) @ p["out"]
+
+
 def of_block(*layers):
     shapes = dict.fromkeys("qkvo", (16, 16))
     shapes |= {"norm": (16,), "up": (16, 24), "down": (24, 16)}
@@ -167,6 +177,8 @@ CACHED = {name: normal(5, 12) for name in "qkv"}
 CACHED |= {"up": normal(12, 8), "out": normal(8, 2)}
 FLATTENED = {"in": normal(5, 8), "other": normal(5, 8), "out": normal(8, 2)}
 PREFIXED = {"prefix": normal(4, 5), "q": normal(5, 5), "v": normal(5, 3)}
+TABLES = {"embed": normal(10, 5), "places": normal(12, 5), "in": normal(5, 8)}
+TABLES |= {"out": normal(8, 2)}
 BATCHES = [{"b": 1}, {"b": 3}, {"b": 8}]
 LENGTHS = [{"b": 1, "t": 4}, {"b": 3, "t": 1}, {"b": 8, "t": 12}]
 CACHE = ("b", "t", 4, 3)
@@ -184,6 +196,7 @@ CASES = {
     "cache": (cached, CACHED, [("b", 5), CACHE, CACHE, (int,)], LENGTHS, ()),
     "flattened": (flattened, FLATTENED, [("b", "t", 5)], LENGTHS, ()),
     "prefix": (prefixed, PREFIXED, [("b", "t", 5)], LENGTHS, ()),
+    "tables": (tabled, TABLES, [("b", "t", int)], LENGTHS, ("embed[0]", "places[0]")),
 }
 
 

@@ -18,6 +18,7 @@ from jprune.graph._engine.program import (
     zero,
 )
 from jprune.graph._engine.rules import constants, tables
+from jprune.graph._engine.sizes import is_symbolic
 
 
 def dot_general(node: Node, recorder: Recorder) -> Outcome:
@@ -62,7 +63,7 @@ def _scaled(node: Node, recorder: Recorder, total: Sum) -> Any:
     """
     factor = math.prod(1.0 if v.sum is None else v.sum.factor for v in node.inputs)
     n = dims_lib.count_of(total.over)
-    if factor == 1 or n < 2:
+    if factor == 1 or is_symbolic(n) or n < 2:
         return None
     if not total.attends:
         if any(v.sum and v.sum.divided for v in node.inputs) and factor * n == 1:

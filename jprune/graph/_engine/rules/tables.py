@@ -28,7 +28,7 @@ def one_hot(node: Node, recorder: Recorder) -> None:
         return
     for given, places in (node.inputs, node.inputs[::-1]):
         if places.counted and given.active and jnp.issubdtype(given.dtype, jnp.integer):
-            each = [d for d in places.axes if d.size > 1]
+            each = [d for d in places.axes if d.size != 1]
             mark(node, recorder, [d for d in each if _is_counted(d)])
 
 
