@@ -24,6 +24,10 @@ def images(dtype=np.float32):
     return np.random.default_rng(0).normal(size=(2, 6, 6, 3)).astype(dtype)
 
 
+# A method of modules before Flax 0.12.
+iter_modules = getattr(nnx, "iter_modules", None) or nnx.Module.iter_modules
+
+
 def attributes(module):
     """Path -> attributes that are numbers or tuples, of all modules inside."""
     return {
@@ -32,7 +36,7 @@ def attributes(module):
             for name, value in vars(node).items()
             if isinstance(value, int | tuple)
         }
-        for path, node in nnx.iter_modules(module)
+        for path, node in iter_modules(module)
     }
 
 

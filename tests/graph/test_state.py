@@ -19,6 +19,14 @@ X64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_
 KEPT = np.array([0, 2, 3, 7])
 
 
+def put(variable, array):
+    """Replaces the array of a Variable; before Flax 0.12 by its property."""
+    if hasattr(type(variable), "set_value"):
+        variable.set_value(array)
+    else:
+        variable.value = array
+
+
 class Net(nnx.Module):
     """A hidden layer with batch statistics and dropout."""
 
@@ -26,8 +34,8 @@ class Net(nnx.Module):
         kinds = {"rngs": rngs, "dtype": dtype, "param_dtype": dtype}
         self.hidden = nnx.Linear(3, width, **kinds)
         self.norm = nnx.BatchNorm(width, momentum=0.8, **kinds)
-        self.norm.mean.set_value(jnp.zeros(width, dtype))  # Flax makes float32
-        self.norm.var.set_value(jnp.ones(width, dtype))
+        put(self.norm.mean, jnp.zeros(width, dtype))  # Flax makes float32
+        put(self.norm.var, jnp.ones(width, dtype))
         self.drop = nnx.Dropout(rate, rngs=rngs)
         self.out = nnx.Linear(width, 2, **kinds)
 
@@ -212,7 +220,7 @@ class Grows(Sows):
 
     def __call__(self, x):
         out = x @ self.w[...]
-        self.seen.set_value(jnp.concatenate([self.seen[...], out]))
+        put(self.seen, jnp.concatenate([self.seen[...], out]))
         return out
 
 

@@ -17,7 +17,8 @@ from jprune.graph._engine.sizes import is_symbolic
 MOVES = {"broadcast_in_dim", "reshape", "squeeze", "transpose"}
 """Primitives that only move elements; they leave a constant as it is."""
 
-_SAME = MOVES | {"convert_element_type", "copy", "device_put", "stop_gradient"}
+_SAME = MOVES | {"convert_element_type", "copy", "device_put", "stage"}
+_SAME |= {"stop_gradient"}
 _POWERS = {"sqrt": 0.5, "rsqrt": -0.5, "square": 2.0, "cbrt": 1 / 3}
 _KNOWN: dict[str, Any] = {
     "add": np.add,
