@@ -80,7 +80,10 @@ def group_l2(graph: Graph, params: base.Params) -> dict[str, jax.Array]:
     """
     paths = list(graph.axes)
     state = {paths[i] for i in graph.state if i < len(paths)}
-    where = lambda path, x: _is_learned(path, x) and path not in state  # noqa: E731
+
+    def where(path: str, leaf: Any, /) -> bool:
+        return _is_learned(path, leaf) and path not in state
+
     return group_scores(graph, params, each=np.square, where=where)
 
 
