@@ -10,21 +10,9 @@ from jax.experimental.ode import odeint
 
 import jprune as jp
 from jprune import graph as jg
+from tests.support.graph_cases import double, near, normal  # noqa: F401
 
-X64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
 RNG = np.random.default_rng(0)
-
-near = functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-12)
-
-
-@pytest.fixture(autouse=True)
-def double():
-    with X64(True):
-        yield
-
-
-def normal(*shape):
-    return jnp.asarray(RNG.normal(size=shape) / 2)
 
 
 def rounded(scale, slope=1.0):

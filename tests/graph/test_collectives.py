@@ -12,29 +12,15 @@ from jax.sharding import PartitionSpec as P
 
 import jprune as jp
 from jprune import graph as jg
+from tests.support.graph_cases import double, near, normal  # noqa: F401
 
-X64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
-RNG = np.random.default_rng(0)
 AROUND = [(i, (i + 1) % 4) for i in range(4)]
-
-
-@pytest.fixture(autouse=True)
-def double():
-    with X64(True):
-        yield
-
-
-def normal(*shape):
-    return jnp.asarray(RNG.normal(size=shape) / 2)
 
 
 def mesh(*shape):
     names, count = ("i", "j")[: len(shape)], np.prod(shape)
     types = (AxisType.Auto,) * len(shape)
     return jax.make_mesh(shape, names, types, devices=jax.devices()[:count])
-
-
-near = functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-12)
 
 
 def check(fn, params, x, keep, names=None):

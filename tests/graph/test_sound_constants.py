@@ -13,14 +13,7 @@ import pytest
 from jax import lax
 
 from jprune import graph as jg
-
-X64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
-
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    with X64(True):
-        yield
+from tests.support.graph_cases import double  # noqa: F401
 
 
 def normal(*shape):

@@ -7,15 +7,9 @@ import pytest
 from jax import lax
 
 from jprune import graph as jg
+from tests.support.graph_cases import double  # noqa: F401
 
-X64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
 KEPT = [0, 2, 3, 7, 10]
-
-
-@pytest.fixture(autouse=True)
-def double_precision():
-    with X64(True):
-        yield
 
 
 def normal(*shape):
