@@ -82,11 +82,11 @@ def step(
     """
     _bounds.check_token(cache, k, v)
     _check_heads(q, cache)
-    fits = _bounds.fits(cache, stream)[:, None, None]
+    fits = _bounds.fits(cache, stream)
     cache, stream = append(cache, stream, k, v, sinks=sinks, recent=recent)
     out, probs = attend(q, cache)
-    stream = credit(stream, cache, jnp.where(fits, probs, 0))
-    return jnp.where(fits, out, jnp.nan), cache, stream
+    stream = _credit(stream, cache, probs, fits)
+    return jnp.where(fits[:, None, None], out, jnp.nan), cache, stream
 
 
 def attend(
@@ -221,14 +221,24 @@ def credit(stream: Stream, cache: Cache, probs: jax.Array) -> Stream:
     """
     _check_probs(probs, cache)
     _bounds.check_batch(cache, stream)
-    inside = _bounds.within(stream.position, stream.scores.shape[1])[:, None]
-    seen = jnp.where(inside, probs.astype(jnp.float32).sum(1), 0)
-    return stream._replace(scores=_add(stream.scores, cache.positions, seen))
+    inside = _bounds.within(stream.position, stream.scores.shape[1])
+    return _credit(stream, cache, probs, inside)
+
+
+def _credit(
+    stream: Stream, cache: Cache, probs: jax.Array, counts: jax.Array
+) -> Stream:
+    """Credits the sequences whose token counts: `(batch,)` booleans."""
+    # The places are masked, not the sums, since XLA has to compute the places anyway.
+    length = stream.scores.shape[1]
+    places = jnp.where(counts[:, None], cache.positions, length)
+    seen = probs.astype(jnp.float32).sum(1)
+    return stream._replace(scores=_add(stream.scores, places, seen))
 
 
 @jax.vmap
-def _add(scores: jax.Array, positions: jax.Array, seen: jax.Array) -> jax.Array:
-    return scores.at[positions].add(seen, mode="promise_in_bounds")
+def _add(scores: jax.Array, places: jax.Array, seen: jax.Array) -> jax.Array:
+    return scores.at[places].add(seen, mode="drop")
 
 
 def _check_heads(q: jax.Array, cache: Cache) -> None:
