@@ -118,6 +118,7 @@ from jprune.graph._distances import geometric_median_scores as geometric_median_
 from jprune.graph._engine.program import Note as Note
 from jprune.graph._engine.program import Options as Options
 from jprune.graph._engine.program import Outcome as Outcome
+from jprune.graph._explain import explain as explain
 from jprune.graph._gains import filter_members as filter_members
 from jprune.graph._gains import gain_scores as gain_scores
 from jprune.graph._gains import gains as gains
@@ -158,7 +159,6 @@ from jprune.graph._summary import draw_widths as draw_widths
 from jprune.graph._summary import print_summary as print_summary
 from jprune.graph._summary import summary as summary
 from jprune.graph._trace import Graph as Graph
-from jprune.graph._trace import explain as explain
 from jprune.graph._trace import trace as trace
 
 __getattr__ = _renamed(

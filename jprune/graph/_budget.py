@@ -11,6 +11,7 @@ from jprune._core import base
 from jprune._core.deprecation import renamed_arguments
 from jprune.graph._cost import Cost
 from jprune.graph._groups import Group, check_known
+from jprune.graph._obstacles import shrinkable, too_costly
 from jprune.graph._trace import Graph
 
 Compete = Callable[[Group], Hashable]
@@ -186,8 +187,8 @@ def choose(
 
     Raises:
       PruningError: if the sparsity is outside [0, 1), if a score is missing, has
-        another shape or is NaN, if no group may shrink, or if the minimum sizes cost
-        more than the budget.
+        another shape or is NaN, or if no group may shrink or the minimum sizes cost
+        more than the budget: the error says what stands in the way.
 
     Example:
       >>> import jax.numpy as jnp
@@ -200,12 +201,7 @@ def choose(
     """
     if not 0 <= sparsity < 1:
         raise base.PruningError(f"The sparsity must be in [0, 1); got {sparsity}.")
-    groups = {n: g for n, g in graph.groups.items() if where(g)}
-    if not groups:
-        raise base.PruningError(
-            "No group may shrink. jprune.graph.explain(graph) says what is frozen, and "
-            "where= or exclude= leaves out further groups."
-        )
+    groups = shrinkable(graph, where)
     given = {n: _checked(g, scores) for n, g in groups.items()}
     ranked = _ranks(groups, given, compete)
     rounded = _rounding(groups, multiple_of, min_kept, most, down=cost is not None)
@@ -217,11 +213,7 @@ def choose(
     total = sum(g.size for g in groups.values())
     least = rounded(left(total))
     if cost(graph, least) > budget:
-        raise base.PruningError(
-            f"Even the minimum sizes cost {cost(graph, least)}, more than the budget "
-            f"of {budget}: {least}. Remove less, or allow smaller sizes or more groups "
-            "(multiple_of, min_kept, most, where)."
-        )
+        raise too_costly(graph, cost, least, budget)
 
     def fits(count: int) -> bool:
         return cost(graph, rounded(left(count))) <= budget

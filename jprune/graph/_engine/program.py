@@ -323,7 +323,8 @@ def constant(array: Any) -> Value:
 def unknown(node: Node, recorder: Recorder) -> Outcome:
     """Freezes all axes of a primitive that has no rule."""
     about = [d for v in node.inputs for d in v.axes]
-    recorder.freeze(node, about, f"jprune has no rule for the primitive {node.name!r}")
+    what = f"jprune has no rule for the primitive {node.name!r}; jg.trace takes rules="
+    recorder.freeze(node, about, what)
     return Outcome([frozen(shape, node) for shape in node.shapes], fill=zero)
 
 
