@@ -75,13 +75,13 @@ Depth, initialization and pictures:
     summary, print_summary, draw_widths      tables and pictures
 
 To read the code, start with `_groups.find_groups`, which decides what is a group. The
-private package `_engine` holds the
-recorded program: `terms` and `dims` (axes as terms of products and concatenations,
-merged by union-find), `layout` (the values of such terms), `program` (equations),
-`rules` (one for each JAX primitive; a primitive without a rule freezes its axes),
-`jaxprs` and `lines` (of which equation, on which line of the user), `scopes` and
-`meshes` (named axes, and shardings that are part of types), `running` (the program at
-other sizes) and `hosting` (many small arrays on the host, uncompiled).
+private package `_engine` holds the recorded program: `terms` and `dims` (axes as terms
+of products and concatenations, merged by union-find), `layout` (the values of such
+terms), `program` (equations), `rules` (one for each JAX primitive; a primitive without
+a rule freezes its axes), `routing` (routers and their experts), `jaxprs` and `lines`
+(of which equation, on which line of the user), `scopes` and `meshes` (named axes, and
+shardings that are part of types), `running` (the program at other sizes) and `hosting`
+(many small arrays on the host, uncompiled).
 """
 
 from jprune._core.deprecation import renamed as _renamed

@@ -177,7 +177,7 @@ def choose(
       multiple_of: sizes become multiples of this number in groups that are at least
         as large. With a cost they are rounded down, so that the budget holds, else to
         the nearest multiple. A function `group -> number` gives each group its own.
-      min_kept: least number of entries that a group keeps.
+      min_kept: least number of entries that a group keeps; `Group.least`, too, holds.
       most: greatest fraction of a group's entries that is removed, in [0, 1]. A
         function `group -> fraction` gives each group its own: a ratio per layer.
       where: predicate of the groups that may shrink.
@@ -282,7 +282,7 @@ def _rounding(
         if not 0 <= share <= 1:
             raise base.PruningError(f"most is in [0, 1]; got {share} for {n}.")
     floors = {
-        n: min(g.size, max(min_kept, int(np.ceil(g.size * (1 - shares[n]) - 1e-9))))
+        n: min(g.size, max(min_kept, g.least, _rest(g.size, shares[n])))
         for n, g in groups.items()
     }
     multiples = {
@@ -297,6 +297,11 @@ def _rounding(
         }
 
     return rounded
+
+
+def _rest(size: int, share: float) -> int:
+    """Returns the size after a share of the entries has been removed, at most."""
+    return int(np.ceil(size * (1 - share) - 1e-9))
 
 
 def _rounded(left: int, size: int, floor: int, multiple: int, down: bool) -> int:

@@ -58,7 +58,8 @@ def fit_widths(
     groups = shrinkable(graph, where)
     _check(graph, shares, min_kept)
     full = np.array([float(g.size) for g in groups.values()])
-    least = np.log(np.minimum(full, min_kept) / full)
+    fewest = [min(g.size, max(min_kept, g.least)) for g in groups.values()]
+    least = np.log(np.array(fewest) / full)
     logs, free = np.zeros(len(groups)), np.ones(len(groups), bool)
     while free.any():
         logs = _solve(graph, shares, list(groups), logs, free)
@@ -67,7 +68,7 @@ def fit_widths(
         if not outside.any():
             break
         free &= ~outside
-    counts = np.clip(np.round(full * np.exp(logs)), np.minimum(full, min_kept), full)
+    counts = np.clip(np.round(full * np.exp(logs)), fewest, full)
     return dict(zip(groups, map(int, counts), strict=True))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jprune import tree
 from jprune._core import base
 from jprune.graph._engine import dims as dims_lib
-from jprune.graph._engine import meshes, scopes
+from jprune.graph._engine import meshes, routing, scopes
 from jprune.graph._engine.dims import Dim
 from jprune.graph._engine.program import Note, Options, Program, Recorder, Value
 from jprune.graph._engine.rules import RULES
@@ -134,6 +134,7 @@ def trace(
     recorder = Recorder(RULES | (rules or {}), options)
     recorder.scope = scopes.of_names(bound)
     program, axes = recorded(recorder, closed, structs, shapes)
+    routing.relate(program, recorder)
     _protect(program, results, shrinking, list(axes))
     _couple(program, state)
     return Graph(
