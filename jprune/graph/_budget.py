@@ -358,5 +358,7 @@ def sizes(graph: Graph, keep: Mapping[str, Any]) -> dict[str, Any]:
 
 def _count(entries: Any) -> Any:
     found = entries if hasattr(entries, "dtype") else np.asarray(entries)
-    indices = jnp.issubdtype(found.dtype, jnp.integer)
-    return np.unique(found).size if indices else found.sum()
+    if jnp.issubdtype(found.dtype, jnp.integer):
+        return np.unique(found).size
+    concrete = isinstance(found, np.ndarray) and found.dtype == bool
+    return int(found.sum()) if concrete else found.sum()
