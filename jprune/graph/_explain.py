@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jax.extend import source_info_util
 
 from jprune import tree
 from jprune.graph._cost import COUNTED
 from jprune.graph._engine import dims as dims_lib
+from jprune.graph._engine import lines
 from jprune.graph._engine.dims import Dim
 from jprune.graph._engine.program import Note, Value
 from jprune.graph._trace import Graph, param_values
@@ -186,9 +186,7 @@ def _closed_over(graph: Graph) -> _Concern:
                 continue
             if node.name in COUNTED:
                 found.names[f"{array.dtype}{list(np.shape(array))}"] = None
-                found.where[
-                    source_info_util.summarize(node.equation.source_info) or "in JAX"
-                ] = None
+                found.where[lines.of(node.equation.source_info) or "in JAX"] = None
             elif len(node.inputs) == 1 == len(node.outputs):
                 made[node.outputs[0]] = made.get(v, v)
     return found

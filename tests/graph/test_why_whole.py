@@ -182,3 +182,16 @@ def test_integers_have_no_magnitude():
     fn = lambda p, x: deep(jax.tree.map(lambda w: w.astype(x.dtype), p), x)  # noqa: E731
     with pytest.raises(jp.PruningError, match=r"'learned_float' selects.*a int32"):
         jg.compress(fn, params, normal(5, 4))
+
+
+@pytest.mark.others_code
+def test_lines_are_those_of_the_user_where_a_framework_calls_jax():
+    nnx = pytest.importorskip("flax.nnx")
+    conv = nnx.Conv(3, 4, (3, 3), rngs=nnx.Rngs(0))
+
+    def fn(conv, x):
+        return conv(x).mean(axis=(1, 2))
+
+    (why,) = (w for w in reasons(jg.trace(fn, conv, normal(2, 6, 6, 3))) if "spat" in w)
+    assert f"({HERE}:" in why.replace(__file__, HERE)
+    assert f":{fn.__code__.co_firstlineno + 1}:" in why

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jax.extend import core, source_info_util
+from jax.extend import core
 
 from jprune.graph._engine import dims as dims_lib
 from jprune.graph._engine import lines, scopes
@@ -200,7 +200,7 @@ class Recorder:
     def _where(self, node: Node) -> str:
         """The user's line; for equations of JAX's own functions, that of the call."""
         for equation in (node.equation, *reversed(self.calls)):
-            where = source_info_util.summarize(equation.source_info)
+            where = lines.of(equation.source_info)
             if where:
                 return where
         return "in JAX"
