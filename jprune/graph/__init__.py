@@ -75,13 +75,13 @@ Depth, initialization and pictures:
     summary, print_summary, draw_widths      tables and pictures
 
 To read the code, start with `_groups.find_groups`, which decides what is a group. The
-private package `_engine` holds the
-recorded program: `terms` and `dims` (axes as terms of products and concatenations,
-merged by union-find), `layout` (the values of such terms), `program` (equations),
-`rules` (one for each JAX primitive; a primitive without a rule freezes its axes),
-`jaxprs` and `lines` (of which equation, on which line of the user), `scopes` and
-`meshes` (named axes, and shardings that are part of types), `running` (the program at
-other sizes) and `hosting` (many small arrays on the host, uncompiled).
+private package `_engine` holds the recorded program: `terms` and `dims` (axes as terms
+of products and concatenations, merged by union-find), `layout` (the values of such
+terms), `program` (equations), `rules` (one for each JAX primitive; a primitive without
+a rule freezes its axes), `routing` (routers and their experts), `jaxprs` and `lines`
+(of which equation, on which line of the user), `scopes` and `meshes` (named axes, and
+shardings that are part of types), `running` (the program at other sizes) and `hosting`
+(many small arrays on the host, uncompiled).
 """
 
 from jprune._core.deprecation import renamed as _renamed
@@ -118,6 +118,7 @@ from jprune.graph._distances import geometric_median_scores as geometric_median_
 from jprune.graph._engine.program import Note as Note
 from jprune.graph._engine.program import Options as Options
 from jprune.graph._engine.program import Outcome as Outcome
+from jprune.graph._explain import explain as explain
 from jprune.graph._gains import filter_members as filter_members
 from jprune.graph._gains import gain_scores as gain_scores
 from jprune.graph._gains import gains as gains
@@ -158,7 +159,6 @@ from jprune.graph._summary import draw_widths as draw_widths
 from jprune.graph._summary import print_summary as print_summary
 from jprune.graph._summary import summary as summary
 from jprune.graph._trace import Graph as Graph
-from jprune.graph._trace import explain as explain
 from jprune.graph._trace import trace as trace
 
 __getattr__ = _renamed(

@@ -11,6 +11,7 @@ from jprune._core import base
 from jprune._core.deprecation import renamed_arguments
 from jprune.graph._cost import Cost
 from jprune.graph._groups import Group, check_known
+from jprune.graph._obstacles import shrinkable, too_costly
 from jprune.graph._trace import Graph
 
 Compete = Callable[[Group], Hashable]
@@ -176,7 +177,7 @@ def choose(
       multiple_of: sizes become multiples of this number in groups that are at least
         as large. With a cost they are rounded down, so that the budget holds, else to
         the nearest multiple. A function `group -> number` gives each group its own.
-      min_kept: least number of entries that a group keeps.
+      min_kept: least number of entries that a group keeps; `Group.least`, too, holds.
       most: greatest fraction of a group's entries that is removed, in [0, 1]. A
         function `group -> fraction` gives each group its own: a ratio per layer.
       where: predicate of the groups that may shrink.
@@ -186,8 +187,8 @@ def choose(
 
     Raises:
       PruningError: if the sparsity is outside [0, 1), if a score is missing, has
-        another shape or is NaN, if no group may shrink, or if the minimum sizes cost
-        more than the budget.
+        another shape or is NaN, or if no group may shrink or the minimum sizes cost
+        more than the budget: the error says what stands in the way.
 
     Example:
       >>> import jax.numpy as jnp
@@ -200,12 +201,7 @@ def choose(
     """
     if not 0 <= sparsity < 1:
         raise base.PruningError(f"The sparsity must be in [0, 1); got {sparsity}.")
-    groups = {n: g for n, g in graph.groups.items() if where(g)}
-    if not groups:
-        raise base.PruningError(
-            "No group may shrink. jprune.graph.explain(graph) says what is frozen, and "
-            "where= or exclude= leaves out further groups."
-        )
+    groups = shrinkable(graph, where)
     given = {n: _checked(g, scores) for n, g in groups.items()}
     ranked = _ranks(groups, given, compete)
     rounded = _rounding(groups, multiple_of, min_kept, most, down=cost is not None)
@@ -217,11 +213,7 @@ def choose(
     total = sum(g.size for g in groups.values())
     least = rounded(left(total))
     if cost(graph, least) > budget:
-        raise base.PruningError(
-            f"Even the minimum sizes cost {cost(graph, least)}, more than the budget "
-            f"of {budget}: {least}. Remove less, or allow smaller sizes or more groups "
-            "(multiple_of, min_kept, most, where)."
-        )
+        raise too_costly(graph, cost, least, budget)
 
     def fits(count: int) -> bool:
         return cost(graph, rounded(left(count))) <= budget
@@ -290,7 +282,7 @@ def _rounding(
         if not 0 <= share <= 1:
             raise base.PruningError(f"most is in [0, 1]; got {share} for {n}.")
     floors = {
-        n: min(g.size, max(min_kept, int(np.ceil(g.size * (1 - shares[n]) - 1e-9))))
+        n: min(g.size, max(min_kept, g.least, _rest(g.size, shares[n])))
         for n, g in groups.items()
     }
     multiples = {
@@ -305,6 +297,11 @@ def _rounding(
         }
 
     return rounded
+
+
+def _rest(size: int, share: float) -> int:
+    """Returns the size after a share of the entries has been removed, at most."""
+    return int(np.ceil(size * (1 - share) - 1e-9))
 
 
 def _rounded(left: int, size: int, floor: int, multiple: int, down: bool) -> int:
@@ -361,5 +358,7 @@ def sizes(graph: Graph, keep: Mapping[str, Any]) -> dict[str, Any]:
 
 def _count(entries: Any) -> Any:
     found = entries if hasattr(entries, "dtype") else np.asarray(entries)
-    indices = jnp.issubdtype(found.dtype, jnp.integer)
-    return np.unique(found).size if indices else found.sum()
+    if jnp.issubdtype(found.dtype, jnp.integer):
+        return np.unique(found).size
+    concrete = isinstance(found, np.ndarray) and found.dtype == bool
+    return int(found.sum()) if concrete else found.sum()

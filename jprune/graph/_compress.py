@@ -11,6 +11,7 @@ from jprune._core import base
 from jprune.graph._budget import choose, is_width
 from jprune.graph._cost import Cost, multiply_adds
 from jprune.graph._groups import Group
+from jprune.graph._obstacles import shrinkable
 from jprune.graph._plan import Plan, make_plan
 from jprune.graph._scores import group_scores
 from jprune.graph._shrink import shrink
@@ -63,7 +64,7 @@ def group_l2(graph: Graph, params: base.Params) -> dict[str, jax.Array]:
 
     Raises:
       PruningError: if a leaf is not one of the params, has another shape, or is a
-        shape without values.
+        shape without values; or if no leaf is a float that is learned.
 
     Example:
       >>> import jax.numpy as jnp
@@ -81,10 +82,10 @@ def group_l2(graph: Graph, params: base.Params) -> dict[str, jax.Array]:
     paths = list(graph.axes)
     state = {paths[i] for i in graph.state if i < len(paths)}
 
-    def where(path: str, leaf: Any, /) -> bool:
+    def learned_float(path: str, leaf: Any, /) -> bool:
         return _is_learned(path, leaf) and path not in state
 
-    return group_scores(graph, params, each=np.square, where=where)
+    return group_scores(graph, params, each=np.square, where=learned_float)
 
 
 def _is_learned(path: str, leaf: Any, /) -> bool:
@@ -184,9 +185,10 @@ def compress(
 
     Raises:
       PruningError: if `remove` is outside [0, 1), a pattern matches no leaf, no group
-        may shrink, or the minimum sizes cost more than what is left. With small
-        widths, a smaller `multiple_of` allows more; with few wide heads, so do the
-        steps with `where=jg.is_width`, which also cuts head dimensions.
+        may shrink, nothing is removed, or the minimum sizes cost more than what is
+        left; says what stands in the way. With small widths, a smaller `multiple_of`
+        allows more; with few wide heads, so do the steps with `where=jg.is_width`,
+        which also cuts head dimensions.
 
     Example:
       Then fine-tune; an optimizer's state is cut by the same plan:
@@ -210,8 +212,15 @@ def compress(
     if not 0 <= remove < 1:
         raise base.PruningError(f"remove must be in [0, 1); got {remove}.")
     graph = trace(fn, params, *inputs, shrinking=shrinking)
+    shrinkable(graph, is_width)
     scores = score(graph, params)
     keep = choose_widths(graph, scores, remove, cost, multiple_of, exclude)
+    if remove and not keep:
+        raise base.PruningError(
+            f"remove={remove} of the entries removes none: all sizes are rounded to "
+            f"multiples of multiple_of={multiple_of}, and none is smaller then. Pass a "
+            "smaller multiple_of, or a cost, whose budget always holds."
+        )
     plan = make_plan(graph, keep)
     small_fn, small_params = shrink(graph, params, plan)
     cost = _entries_of(keep) if cost is None else cost

@@ -8,6 +8,7 @@ from jprune._core import base
 from jprune.graph._budget import is_width
 from jprune.graph._cost import measure
 from jprune.graph._groups import Group, check_known
+from jprune.graph._obstacles import shrinkable
 from jprune.graph._trace import Graph
 
 _ROUNDS = 20
@@ -54,10 +55,11 @@ def fit_widths(
       >>> jg.fit_widths(graph, {"in": 0.5, "out": 0.125})
       {'in[1]': 2}
     """
-    groups = {n: g for n, g in graph.groups.items() if where(g)}
-    _check(graph, shares, groups, min_kept)
+    groups = shrinkable(graph, where)
+    _check(graph, shares, min_kept)
     full = np.array([float(g.size) for g in groups.values()])
-    least = np.log(np.minimum(full, min_kept) / full)
+    fewest = [min(g.size, max(min_kept, g.least)) for g in groups.values()]
+    least = np.log(np.array(fewest) / full)
     logs, free = np.zeros(len(groups)), np.ones(len(groups), bool)
     while free.any():
         logs = _solve(graph, shares, list(groups), logs, free)
@@ -66,7 +68,7 @@ def fit_widths(
         if not outside.any():
             break
         free &= ~outside
-    counts = np.clip(np.round(full * np.exp(logs)), np.minimum(full, min_kept), full)
+    counts = np.clip(np.round(full * np.exp(logs)), fewest, full)
     return dict(zip(groups, map(int, counts), strict=True))
 
 
@@ -117,14 +119,7 @@ def _logarithm(
     return sum(float(np.log(size(d))) for d in axes), slopes
 
 
-def _check(
-    graph: Graph,
-    shares: Mapping[str, float],
-    groups: Mapping[str, Group],
-    min_kept: int,
-) -> None:
-    if not groups:
-        raise base.PruningError("No group may shrink.")
+def _check(graph: Graph, shares: Mapping[str, float], min_kept: int) -> None:
     if min_kept < 1:
         raise base.PruningError(f"min_kept must be at least 1; got {min_kept}.")
     for path, share in shares.items():

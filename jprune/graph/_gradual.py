@@ -5,9 +5,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jprune._core import base
+from jprune.graph._budget import is_width
 from jprune.graph._compress import Compressed, choose_widths, group_l2
 from jprune.graph._cost import Cost, multiply_adds
 from jprune.graph._groups import Group
+from jprune.graph._obstacles import shrinkable
 from jprune.graph._plan import Plan, compose, keep_of, make_plan
 from jprune.graph._shrink import check_params, shrink
 from jprune.graph._slicing import slice_tree
@@ -91,6 +93,7 @@ def compress_gradually(
         raise base.PruningError(f"remove must be in [0, 1); got {remove}.")
     record = functools.partial(trace, shrinking=shrinking)
     full = record(fn, params, *inputs)
+    shrinkable(full, is_width)
     before, small_fn = cost(full, {}), fn
     plan: Plan = {}
     for step in range(steps):

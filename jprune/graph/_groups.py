@@ -14,7 +14,7 @@ import numpy as np
 
 from jprune._core import base
 from jprune.graph._engine import dims as dims_lib
-from jprune.graph._engine import layout
+from jprune.graph._engine import layout, routing
 from jprune.graph._engine.dims import Dim
 
 
@@ -50,6 +50,8 @@ class Group(NamedTuple):
       size: number of entries.
       members: the axes.
       dim: the dimension that they share.
+      least: least number of entries that the function can do with: a router that
+        chooses the best two experts needs two.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Group(NamedTuple):
     size: int
     members: tuple[Member, ...]
     dim: Dim
+    least: int = 1
 
     def __str__(self) -> str:
         shown = [str(m) for m in self.members[:4]]
@@ -85,7 +88,8 @@ def find_groups(axes: dict[str, tuple[Dim, ...]]) -> dict[str, Group]:
     for one, each in members.items():
         first = max(each, key=lambda m: (ranks[m.path] > 1, m.axis))
         name = unused_name(str(first), groups)
-        groups[name] = Group(name, _kind(one), one.size, tuple(each), one)
+        least = routing.least_of(one)
+        groups[name] = Group(name, _kind(one), one.size, tuple(each), one, least)
     return groups
 
 
@@ -152,6 +156,7 @@ def check_known(groups: Mapping[str, Group], names: Iterable[str]) -> None:
 def _kind(d: Dim) -> str:
     for mark, kind in (
         ("layer", "layer"),
+        ("routed", "expert"),
         ("heads", "heads"),
         ("head", "head"),
         ("parallel", "expert"),

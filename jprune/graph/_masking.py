@@ -12,6 +12,7 @@ from jprune import tree
 from jprune._core import base, compat
 from jprune.graph._budget import is_width
 from jprune.graph._groups import Group
+from jprune.graph._obstacles import shrinkable
 from jprune.graph._scores import entry_sums, group_scores, param_masks
 from jprune.graph._trace import Graph
 from jprune.links import keep_top
@@ -62,9 +63,7 @@ def keep_groups(
       (Array([[3., 0.]], dtype=float32), Array([1., 0.], dtype=float32))
     """
     link = keep_top(sparsity, scope=scope, min_kept=min_kept)
-    chosen = [name for name, group in graph.groups.items() if where(group)]
-    if not chosen:
-        raise base.PruningError("No group may shrink.")
+    chosen = list(shrinkable(graph, where))
 
     def scored(scores: base.Scores) -> dict[str, jax.Array]:
         found = score(graph, scores)

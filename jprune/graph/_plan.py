@@ -88,6 +88,11 @@ def _entry_mask(group: Group, entries: Any) -> np.ndarray:
         mask[given.astype(int)] = True
     if not mask.any():
         raise base.PruningError(f"The group {name} would lose all its {size} entries.")
+    if mask.sum() < group.least:
+        raise base.PruningError(
+            f"The group {name} would keep {mask.sum()} of {size} entries, but a router "
+            f"chooses {group.least} of them at once: keep as many."
+        )
     return mask
 
 

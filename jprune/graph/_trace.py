@@ -10,7 +10,7 @@ import numpy as np
 from jprune import tree
 from jprune._core import base
 from jprune.graph._engine import dims as dims_lib
-from jprune.graph._engine import meshes, scopes
+from jprune.graph._engine import meshes, routing, scopes
 from jprune.graph._engine.dims import Dim
 from jprune.graph._engine.program import Note, Options, Program, Recorder, Value
 from jprune.graph._engine.rules import RULES
@@ -134,6 +134,7 @@ def trace(
     recorder = Recorder(RULES | (rules or {}), options)
     recorder.scope = scopes.of_names(bound)
     program, axes = recorded(recorder, closed, structs, shapes)
+    routing.relate(program, recorder)
     _protect(program, results, shrinking, list(axes))
     _couple(program, state)
     return Graph(
@@ -249,75 +250,6 @@ def retrace(
 def param_values(graph: Graph) -> dict[Value, str]:
     """Returns the values of the params in a graph's program: value -> path."""
     return dict(zip(graph.program.inputs, graph.axes, strict=False))
-
-
-def explain(graph: Graph, most: int | None = 6) -> str:
-    """Explains what is frozen and why, and what becomes of constants made of a size.
-
-    Frozen does not mean important: such an axis was not ranked at all.
-
-    Args:
-      graph: the recorded function.
-      most: number of names that are listed below a reason; None for all.
-
-    Returns:
-      One line for each reason, with the line of your code that it comes from where
-      there is one, and below it the names that it concerns:
-
-      - "frozen": axes of params that cannot shrink, `path[axes]`;
-      - "rescaled" and "kept": groups whose size a constant was computed from, such as
-        the divisor of a mean. It follows the size, or does not; see `Options`. What
-        only equals a size, as 0.25 does after a sum of 4 entries, is "kept", too;
-      - "over what is left": groups that a maximum or the like is over;
-      - "whole by default": groups of tokens or positions, which `is_width` leaves out;
-      - "changed in place": state that lies in the objects that the function is given.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from jprune import graph as jg
-      >>> mlp = lambda p, x: jnp.tanh(x @ p["in"]) @ p["out"]
-      >>> params = {"in": jnp.ones((3, 8)), "out": jnp.ones((8, 2))}
-      >>> print(jg.explain(jg.trace(mlp, params, jnp.ones((5, 3)))))
-      frozen: it is an axis of an input
-          in[0]
-      frozen: it is an axis of the result ''
-          out[1]
-    """
-    reasons: dict[str, list[str]] = {}
-    for path, axes in graph.axes.items():
-        found: dict[str, list[str]] = {}
-        for i, d in enumerate(axes):
-            why = {x.frozen for x in dims_lib.leaves_of(d) if x.frozen}
-            if why:
-                found.setdefault("; ".join(sorted(why)), []).append(str(i))
-        for why, each in found.items():
-            reasons.setdefault(f"frozen: {why}", []).append(
-                f"{path}[{', '.join(each)}]"
-            )
-    for note in graph.notes:
-        if note.kind != "frozen" and (names := _live_groups(graph, note)):
-            known = reasons.setdefault(str(note), [])
-            known += [name for name in names if name not in known]
-    if graph.state:
-        names = [*graph.axes, *(f"input {p}" for p in tree.leaf_paths(graph.inputs))]
-        why = "changed in place by each call, by the small function as well"
-        reasons[why] = [names[i] for i in graph.state]
-    return "\n".join(f"{why}\n    {_some(each, most)}" for why, each in reasons.items())
-
-
-def _live_groups(graph: Graph, note: Note) -> list[str]:
-    """Returns the names of the groups that a note is about; [] if all is frozen."""
-    about = {x for d in note.about for x in dims_lib.leaves_of(d)}
-    found = [n for n, g in graph.groups.items() if dims_lib.resolve(g.dim) in about]
-    if note.kind == "whole by default":  # experts may be chosen by one-hot vectors
-        found = [n for n in found if graph.groups[n].kind == "table"]
-    return found
-
-
-def _some(names: Sequence[str], most: int | None) -> str:
-    gone = 0 if most is None else len(names) - most
-    shown = names[:most] if gone > 0 else names
-    return ", ".join(shown) + (f" and {gone} more" if gone > 0 else "")
 
 
 def _struct(x: Any) -> jax.ShapeDtypeStruct:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from support import named_models
 
 import jprune as jp
 from experiments import tables
@@ -96,6 +97,7 @@ def check_state(names):
 
 
 CHECKS = {
+    "models": named_models.check,
     "state": check_state,
     "getting_started": check_getting_started,
     "training": check_training,

@@ -1,6 +1,5 @@
 """What jprune cannot follow is frozen, and a note says where and why."""
 
-import itertools
 import pathlib
 
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from support.reasons import reasons
 
 from jprune import graph as jg
 
@@ -62,8 +62,7 @@ def test_axes_that_meet_it_are_frozen(name):
     notes = [n for n in graph.notes if n.kind == "frozen" and name in n.what]
     assert notes
     assert HERE in notes[0].where
-    said = jg.explain(graph).splitlines()
-    (why,) = [why for why, names in itertools.pairwise(said) if "b[1]" in names]
+    (why,) = [why for why, names in reasons(graph).items() if "b[1]" in names]
     assert name in why
     assert HERE in why
     plan = jg.make_plan(graph, {"a[1]": [1, 4, 5], "c[1]": [0, 9]})

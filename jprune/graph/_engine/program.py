@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jax.extend import core, source_info_util
+from jax.extend import core
 
 from jprune.graph._engine import dims as dims_lib
 from jprune.graph._engine import lines, scopes
@@ -200,7 +200,7 @@ class Recorder:
     def _where(self, node: Node) -> str:
         """The user's line; for equations of JAX's own functions, that of the call."""
         for equation in (node.equation, *reversed(self.calls)):
-            where = source_info_util.summarize(equation.source_info)
+            where = lines.of(equation.source_info)
             if where:
                 return where
         return "in JAX"
@@ -323,7 +323,8 @@ def constant(array: Any) -> Value:
 def unknown(node: Node, recorder: Recorder) -> Outcome:
     """Freezes all axes of a primitive that has no rule."""
     about = [d for v in node.inputs for d in v.axes]
-    recorder.freeze(node, about, f"jprune has no rule for the primitive {node.name!r}")
+    what = f"jprune has no rule for the primitive {node.name!r}; jg.trace takes rules="
+    recorder.freeze(node, about, what)
     return Outcome([frozen(shape, node) for shape in node.shapes], fill=zero)
 
 

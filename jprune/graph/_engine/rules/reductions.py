@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jprune.graph._engine import dims as dims_lib
+from jprune.graph._engine import routing
 from jprune.graph._engine.program import (
     Axes,
     Node,
     Outcome,
     Recorder,
     Sum,
+    View,
     frozen,
     zero,
 )
@@ -153,6 +155,11 @@ def acting(node: Node, recorder: Recorder, axes: set[int]) -> Outcome:
     for value in node.inputs:
         acted = [d for i, d in enumerate(value.axes) if i in axes]
         recorder.freeze(node, acted, f"{node.name} acts along this axis")
+    return Outcome(_passing(node, axes))
+
+
+def _passing(node: Node, axes: set[int]) -> list[Axes]:
+    """Returns the dims of results, of which a primitive makes the given axes anew."""
     results = []
     for shape in node.shapes:
         passing = [-1 if i in axes else n for i, n in enumerate(shape)]
@@ -160,22 +167,38 @@ def acting(node: Node, recorder: Recorder, axes: set[int]) -> Outcome:
         for i in axes:
             (found[i],) = frozen(shape[i : i + 1], node)
         results.append(tuple(found))
-    return Outcome(results)
+    return results
 
 
 def argument(node: Node, recorder: Recorder) -> Outcome:
-    """Freezes the axis of an argmax or argmin, which returns positions along it."""
-    axes = set(node.params["axes"])
-    value = node.inputs[0]
-    acted = [d for i, d in enumerate(value.axes) if i in axes]
-    recorder.freeze(node, acted, f"{node.name} returns positions along this axis")
-    return Outcome([tuple(d for i, d in enumerate(value.axes) if i not in axes)])
+    """An argmax or argmin: positions along an axis, for `routing` to look at later."""
+    value, axis = node.inputs[0], routing.axis_of(node)
+    left = tuple(d for i, d in enumerate(value.axes) if i != axis)
+    if recorder.order:
+        what = f"{node.name} returns positions along this axis"
+        recorder.freeze(node, value.axes[axis : axis + 1], what)
+    fill = _least if node.name == "argmax" else _greatest
+    return _choice(node, [left], fill)
 
 
 def top_k(node: Node, recorder: Recorder) -> Outcome:
-    """Freezes the axis that the greatest entries are taken from."""
-    axis = node.params.get("axis", -1) % len(node.inputs[0].axes)
-    return acting(node, recorder, {axis})
+    """The greatest entries and their positions, for `routing` to look at later."""
+    axis = routing.axis_of(node)
+    if recorder.order:
+        return acting(node, recorder, {axis})
+    return _choice(node, _passing(node, {axis}), _least)
+
+
+def _choice(node: Node, axes: list[Axes], fill: Any) -> Outcome:
+    """Chooses among the entries that are left, and numbers them as in the whole."""
+    axis = routing.axis_of(node)
+
+    def run(view: View, *operands: Any) -> list[Any]:
+        found = node.equation.primitive.bind(*operands, **node.params)
+        *values, places = found if node.equation.primitive.multiple_results else [found]
+        return [*values, routing.numbered(view, node.inputs[0].axes[axis], places)]
+
+    return Outcome(axes, run=run, fill=fill, along=frozenset({axis}))
 
 
 def fft(node: Node, recorder: Recorder) -> Outcome:
