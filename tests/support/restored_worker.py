@@ -1,7 +1,7 @@
-"""Restores models that `test_save.py` saved, in a process without any of their code.
+"""Restores a model that `test_save.py` saved, in a process without any of its code.
 
 Both processes draw the same inputs and measure values and gradients. It writes what it
-finds beside each model, and ends with an error if a framework was imported.
+finds beside the model, and ends with an error if a framework was imported.
 """
 
 import sys
@@ -14,52 +14,34 @@ import numpy as np
 import jprune as jp
 from jprune import graph as jg
 
-# Name of a model -> batches and lengths, as for what is saved with symbolic ones.
-SIZES = {
-    "decoder": [(1, 4), (3, 1), (8, 6)],
-    "nnx": [(2,), (3,), (8,)],
-}
+SIZES = [(1, 4), (3, 1), (8, 6)]  # batch and length: both are symbolic
 
 
-def draw(name, sizes):
-    """Inputs of a model, of given sizes."""
-    rng = np.random.default_rng(sizes)
-    if name == "decoder":
-        return jnp.asarray(rng.integers(0, 10, sizes), jnp.int32), jax.random.key(1)
-    images = jnp.asarray(rng.normal(size=(*sizes, 5, 5, 3)), jnp.float32)
-    return (images,)
+def draw(sizes):
+    """Tokens and a key."""
+    tokens = np.random.default_rng(sizes).integers(0, 10, sizes)
+    return jnp.asarray(tokens, jnp.int32), jax.random.key(1)
 
 
 def measure(fn, params, inputs):
-    """Path -> results, and gradients of the sum of their squares, as float32."""
+    """Path -> gradients of the sum of the results' squares, and results, as float32."""
 
     def loss(params):
         results = fn(params, *inputs)
-        floats = [
-            x
-            for x in jax.tree.leaves(results)
-            if jax.dtypes.issubdtype(x.dtype, jnp.floating)
-        ]
-        return sum(jnp.square(x.astype(jnp.float32)).sum() for x in floats), results
+        squares = [jnp.square(x.astype(float)).sum() for x in jax.tree.leaves(results)]
+        return sum(squares), results
 
-    found = jax.jit(jax.grad(loss, has_aux=True, allow_int=True))(params)
-    return {
-        f"{i}/{path}": np.asarray(x, np.float32)
-        for i, each in enumerate(found)
-        for path, x in jp.tree.by_path(each).items()
-        if x.dtype != jax.dtypes.float0
-        and not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
-    }
+    found = jax.jit(jax.grad(loss, has_aux=True))(params)
+    return {p: np.asarray(x, np.float32) for p, x in jp.tree.by_path(found).items()}
 
 
 def main():
-    directory = Path(sys.argv[1])
+    path = Path(sys.argv[1])
     jax.config.update("jax_disable_most_optimizations", True)
-    for name, every in SIZES.items():
-        saved = jg.restore(directory / name)
-        for sizes in every:
-            found = measure(saved.fn, saved.params, draw(name, sizes))
-            np.savez(directory / f"{name}-{sizes[0]}.npz", **found)
+    saved = jg.restore(path)
+    for sizes in SIZES:
+        found = measure(saved.fn, saved.params, draw(sizes))
+        np.savez(path.with_name(f"{sizes[0]}.npz"), **found)
     assert not {"flax", "equinox"} & set(sys.modules)
 
 
