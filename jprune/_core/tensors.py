@@ -37,6 +37,19 @@ def library() -> Any:
     return safetensors
 
 
+def check_name(name: str) -> None:
+    """Raises if a tensor cannot have a name.
+
+    Args:
+      name: path of a leaf.
+
+    Raises:
+      ValueError: if safetensors reserves it.
+    """
+    if name == "__metadata__":
+        raise ValueError("safetensors reserves this name; rename the leaf")
+
+
 def encode(leaf: Any) -> tuple[np.ndarray, encoding.Entry]:
     """Encodes an array as a tensor and its entry.
 

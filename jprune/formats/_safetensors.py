@@ -247,8 +247,7 @@ def _decode(entry: dict[str, Any], views: dict[str, Any]) -> _packed.Packed:
 
 
 def _exchangeable(name: str, leaf: Any) -> np.ndarray:
-    if name == "__metadata__":
-        raise ValueError("safetensors reserves this name; rename the leaf")
+    tensors.check_name(name)
     dtype = encoding.describe(leaf)["dtype"]
     if dtype not in _EXCHANGED:
         raise ValueError(f"safetensors has no name for the type {dtype}")

@@ -149,4 +149,4 @@ def _described(struct: Any) -> Any:
 
 
 def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {str(error).rstrip('. ')}."

@@ -199,6 +199,7 @@ def _encoded(params: base.Params) -> tuple[dict[str, Any], list[encoding.Entry]]
     arrays, entries = {}, []
     for name, leaf in files.named_leaves(to_plain(params), tree.leaf_path).items():
         with files.naming(f"leaf {name!r}"):
+            tensors.check_name(name)
             if isinstance(leaf, jax.Array) and leaf.is_deleted():
                 raise ValueError("it is an array that has been deleted")
             leaf = leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)

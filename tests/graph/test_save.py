@@ -170,6 +170,37 @@ def test_platforms_are_those_for_which_the_function_lowers(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["all", "schur"]
 
 
+def test_what_no_platform_can_run_elsewhere_is_refused(tmp_path):
+    def called_back(y):
+        return jax.pure_callback(lambda y: y, y, y)
+
+    with pytest.raises(jp.PruningError, match=r"cannot be exported for cpu, cuda, tpu"):
+        jg.save(tmp_path / "m", linear(called_back), struct(2, 3))
+    assert not list(tmp_path.iterdir())
+
+
+def test_types_that_files_lack_and_empty_arrays_come_back(tmp_path):
+    """Also a tree that is one number, and arrays of several devices."""
+    mesh = jax.make_mesh((8,), ("d",))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d"))
+    params = [
+        jnp.ones((0, 3)),
+        jnp.arange(3).astype(jnp.float8_e4m3fn),
+        jnp.arange(3).astype(jnp.int4),
+        jnp.arange(3) * (1 + 2j),
+        jax.random.key(3, impl="rbg"),
+        jax.device_put(jnp.arange(8.0), rows),
+    ]
+    small = jg.Saved(lambda p, x: x + p[-1].sum(), params, {})
+    saved = jg.restore(jg.save(tmp_path / "m", small, 1.0))
+    assert_same(saved.params, params)
+    assert saved.fn(saved.params, 1.0) == 29
+    assert jg.restore(tmp_path / "m", like=params).params[-1].sharding == rows
+    one = jg.Saved(lambda p, x: p * x, jnp.float32(2), {"": {}})
+    saved = jg.restore(jg.save(tmp_path / "one", one, 1.0))
+    assert saved.fn(saved.params, 3.0) == 6
+
+
 def test_a_function_without_a_gradient_is_saved_without(tmp_path):
     def double(y):
         return jax.lax.while_loop(lambda y: y.sum() < 9, lambda y: 2 * y, y)
@@ -224,6 +255,8 @@ def test_nothing_is_written_over_and_nothing_is_left_behind(tmp_path):
     gone = linear()
     gone.params["w"].delete()
     refuses("leaf 'w': .*deleted", jg.save, tmp_path / "m", gone, x)
+    reserved = jg.Saved(lambda p, x: x, {"__metadata__": x}, {})
+    refuses("leaf '__metadata__': .*rename", jg.save, tmp_path / "m", reserved, x)
     assert files_of(tmp_path) == before
 
 
