@@ -26,12 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jprune import masks as masks_lib
 from jprune import tree
-from jprune._core import base, encoding, files, manifest
+from jprune._core import base, encoding, files, manifest, tensors
 from jprune.checkpoint import CheckpointError
 from jprune.formats import _consistency, _packed
 
@@ -42,12 +41,7 @@ _KINDS: dict[str, Callable[..., _packed.Packed]] = {
     kind.__name__: kind
     for kind in (_packed.Dense, _packed.BitMask, _packed.NOfM, _packed.Blocks)
 }
-# Types of all versions of safetensors that NumPy, with JAX's types, has as well.
-_STORED = {
-    *("bool", "uint8", "int8", "uint16", "int16", "float16", "bfloat16"),
-    *("uint32", "int32", "float32", "uint64", "int64", "float64"),
-}
-_EXCHANGED = {*_STORED, "float8_e4m3fn", "float8_e5m2"}
+_EXCHANGED = {*tensors.STORED, "float8_e4m3fn", "float8_e5m2"}
 
 
 def save_packed(
@@ -72,7 +66,7 @@ def save_packed(
 
     Example:
       >>> from jprune import formats
-      >>> import tempfile
+      >>> import tempfile, jax.numpy as jnp
       >>> weight, mask = jnp.arange(3.0), jnp.array([True, False, True])
       >>> with tempfile.TemporaryDirectory() as directory:
       ...     path = Path(directory, "model.safetensors")
@@ -80,7 +74,7 @@ def save_packed(
       ...     load_packed(path)["w"].unpack()[0]
       Array([0., 0., 2.], dtype=float32)
     """
-    numpy_files = _safetensors()
+    numpy_files = tensors.library().numpy
     final = files.local_path(path)
     with files.naming(f"cannot save {final}"):
         _check_free(final, overwrite)
@@ -124,16 +118,14 @@ def load_packed(path: str | os.PathLike[str], like: Any = None) -> Any:
 
     Example:
       >>> from jprune import formats
-      >>> import tempfile
+      >>> import tempfile, jax.numpy as jnp
       >>> params, packed = jnp.ones((2, 2)), formats.pack_dense(jnp.ones((2, 2)), True)
       >>> with tempfile.TemporaryDirectory() as directory:
       ...     path = save_packed(Path(directory, "model"), {"a": {"w": packed}})
       ...     load_packed(path, like={"a": {"w": params}})["a"]["w"].values.tolist()
       [[1.0, 1.0], [1.0, 1.0]]
     """
-    _safetensors()
-    import safetensors
-
+    safetensors = tensors.library()
     path = files.local_path(path)
     with files.naming(f"cannot load {path}"):
         data = files.read_regular(path)
@@ -194,14 +186,14 @@ def save_dense(
       ImportError: if safetensors is not installed.
 
     Example:
-      >>> import tempfile
+      >>> import tempfile, jax.numpy as jnp
       >>> from safetensors.numpy import load_file
       >>> params, masks = {"a": {"w": jnp.ones(2)}}, {"a": {"w": jnp.arange(2) > 0}}
       >>> with tempfile.TemporaryDirectory() as directory:
       ...     load_file(save_dense(Path(directory, "model"), params, masks))
       {'a/w': array([0., 1.], dtype=float32)}
     """
-    numpy_files = _safetensors()
+    numpy_files = tensors.library().numpy
     final = files.local_path(path)
     if masks is not None:
         params = masks_lib.apply(params, masks)
@@ -232,10 +224,7 @@ def _encode(leaf: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         if field.metadata.get("static"):
             static[field.name] = value
             continue
-        stored, entries[field.name] = encoding.encode(value)
-        stored = np.asarray(stored, order="C")
-        raw = stored.dtype.name not in _STORED  # complex numbers, as their bytes
-        arrays[field.name] = stored.reshape(-1).view(np.uint8) if raw else stored
+        arrays[field.name], entries[field.name] = tensors.encode(value)
     described = {"shape": list(leaf.shape), "dtype": leaf.values.dtype.name}
     kind = type(leaf).__name__
     return arrays, {**described, "format": kind, "static": static, "fields": entries}
@@ -244,11 +233,10 @@ def _encode(leaf: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 def _decode(entry: dict[str, Any], views: dict[str, Any]) -> _packed.Packed:
     arrays = {}
     for field, array in entry["fields"].items():
-        dtype, shape = encoding.stored_type(array)
-        value = np.frombuffer(views[field]["data"], jnp.dtype(dtype)).reshape(shape)
-        like = jax.ShapeDtypeStruct(array["shape"], jnp.dtype(array["dtype"]))
         with files.naming(f"array {field!r}"):
-            arrays[field] = encoding.decode(array, value, like)
+            arrays[field] = tensors.decode(
+                array, views[field]["data"], tensors.struct(array)
+            )
     static = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in entry["static"].items()
@@ -259,8 +247,7 @@ def _decode(entry: dict[str, Any], views: dict[str, Any]) -> _packed.Packed:
 
 
 def _exchangeable(name: str, leaf: Any) -> np.ndarray:
-    if name == "__metadata__":
-        raise ValueError("safetensors reserves this name; rename the leaf")
+    tensors.check_name(name)
     dtype = encoding.describe(leaf)["dtype"]
     if dtype not in _EXCHANGED:
         raise ValueError(f"safetensors has no name for the type {dtype}")
@@ -343,13 +330,3 @@ def _put(temporary: Path, final: Path) -> None:
     except OSError:  # a file system without links
         _check_free(final, overwrite=False)
         os.replace(temporary, final)
-
-
-def _safetensors() -> Any:
-    try:
-        # Imported here because it is optional.
-        import safetensors.numpy
-    except ImportError as error:
-        message = "Export needs safetensors: pip install 'jprune[export]'"
-        raise ImportError(message) from error
-    return safetensors.numpy

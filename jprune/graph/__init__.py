@@ -59,6 +59,7 @@ Smaller arrays:
     slice_tree, expand        cuts a tree, such as an optimizer state; and back
     compose, dumps, loads     one plan after another; plans as JSON
     shapes, widths            shapes of the leaves after a plan
+    save, restore             function, arrays and plan on the disk (type `Saved`)
 
 Before entries are removed:
 
@@ -143,6 +144,9 @@ from jprune.graph._regularize import add_group_decay as add_group_decay
 from jprune.graph._regularize import add_growing_decay as add_growing_decay
 from jprune.graph._regularize import add_l1 as add_l1
 from jprune.graph._roles import layout as layout
+from jprune.graph._save import Saved as Saved
+from jprune.graph._save import restore as restore
+from jprune.graph._save import save as save
 from jprune.graph._scores import by_max as by_max
 from jprune.graph._scores import by_mean as by_mean
 from jprune.graph._scores import first_member as first_member
