@@ -7,6 +7,7 @@ from typing import Any
 from jprune._core import base
 from jprune.graph._compress import Compressed, choose_widths, group_l2
 from jprune.graph._cost import Cost, multiply_adds
+from jprune.graph._engine.sizes import known
 from jprune.graph._groups import Group
 from jprune.graph._plan import Plan, compose, keep_of, make_plan
 from jprune.graph._shrink import check_params, shrink
@@ -91,7 +92,7 @@ def compress_gradually(
         raise base.PruningError(f"remove must be in [0, 1); got {remove}.")
     record = functools.partial(trace, shrinking=shrinking)
     full = record(fn, params, *inputs)
-    before, small_fn = cost(full, {}), fn
+    before, small_fn = known(cost(full, {})), fn
     plan: Plan = {}
     for step in range(steps):
         graph = record(small_fn, params, *inputs) if step else full
