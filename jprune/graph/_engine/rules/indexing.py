@@ -83,9 +83,10 @@ def gather(node: Node, recorder: Recorder) -> Outcome:
 
 
 def _slice_of(node: Node) -> tuple[int, Any] | None:
-    """Returns which axis of symbolic size a gather slices from where, as x[:, 4:] does.
+    """Returns which axis a gather slices, and from where, as x[:, 4:] does.
 
-    None if the positions are computed, or could be out of bounds.
+    So JAX writes a slice of an array that has an axis of symbolic size. None if the
+    positions are computed, or could be out of bounds.
     """
     operand, indices = node.inputs
     spec, taken = node.params["dimension_numbers"], node.params["slice_sizes"]
@@ -93,7 +94,7 @@ def _slice_of(node: Node) -> tuple[int, Any] | None:
         return None
     (axis,) = spec.start_index_map
     size, start = operand.axes[axis].size, scalars.size_named(indices.scalar)
-    if start is None or not is_symbolic(size):
+    if start is None or not any(is_symbolic(d.size) for d in operand.axes):
         return None
     others = [d.size == n for d, n in zip(operand.axes, taken, strict=True)]
     del others[axis]
@@ -103,7 +104,7 @@ def _slice_of(node: Node) -> tuple[int, Any] | None:
 
 
 def _slice(node: Node, axis: int, start: Any) -> Outcome:
-    """A slice along an axis of symbolic size, which JAX writes as a gather."""
+    """A slice of an array with symbolic sizes, which JAX writes as a gather."""
     operand, taken = node.inputs[0], node.params["slice_sizes"][axis]
     d = operand.axes[axis]
     before, piece, _ = dims_lib.split(d, [start, taken, d.size - start - taken])
