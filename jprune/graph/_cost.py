@@ -357,6 +357,9 @@ def penalty(cost: Cost, target: float) -> Callable[[Graph, Sizes], Any]:
     Returns:
       `(graph, sizes) -> penalty`, on the same scale for every model and unit of cost.
 
+    Raises:
+      PruningError: when it is called, if the cost depends on symbolic sizes.
+
     Example:
       The target is half of 200 multiply-adds, so the full function pays log 2:
 

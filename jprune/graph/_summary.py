@@ -66,11 +66,12 @@ def summary(
       leaves (None without masks and params), and `before` and `after` are each
       {parameters, multiply_adds, bytes_moved}. `rest`: {leaves, sparsity, before,
       after} of the leaves that no product multiplies by, such as biases, scales and
-      embeddings. `total`: {sparsity, before, after} of all.
+      embeddings. `total`: {sparsity, before, after} of all. Figures are integers where
+      sizes are, and symbolic where sizes are.
 
     Raises:
-      PruningError: if there is no such group, or if params or masks do not belong to
-        the graph.
+      PruningError: if there is no such group, if params or masks do not belong to the
+        graph, or if sizes are fractional and others symbolic.
 
     Example:
       >>> import jax.numpy as jnp

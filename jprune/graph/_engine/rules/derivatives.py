@@ -79,6 +79,9 @@ def _closed_over(closed: Any, recorder: Recorder) -> dict[int, Value] | None:
     for i, x in enumerate(closed.consts):
         if not isinstance(x, jax.core.Tracer) or not _has_ended(x):
             continue
+        # JAX has no public way from a tracer to its variable, and its trace, where the
+        # rule could have got the array as an argument (`jax.closure_convert`), is over.
+        # Without the attribute, the derivative is refused by name.
         variable = getattr(x, "val", None)
         values = [k[variable] for k in recorder.known if variable in k]
         if not values:
