@@ -10,6 +10,7 @@ import numpy as np
 from jprune._core import base
 from jprune._core.deprecation import renamed_arguments
 from jprune.graph._cost import Cost
+from jprune.graph._engine.sizes import known
 from jprune.graph._groups import Group, check_known
 from jprune.graph._obstacles import shrinkable, too_costly
 from jprune.graph._trace import Graph
@@ -209,7 +210,7 @@ def choose(
         kept = {n: (ranks >= sparsity - 1e-12).sum() for n, ranks in ranked.items()}
         return _best(given, rounded(kept))
     left = _removal(ranked)
-    budget = (1 - sparsity) * cost(graph, {})
+    budget = (1 - sparsity) * known(cost(graph, {}))
     total = sum(g.size for g in groups.values())
     least = rounded(left(total))
     if cost(graph, least) > budget:

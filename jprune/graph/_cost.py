@@ -6,7 +6,6 @@ choice of entries, without shrinking anything, and differentiable: budgets are s
 for, and learned masks can be penalised for what they keep.
 """
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from jprune.graph._engine.dims import Dim
 from jprune.graph._engine.program import Axes, Node, Program, Value
 from jprune.graph._engine.rules.control import scan_counts
 from jprune.graph._engine.rules.sharding import devices_of
+from jprune.graph._engine.sizes import added, known, multiplied
 from jprune.graph._groups import check_known
 from jprune.graph._trace import Graph, param_values
 
@@ -179,7 +179,7 @@ def multiply_adds(graph: Graph, sizes: Sizes | None = None) -> Any:
       (200, 100)
     """
     size = measure(graph, sizes)
-    return sum(_product(size, o.factors) for o in operations(graph))
+    return added(elements(size, o.factors) for o in operations(graph))
 
 
 def parameters(graph: Graph, sizes: Sizes | None = None) -> Any:
@@ -205,7 +205,7 @@ def parameters(graph: Graph, sizes: Sizes | None = None) -> Any:
       (40, 20)
     """
     size = measure(graph, sizes)
-    return sum(_product(size, axes) for axes in graph.axes.values())
+    return added(elements(size, axes) for axes in graph.axes.values())
 
 
 def parameter_bytes(graph: Graph, sizes: Sizes | None = None) -> Any:
@@ -232,7 +232,7 @@ def parameter_bytes(graph: Graph, sizes: Sizes | None = None) -> Any:
     """
     size = measure(graph, sizes)
     values = zip(graph.axes.values(), graph.program.inputs, strict=False)
-    return sum(_product(size, a) * v.dtype.itemsize for a, v in values)
+    return added(elements(size, a) * v.dtype.itemsize for a, v in values)
 
 
 def activation_bytes(graph: Graph, sizes: Sizes | None = None) -> Any:
@@ -260,7 +260,7 @@ def activation_bytes(graph: Graph, sizes: Sizes | None = None) -> Any:
       (200, 120)
     """
     size = measure(graph, sizes)
-    return sum(_product(size, o.result) * o.item_bytes[-1] for o in operations(graph))
+    return added(elements(size, o.result) * o.item_bytes[-1] for o in operations(graph))
 
 
 def bytes_moved(graph: Graph, sizes: Sizes | None = None) -> Any:
@@ -289,8 +289,8 @@ def bytes_moved(graph: Graph, sizes: Sizes | None = None) -> Any:
       (580, 340)
     """
     size = measure(graph, sizes)
-    return sum(
-        _product(size, axes) * each
+    return added(
+        elements(size, axes) * each
         for o in operations(graph)
         for axes, each in zip((*o.operands, o.result), o.item_bytes, strict=True)
     )
@@ -321,19 +321,28 @@ def measure(graph: Graph, sizes: Sizes | None = None) -> Callable[[Dim], Any]:
     """
     check_known(graph.groups, sizes or {})
     given = {graph.groups[n].dim: s for n, s in (sizes or {}).items()}
-    known: dict[Dim, Any] = {}
+    found: dict[Dim, Any] = {}
 
     def size(d: Dim) -> Any:
         d = dims_lib.resolve(d)
-        if d not in known:
-            known[d] = layout.size_of(d, given)
-        return known[d]
+        if d not in found:
+            found[d] = layout.size_of(d, given)
+        return found[d]
 
     return size
 
 
-def _product(size: Callable[[Dim], Any], axes: Axes) -> Any:
-    return functools.reduce(lambda a, d: a * size(d), axes, 1)
+def elements(size: Callable[[Dim], Any], axes: Axes) -> Any:
+    """Returns the number of elements of an array with these dims.
+
+    Args:
+      size: `dim -> size`.
+      axes: the dims.
+
+    Raises:
+      PruningError: if a size is symbolic and another one is fractional or traced.
+    """
+    return multiplied([size(d) for d in axes])
 
 
 def penalty(cost: Cost, target: float) -> Callable[[Graph, Sizes], Any]:
@@ -347,6 +356,9 @@ def penalty(cost: Cost, target: float) -> Callable[[Graph, Sizes], Any]:
 
     Returns:
       `(graph, sizes) -> penalty`, on the same scale for every model and unit of cost.
+
+    Raises:
+      PruningError: when it is called, if the cost depends on symbolic sizes.
 
     Example:
       The target is half of 200 multiply-adds, so the full function pays log 2:
@@ -366,7 +378,7 @@ def penalty(cost: Cost, target: float) -> Callable[[Graph, Sizes], Any]:
     """
 
     def charge(graph: Graph, sizes: Sizes) -> Any:
-        share = cost(graph, sizes) / (target * float(cost(graph, {})))
+        share = cost(graph, sizes) / (target * float(known(cost(graph, {}))))
         return jnp.maximum(jnp.log(share), 0.0)
 
     return charge

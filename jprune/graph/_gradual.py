@@ -8,6 +8,7 @@ from jprune._core import base
 from jprune.graph._budget import is_width
 from jprune.graph._compress import Compressed, choose_widths, group_l2
 from jprune.graph._cost import Cost, multiply_adds
+from jprune.graph._engine.sizes import known
 from jprune.graph._groups import Group
 from jprune.graph._obstacles import shrinkable
 from jprune.graph._plan import Plan, compose, keep_of, make_plan
@@ -94,7 +95,7 @@ def compress_gradually(
     record = functools.partial(trace, shrinking=shrinking)
     full = record(fn, params, *inputs)
     shrinkable(full, is_width)
-    before, small_fn = cost(full, {}), fn
+    before, small_fn = known(cost(full, {})), fn
     plan: Plan = {}
     for step in range(steps):
         graph = record(small_fn, params, *inputs) if step else full

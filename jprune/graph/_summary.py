@@ -1,11 +1,11 @@
 """Summaries: the cost of each product of a function before and after pruning."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax import export
 
 from jprune import masks as masks_lib
 from jprune import tree
@@ -15,6 +15,7 @@ from jprune._core.tables import Column, print_table
 from jprune.graph import _cost
 from jprune.graph._cost import Operation, Sizes
 from jprune.graph._engine import dims as dims_lib
+from jprune.graph._engine.sizes import added
 from jprune.graph._groups import Group, check_known
 from jprune.graph._trace import Graph
 
@@ -65,11 +66,12 @@ def summary(
       leaves (None without masks and params), and `before` and `after` are each
       {parameters, multiply_adds, bytes_moved}. `rest`: {leaves, sparsity, before,
       after} of the leaves that no product multiplies by, such as biases, scales and
-      embeddings. `total`: {sparsity, before, after} of all.
+      embeddings. `total`: {sparsity, before, after} of all. Figures are integers where
+      sizes are, and symbolic where sizes are.
 
     Raises:
-      PruningError: if there is no such group, or if params or masks do not belong to
-        the graph.
+      PruningError: if there is no such group, if params or masks do not belong to the
+        graph, or if sizes are fractional and others symbolic.
 
     Example:
       >>> import jax.numpy as jnp
@@ -150,23 +152,21 @@ def _groups_of(graph: Graph, o: Operation) -> list[str]:
 
 def _costs(graph: Graph, size: Any, o: Operation) -> dict[str, Any]:
     arrays = zip((*o.operands, o.result), o.item_bytes, strict=True)
-    moved = sum(_product(size, axes) * each for axes, each in arrays)
+    moved = added(_cost.elements(size, axes) * each for axes, each in arrays)
     return {
         "parameters": _parameters(graph, size, o.leaves),
-        "multiply_adds": _plain(_product(size, o.factors)),
+        "multiply_adds": _plain(_cost.elements(size, o.factors)),
         "bytes_moved": _plain(moved),
     }
 
 
 def _parameters(graph: Graph, size: Any, paths: Any) -> Any:
-    return _plain(sum(_product(size, graph.axes[path]) for path in paths))
+    return _plain(added(_cost.elements(size, graph.axes[path]) for path in paths))
 
 
-def _product(size: Any, axes: Any) -> Any:
-    return math.prod(size(d) for d in axes)
-
-
-def _plain(x: Any) -> int | float:
+def _plain(x: Any) -> Any:
+    if export.is_symbolic_dim(x):
+        return x
     return int(x) if float(x).is_integer() else float(x)
 
 
@@ -238,8 +238,12 @@ def _percent(row: Mapping[str, Any]) -> str:
 
 def _both(row: Mapping[str, Any], key: str = "parameters") -> str:
     before, after = row["before"][key], row["after"][key]
-    short = rounded(before)
-    return short if before == after else f"{short} → {rounded(after)}"
+    short = _text(before)
+    return short if before == after else f"{short} → {_text(after)}"
+
+
+def _text(x: Any) -> str:
+    return str(x) if export.is_symbolic_dim(x) else rounded(x)
 
 
 def _short(where: str) -> str:

@@ -180,6 +180,22 @@ def test_a_shard_map_whose_results_are_sharded():
     check(fn, params, normal(5, 3), {"a[1]": [1]})
 
 
+def test_pmap_is_followed_or_named():
+    """JAX before 0.8 compiles it for the recorded sizes."""
+
+    def fn(p, x):
+        one = lambda x: jax.nn.relu(x @ p["a"]) @ p["b"] + lax.pmean(x[0, 0], "i")  # noqa: E731
+        return jnp.tanh(jax.pmap(one, axis_name="i")(x) @ p["c"]) @ p["d"]
+
+    params = {"a": normal(3, 8), "b": normal(8, 4), "c": normal(4, 6)}
+    params |= {"d": normal(6, 2)}
+    if jax.__version_info__ >= (0, 8):
+        check(fn, params, normal(2, 5, 3), {"a[1]": [0, 3], "c[1]": [1], "b[1]": [2]})
+    else:
+        graph = check(fn, params, normal(2, 5, 3), {"c[1]": [1]})
+        assert "jax.pmap" in jg.explain(graph)
+
+
 def bound(fn, axis_size):
     """A function of a batch of axis_size parts, whose mean is over all of them."""
     mapped = jax.vmap(fn, (None, 0), axis_name="batch", axis_size=axis_size)

@@ -33,7 +33,19 @@ def callback(h):
     return jax.pure_callback(lambda x: np.asarray(x) * 2, result, h)
 
 
+@jax.custom_batching.custom_vmap
+def batched(h):
+    return jnp.sin(h)
+
+
+batched.def_vmap(lambda size, mapped, h: (jnp.sin(h), mapped[0]))
+
+
 UNKNOWN = {
+    "custom_vmap_call": batched,
+    "custom_linear_solve": lambda h: lax.custom_linear_solve(
+        lambda v: 2 * v, h, lambda matvec, b: b / 2, symmetric=True
+    ),
     "cholesky": cholesky,
     "qr": lambda h: h[:, :1] * jnp.linalg.qr(h)[0][:1, :1] + h,
     "pure_callback": callback,

@@ -117,6 +117,31 @@ def test_sparsity_is_that_of_masks_or_of_zeros(graph):
     assert jg.summary(graph, PARAMS)["total"]["sparsity"] == 0
 
 
+def test_symbolic_sizes_are_printed_and_no_budget_is_counted_in_them(capsys):
+    mlp = lambda p, x: jnp.tanh(x @ p["in"]) @ p["out"]  # noqa: E731
+    params = {"in": jnp.ones((3, 8)), "out": jnp.ones((8, 2))}
+    (b,) = jax.export.symbolic_shape("b")
+    graph = jg.trace(mlp, params, jax.ShapeDtypeStruct((b, 3), jnp.float32))
+    half = {"in[1]": 4}
+    total = jg.summary(graph, sizes=half)["total"]
+    assert total["before"]["multiply_adds"] == 40 * b
+    assert total["after"]["multiply_adds"] == 20 * b
+    assert total["after"]["parameters"] == 20
+    jg.print_summary(graph, sizes=half)
+    assert "40*b → 20*b" in capsys.readouterr().out
+    assert jg.parameters(graph, {"in[1]": 4.5}) == 22.5
+    scores = jg.group_scores(graph, params, each=np.square)
+    for act in (
+        lambda: jg.choose(graph, scores, 0.5, cost=jg.multiply_adds),
+        lambda: jg.summary(graph, sizes={"in[1]": 4.5}),
+        lambda: jg.bytes_moved(graph, {"in[1]": 4.5}),
+        lambda: jg.penalty(jg.multiply_adds, 0.5)(graph, half),
+        lambda: jg.compress(mlp, params, *graph.inputs, multiple_of=1),
+    ):
+        with pytest.raises(jp.PruningError, match=r"symbolic size .*inputs of known"):
+            act()
+
+
 def test_a_product_of_activations_and_a_leaf_used_twice():
     def attend(params, x):
         q = x @ params["qk"]

@@ -7,6 +7,8 @@ entries once some are gone; such functions have the masked one for an oracle onl
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +53,9 @@ class Maker:
     def __init__(self, seed):
         self.rng = np.random.default_rng(seed)
         self.params = {}
+        self.states = []
         self.driven = True
+        self.tokens = True  # whether there may be another number of them
 
     def size(self):
         return int(self.rng.choice(SIZES))
@@ -64,6 +68,15 @@ class Maker:
         scale = 1 / math.sqrt(fan or 4)
         values = scale * self.rng.normal(size=shape)
         self.params[name] = jnp.asarray(values)
+        return name
+
+    def state(self, *shape):
+        self.states.append(self.param(*shape))
+        return self.states[-1]
+
+    def counter(self):
+        name = self.state()
+        self.params[name] = jnp.asarray(self.rng.integers(1, 9), jnp.int32)
         return name
 
 
@@ -137,7 +150,7 @@ def heads(m, n):
 
 
 def mixed(m, n):
-    k = m.size()
+    m.tokens, k = False, m.size()
     t = m.param(5, k, fan=5)
     back = m.param(k, 5, fan=k)
     return lambda p, h: jnp.swapaxes(
@@ -168,6 +181,7 @@ def normed(m, n):
 
 
 def shifted(m, n):
+    m.tokens = False
     b, t = m.param(n), m.param(5, n)
     return lambda p, h: add(h, p[b], p[t])
 
@@ -294,11 +308,31 @@ STEPS = (
 )
 
 
-def draw(seed, length=7):
-    """Returns a function, its params, an input, and whether shapes drive it.
+class Drawn(NamedTuple):
+    """A random function.
+
+    Attributes:
+      fn: `(params, x) -> (result, new state by its name in params)`.
+      params: its params.
+      x: an input `(3, 5, 4)`.
+      driven: whether shapes of params drive all steps.
+      tokens: whether it is made for any number of tokens.
+    """
+
+    fn: Callable[..., Any]
+    params: dict[str, Any]
+    x: Any
+    driven: bool
+    tokens: bool
+
+
+def draw(seed, more=(), fewer=(), length=7):
+    """Returns a random function.
 
     Args:
       seed: of the function.
+      more: further steps, of which every third is one; first of all the second.
+      fewer: steps that are drawn anew.
       length: how many steps lie between the first and the last matrix.
     """
     m = Maker(seed)
@@ -307,8 +341,8 @@ def draw(seed, length=7):
     h = jax.eval_shape(steps[0], m.params, x)
     saved = []
     while len(steps) < length:
-        make = m.choose(*STEPS)
-        step = make(m, h.shape[-1])
+        make = m.choose(*(more if more and len(steps) % 3 == 1 else STEPS))
+        step = None if make in fewer else make(m, h.shape[-1])
         after = h if step is None else jax.eval_shape(step, m.params, h)
         if step is None or after.shape[-1] > 40:
             continue
@@ -320,10 +354,11 @@ def draw(seed, length=7):
     last = m.param(h.shape[-1], 2, fan=h.shape[-1])
 
     def fn(p, x):
-        h, kept = x, None
+        p, h, kept = dict(p), x, None  # steps write state
         for i, step in enumerate(steps):
             kept = h if i == skip else kept
             h = step(p, h)
-        return (h if kept is None else h + kept) @ p[last]
+        out = (h if kept is None else h + kept) @ p[last]
+        return out, {name: p[name] for name in m.states}
 
-    return fn, m.params, x, m.driven
+    return Drawn(fn, m.params, x, m.driven, m.tokens)

@@ -1,7 +1,10 @@
 """Parts of jaxprs: bodies of calls, and the equations that results depend on."""
 
+import itertools
+from collections.abc import Callable
 from typing import Any
 
+import jax
 from jax.extend import core
 
 
@@ -20,6 +23,32 @@ def body_of(equation: Any) -> Any:
             return found if hasattr(found, "consts") else core.ClosedJaxpr(found, ())
     name = equation.primitive.name
     raise TypeError(f"The call {name!r} has neither a jaxpr nor a call_jaxpr.")
+
+
+def alone(equation: Any) -> Callable[..., tuple[Any, ...]]:
+    """Returns an equation as a function of its operands, with its derivative."""
+    variable = [not isinstance(a, core.Literal) for a in equation.invars]
+    avals = [a.aval for a in itertools.compress(equation.invars, variable)]
+    # Own variables: the same array may be closed over and be an argument, too.
+    empty = jax.make_jaxpr(lambda *xs: ())(*avals).jaxpr
+    each = iter(empty.invars)
+    invars = [
+        next(each) if free else a
+        for a, free in zip(equation.invars, variable, strict=True)
+    ]
+    names = empty.debug_info._replace(
+        arg_names=("",) * len(avals), result_paths=("",) * len(equation.outvars)
+    )
+    jaxpr = core.Jaxpr(
+        (),
+        empty.invars,
+        equation.outvars,
+        [equation.replace(invars=invars)],
+        equation.effects,
+        debug_info=names,
+    )
+    call = core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, ()))
+    return lambda *operands: tuple(call(*itertools.compress(operands, variable)))
 
 
 def live_equations(jaxpr: Any, used: list[bool]) -> list[tuple[Any, list[bool] | None]]:

@@ -6,11 +6,13 @@ decided as those of polynomials. Their order often is not, and raises.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from jax import export
 
+from jprune._core import base
 from jprune._core.compat import InconclusiveDimensionOperation
 
 _NUMBERS = (int, np.integer)
@@ -24,6 +26,47 @@ def is_symbolic(n: Any) -> bool:
 def count_of(axes: Sequence[Any]) -> int:
     """Returns the number of elements of an array with these dims."""
     return math.prod([d.size for d in axes])
+
+
+def known(n: Any) -> Any:
+    """Returns a size or a cost that has to be a number.
+
+    Args:
+      n: the size or cost.
+
+    Raises:
+      PruningError: if it is symbolic.
+    """
+    if export.is_symbolic_dim(n):
+        raise base.PruningError(
+            f"The cost depends on the symbolic size {n}, so it is no number. Trace the "
+            "function for inputs of known shapes: a plan that is made there fits all."
+        )
+    return n
+
+
+def multiplied(sizes: Sequence[Any]) -> Any:
+    """Returns a product of sizes.
+
+    Args:
+      sizes: integers and symbolic dimensions; or numbers, perhaps fractional or traced.
+
+    Raises:
+      PruningError: if some are symbolic and others are neither integers nor symbolic.
+    """
+    return math.prod(_compatible(sizes))
+
+
+def added(sizes: Iterable[Any]) -> Any:
+    """Returns a sum of sizes, under the conditions of `multiplied`."""
+    return sum(_compatible(list(sizes)))
+
+
+def _compatible(sizes: Sequence[Any]) -> Sequence[Any]:
+    symbols = [n for n in sizes if export.is_symbolic_dim(n)]
+    if symbols and len(symbols) < sum(map(is_symbolic, sizes)):
+        known(symbols[0])
+    return sizes
 
 
 def divides(part: Any, whole: Any) -> bool:

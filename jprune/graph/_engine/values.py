@@ -38,7 +38,8 @@ class Sum(NamedTuple):
       direct: whether the value is nothing but a multiple of that power.
       logarithm: whether the value is the logarithm of the sum, plus other terms.
       factor: constant that all elements were multiplied by, last of all.
-      divided: whether the factor is that of a single division.
+      divisors: constants that all elements were divided by, in that order. Those that
+        count the dims of a later sum make it a mean.
     """
 
     over: Axes
@@ -49,7 +50,7 @@ class Sum(NamedTuple):
     direct: bool = True
     logarithm: bool = False
     factor: float = 1.0
-    divided: bool = False
+    divisors: tuple[Scalar, ...] = ()
 
 
 class Value:

@@ -1,6 +1,9 @@
-"""Rules of calls of code that is not JAX: all axes that meet them stay."""
+"""Rules of calls that stay as they are: all axes that meet them are frozen."""
 
-from jprune.graph._engine.program import Node, Outcome, Recorder, frozen
+from typing import Any
+
+from jprune.graph._engine.jaxprs import alone
+from jprune.graph._engine.program import Node, Outcome, Recorder, View, frozen
 
 
 def boundary(node: Node, recorder: Recorder) -> Outcome:
@@ -11,6 +14,23 @@ def boundary(node: Node, recorder: Recorder) -> Outcome:
     return Outcome([frozen(shape, node) for shape in node.shapes])
 
 
-RULES = dict.fromkeys(
-    ("pallas_call", "ffi_call", "pure_callback", "io_callback"), boundary
-)
+def parallel(node: Node, recorder: Recorder) -> Outcome:
+    """A `jax.pmap` of JAX before 0.8; later ones are a `jax.shard_map`."""
+    what = "it meets jax.pmap, which this version of JAX compiles for these sizes; "
+    what += "jax.shard_map and jax.vmap are followed"
+    recorder.freeze(node, [d for v in node.inputs for d in v.axes], what)
+    call = alone(node.equation)
+
+    def run(view: View, *operands: Any) -> list[Any]:
+        del view
+        return list(call(*operands))
+
+    return Outcome([frozen(shape, node) for shape in node.shapes], run=run)
+
+
+RULES = {
+    **dict.fromkeys(
+        ("pallas_call", "ffi_call", "pure_callback", "io_callback"), boundary
+    ),
+    "xla_pmap": parallel,
+}

@@ -17,7 +17,7 @@ of attention, powers of the head dimension, have an option of their own.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -193,6 +193,35 @@ def _is_sure_root(
 
 def _is_square(n: int) -> bool:
     return math.isqrt(n) ** 2 == n
+
+
+def counted(divisors: Sequence[Scalar], over: Axes) -> tuple[Axes, tuple[Scalar, ...]]:
+    """Returns the dims whose entries divisors count, and the other divisors.
+
+    Args:
+      divisors: constants that a value was divided by.
+      over: dims that it is summed over afterwards. A divisor is the number of entries
+        of all of them, or there are as many divisors as dims of one size.
+    """
+    for i, scalar in enumerate(divisors):
+        if _counts(scalar, dims_lib.count_of(over)):
+            return over, (*divisors[:i], *divisors[i + 1 :])
+    found: list[Any] = []
+    used: set[int] = set()
+    for size in dict.fromkeys(d.size for d in over):
+        alike = [d for d in over if d.size == size]
+        named = [i for i, s in enumerate(divisors) if _counts(s, size)]
+        if len(named) >= len(alike):
+            found += alike
+            used.update(named[: len(alike)])
+    return tuple(found), tuple(s for i, s in enumerate(divisors) if i not in used)
+
+
+def _counts(scalar: Scalar, n: int) -> bool:
+    """Returns whether a constant is the number n."""
+    if is_symbolic(n):
+        return scalars.is_literal(scalar) and scalars.exponent_of(scalar, n) == 1
+    return n > 1 and math.isclose(scalars.value_of(scalar), n, rel_tol=1e-6)
 
 
 def note(recorder: Recorder, node: Node, size: Size) -> None:

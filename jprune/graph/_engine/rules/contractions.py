@@ -12,7 +12,6 @@ from jprune.graph._engine.program import (
     Outcome,
     Recorder,
     Sum,
-    View,
     frozen,
     unknown,
     zero,
@@ -66,7 +65,8 @@ def _scaled(node: Node, recorder: Recorder, total: Sum) -> Any:
     if factor == 1 or is_symbolic(n) or n < 2:
         return None
     if not total.attends:
-        if any(v.sum and v.sum.divided for v in node.inputs) and factor * n == 1:
+        divisors = [s for v in node.inputs if v.sum for s in v.sum.divisors]
+        if total.over and constants.counted(divisors, total.over)[0]:
             constants.chance(recorder, node, n, total.over)
         return None
     for power in (-0.5, -1.0):
@@ -79,14 +79,13 @@ def _scaled(node: Node, recorder: Recorder, total: Sum) -> Any:
 
 
 def convolution(node: Node, recorder: Recorder) -> Outcome:
-    """Merges input channels, per feature group; freezes windows and spatial axes."""
+    """Merges input channels, per group; freezes windows and spatial axes.
+
+    A group of the output channels sees its group of the input channels, or, in the
+    derivative of such a convolution, its group of the images.
+    """
     image, kernel = node.inputs
     spec = node.params["dimension_numbers"]
-    feature_groups = node.params["feature_group_count"]
-    if node.params["batch_group_count"] != 1:
-        about = [d for v in node.inputs for d in v.axes]
-        recorder.freeze(node, about, "it is an axis of a convolution with batch groups")
-        return Outcome([frozen(node.shapes[0], node)], fill=zero)
     spatial = [image.axes[i] for i in spec.lhs_spec[2:]]
     spatial += [kernel.axes[i] for i in spec.rhs_spec[2:]]
     recorder.freeze(node, spatial, "it is a spatial axis of a convolution")
@@ -94,31 +93,43 @@ def convolution(node: Node, recorder: Recorder) -> Outcome:
     features, inputs = (kernel.axes[i] for i in spec.rhs_spec[:2])
     dims_lib.mark(features, "channel")
     dims_lib.mark(channels, "channel")
-    outer: Dim | None = None  # the feature groups
-    if feature_groups == 1:
-        dims_lib.unify(channels, inputs)
+    name, groups, outer = _groups(node, features)
+    if name == "feature_group_count":
+        of_image, channels = dims_lib.factor(channels, [groups, inputs.size])
+        dims_lib.mark(of_image, "summed")
     else:
-        outer, inner = dims_lib.factor(channels, [feature_groups, inputs.size])
-        each = features.size // feature_groups
-        outer_of_features, _ = dims_lib.factor(features, [feature_groups, each])
-        dims_lib.unify(inner, inputs)
-        dims_lib.unify(outer, outer_of_features)
-        dims_lib.mark(outer, "summed")
+        of_image, batch = dims_lib.factor(batch, [groups, batch.size // groups])
+    dims_lib.unify(of_image, outer)
+    dims_lib.unify(channels, inputs)
     dims_lib.mark(inputs, "summed")
     axes: list[Any] = [None] * len(node.shapes[0])
     axes[spec.out_spec[0]], axes[spec.out_spec[1]] = batch, features
     for i in spec.out_spec[2:]:
         (axes[i],) = frozen(node.shapes[0][i : i + 1], node)
 
-    def params(view: View) -> dict[str, Any]:
-        return {"feature_group_count": 1 if outer is None else view.size(outer)}
-
     over: Axes = (inputs, *(kernel.axes[i] for i in spec.rhs_spec[2:]))
     total = Sum(over, of_products=True)
     # The channels of an image in groups are products: whole groups are not summed.
-    of_image = frozenset(spec.lhs_spec[1:2] if outer is None else ())
-    along = (of_image, frozenset(spec.rhs_spec[1:2]))
-    return Outcome([tuple(axes)], params=params, fill=zero, along=along, sum=total)
+    whole = name == "batch_group_count" or groups == 1
+    along = (
+        frozenset(spec.lhs_spec[1:2] if whole else ()),
+        frozenset(spec.rhs_spec[1:2]),
+    )
+    return Outcome(
+        [tuple(axes)],
+        params=lambda view: {name: view.size(outer)},
+        fill=zero,
+        along=along,
+        sum=total,
+    )
+
+
+def _groups(node: Node, features: Dim) -> tuple[str, int, Dim]:
+    """Returns the parameter that groups a convolution, their number and their dim."""
+    names = ("feature_group_count", "batch_group_count")
+    name = max(names, key=node.params.__getitem__)
+    groups = node.params[name]
+    return name, groups, dims_lib.factor(features, [groups, features.size // groups])[0]
 
 
 def ragged_dot(node: Node, recorder: Recorder) -> Outcome:

@@ -13,47 +13,19 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend import core, source_info_util
+from jax.extend import source_info_util
 
 from jprune._core import base
 from jprune.graph._engine import dims as dims_lib
 from jprune.graph._engine import meshes, scopes
 from jprune.graph._engine.dims import Dim
+from jprune.graph._engine.jaxprs import alone
 from jprune.graph._engine.program import Node, Outcome, Program, Recorder, Value, View
 from jprune.graph._engine.rules import elementwise
 from jprune.graph._engine.rules.control import same
 from jprune.graph._engine.running import run
 
 _HIGHEST_ORDER = 2
-
-
-def _alone(node: Node) -> Any:
-    """Returns the equation as a function of its operands, with its derivative."""
-    equation = node.equation
-    literal = [isinstance(a, core.Literal) for a in equation.invars]
-    avals = [a.aval for a in equation.invars if not isinstance(a, core.Literal)]
-    # Own variables: the same array may be closed over and be an argument, too.
-    own = jax.make_jaxpr(lambda *xs: ())(*avals).jaxpr.invars
-    each = iter(own)
-    invars = [
-        a if fixed else next(each)
-        for a, fixed in zip(equation.invars, literal, strict=True)
-    ]
-    closed = node.params.get("call_jaxpr", node.params.get("fun_jaxpr"))
-    names = closed.jaxpr.debug_info._replace(
-        arg_names=("",) * len(own), result_paths=("",) * len(equation.outvars)
-    )
-    alone = equation.replace(invars=invars)
-    jaxpr = core.Jaxpr(
-        (), own, equation.outvars, [alone], equation.effects, debug_info=names
-    )
-    inner = core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, ()))
-
-    def call(*operands: Any) -> Any:
-        free = [x for x, fixed in zip(operands, literal, strict=True) if not fixed]
-        return tuple(inner(*free))
-
-    return call
 
 
 def _structs(node: Node) -> list[Any]:
@@ -107,6 +79,9 @@ def _closed_over(closed: Any, recorder: Recorder) -> dict[int, Value] | None:
     for i, x in enumerate(closed.consts):
         if not isinstance(x, jax.core.Tracer) or not _has_ended(x):
             continue
+        # JAX has no public way from a tracer to its variable, and its trace, where the
+        # rule could have got the array as an argument (`jax.closure_convert`), is over.
+        # Without the attribute, the derivative is refused by name.
         variable = getattr(x, "val", None)
         values = [k[variable] for k in recorder.known if variable in k]
         if not values:
@@ -201,7 +176,7 @@ def _tangents(found: Iterable[Any], values: Sequence[Any], moving: Any) -> tuple
 
 def _trace_jvp(node: Node) -> Any:
     structs = _structs(node)
-    call, moving = _alone(node), _moving(structs)
+    call, moving = alone(node.equation), _moving(structs)
 
     def pushed(primals: Any, tangents: Any) -> Any:
         full = _tangents(tangents, structs, moving)
@@ -285,7 +260,7 @@ def _trace_vjp(node: Node) -> tuple[int, Any]:
 
 def _trace_pull(node: Node, closed: int) -> Any:
     structs = _structs(node)
-    call, moving = _alone(node), _moving(structs[closed:])
+    call, moving = alone(node.equation), _moving(structs[closed:])
 
     def pulled(primals: Any, cotangents: Any) -> Any:
         given = functools.partial(call, *primals[:closed])

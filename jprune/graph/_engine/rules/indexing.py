@@ -5,11 +5,15 @@ Indexed axes are frozen; axes that are taken as a whole keep their dims.
 
 from typing import Any
 
+import jax.numpy as jnp
+
 from jprune.graph._engine import dims as dims_lib
 from jprune.graph._engine import lines
 from jprune.graph._engine.dims import Dim
 from jprune.graph._engine.program import Node, Outcome, Recorder, View, zero
+from jprune.graph._engine.rules import scalars
 from jprune.graph._engine.rules.shapes import sizes
+from jprune.graph._engine.sizes import exceeds, is_symbolic
 
 
 def dynamic_slice(node: Node, recorder: Recorder) -> Outcome:
@@ -38,6 +42,8 @@ def dynamic_update_slice(node: Node, recorder: Recorder) -> Outcome:
 
 def gather(node: Node, recorder: Recorder) -> Outcome:
     """Reads slices at computed positions: embeddings, caches, permutations."""
+    if (found := _slice_of(node)) is not None:
+        return _slice(node, *found)
     operand, indices = node.inputs
     spec, taken = node.params["dimension_numbers"], node.params["slice_sizes"]
     removed = {*spec.collapsed_slice_dims, *spec.operand_batching_dims}
@@ -74,6 +80,43 @@ def gather(node: Node, recorder: Recorder) -> Outcome:
         }
 
     return Outcome([tuple(axes)], params=params)
+
+
+def _slice_of(node: Node) -> tuple[int, Any] | None:
+    """Returns which axis a gather slices, and from where, as x[:, 4:] does.
+
+    So JAX writes a slice of an array that has an axis of symbolic size. None if the
+    positions are computed, or could be out of bounds.
+    """
+    operand, indices = node.inputs
+    spec, taken = node.params["dimension_numbers"], node.params["slice_sizes"]
+    if indices.scalar is None or indices.shape != (1,) or len(spec.start_index_map) > 1:
+        return None
+    (axis,) = spec.start_index_map
+    size, start = operand.axes[axis].size, scalars.size_named(indices.scalar)
+    if start is None or not any(is_symbolic(d.size) for d in operand.axes):
+        return None
+    others = [d.size == n for d, n in zip(operand.axes, taken, strict=True)]
+    del others[axis]
+    inside = exceeds(0, start) is False
+    inside = inside and exceeds(start + taken[axis], size) is False
+    return (axis, start) if inside and all(others) else None
+
+
+def _slice(node: Node, axis: int, start: Any) -> Outcome:
+    """A slice of an array with symbolic sizes, which JAX writes as a gather."""
+    operand, taken = node.inputs[0], node.params["slice_sizes"][axis]
+    d = operand.axes[axis]
+    before, piece, _ = dims_lib.split(d, [start, taken, d.size - start - taken])
+    axes = [piece if i == axis else each for i, each in enumerate(operand.axes)]
+    gone = node.params["dimension_numbers"].collapsed_slice_dims
+    bind = node.equation.primitive.bind
+
+    def run(view: View, x: Any, at: Any) -> list[Any]:
+        begin = jnp.full(at.shape, view.size(before), at.dtype)
+        return [bind(x, begin, **node.params | {"slice_sizes": sizes(view, axes)})]
+
+    return Outcome([tuple(e for i, e in enumerate(axes) if i not in gone)], run=run)
 
 
 def scatter(node: Node, recorder: Recorder) -> Outcome:

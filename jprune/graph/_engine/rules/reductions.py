@@ -85,22 +85,22 @@ def _sum(node: Node, recorder: Recorder, over: Axes) -> tuple[Any, Sum]:
     before = node.inputs[0].sum
     if before is None:
         return None, Sum(over)
-    n = dims_lib.count_of(over)
-    if (
-        not is_symbolic(n)
-        and n > 1
-        and math.isclose(before.factor, 1 / n, rel_tol=1e-6)
-    ):
-        if before.divided:  # (x / n).sum(), which is a mean
-            size = constants.Size("divisors", over)
-            constants.note(recorder, node, size)
-            bind = functools.partial(node.equation.primitive.bind, **node.params)
-            return constants.follow(bind, size, -1.0), Sum(over, mean=True)
-        constants.chance(recorder, node, before.factor, over)
     further = before.power == 1 and before.direct and not before.of_products
-    if further and before.over and not (before.mean or before.logarithm):
-        return None, Sum((*before.over, *over))
-    return None, Sum(over)
+    if further and not (before.mean or before.logarithm):
+        over = (*before.over, *over)
+    counted, rest = constants.counted(before.divisors, over)
+    if counted:  # (x / n).sum(), which is a mean
+        size = constants.Size("divisors", counted)
+        constants.note(recorder, node, size)
+        bind = functools.partial(node.equation.primitive.bind, **node.params)
+        left = tuple(d for d in over if d not in counted)
+        total = Sum(left or over, mean=not left, divisors=rest)
+        return constants.follow(bind, size, -1.0), total
+    n = dims_lib.count_of(over)
+    whole = not is_symbolic(n) and n > 1
+    if whole and math.isclose(before.factor, 1 / n, rel_tol=1e-6):
+        constants.chance(recorder, node, before.factor, over)
+    return None, Sum(over, divisors=rest)
 
 
 def _far_below(dtype: Any) -> Any:
@@ -240,4 +240,6 @@ RULES = {
     **dict.fromkeys(
         ("reduce_window_sum", "reduce_window_max", "reduce_window_min"), window
     ),
+    # Derivatives of a maximum or minimum over windows.
+    **dict.fromkeys(("select_and_scatter_add", "select_and_gather_add"), window),
 }

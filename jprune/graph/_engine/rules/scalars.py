@@ -10,6 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import export
 
 from jprune.graph._engine.program import Node, Scalar
 from jprune.graph._engine.sizes import is_symbolic
@@ -86,9 +87,25 @@ def literals(scalar: Scalar) -> Iterator[Any]:
 
 def is_literal(scalar: Scalar) -> bool:
     """Returns whether a constant is a literal, cast or moved at most."""
+    return _origin(scalar).primitive is None
+
+
+def size_named(scalar: Scalar) -> Any:
+    """Returns the size that a constant is: an integer or symbolic, or None."""
+    origin = _origin(scalar)
+    if origin.primitive is not None:
+        return None
+    if export.is_symbolic_dim(origin.value):
+        return origin.value
+    number, _ = number_of(origin.value)
+    return int(number) if number.is_integer() else None
+
+
+def _origin(scalar: Scalar) -> Scalar:
+    """Returns the expression that was cast or moved to a constant."""
     while scalar.primitive is not None and scalar.primitive.name in _SAME:
         scalar = scalar.operands[0]
-    return scalar.primitive is None
+    return scalar
 
 
 def exponent_of(scalar: Scalar, n: int) -> float | None:

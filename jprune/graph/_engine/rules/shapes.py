@@ -27,9 +27,10 @@ def sizes(view: View, axes: Sequence[Dim]) -> tuple[int, ...]:
 
 def reshape(node: Node, recorder: Recorder) -> Outcome:
     """Factors the smallest runs of axes that have the same number of elements."""
-    if node.params.get("dimensions") is not None:
-        recorder.freeze(node, node.inputs[0].axes, "a reshape reorders the axes")
-    found = regroup(node.inputs[0].axes, node.shapes[0])
+    axes, order = node.inputs[0].axes, node.params.get("dimensions")
+    if order is not None:  # the axes change places first
+        axes = [axes[i] for i in order]
+    found = regroup(axes, node.shapes[0])
     return _moved(node, found, lambda view: {"new_sizes": sizes(view, found)})
 
 

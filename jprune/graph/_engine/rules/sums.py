@@ -1,5 +1,7 @@
 """What a value is a sum over, followed through elementwise primitives."""
 
+from typing import Any
+
 import jax.numpy as jnp
 
 from jprune.graph._engine import dims as dims_lib
@@ -29,7 +31,7 @@ def sum_of(node: Node) -> Sum | None:
         return _raised(found, node.params["y"])
     sums = found.over and not (found.of_products or found.mean or found.logarithm)
     if node.name == "log" and sums and found.power == 1:
-        return found._replace(logarithm=True, factor=1.0)
+        return _bare(found, logarithm=True)
     return None
 
 
@@ -43,15 +45,22 @@ def scaled(node: Node, place: int) -> Sum | None:
     other = node.inputs[1 - place]
     found = Sum(()) if other.sum is None else other.sum
     scalar = node.inputs[place].scalar
-    known = found.over and not found.of_products
-    if scalar is None or known or not jnp.issubdtype(other.dtype, jnp.inexact):
+    if scalar is None or not jnp.issubdtype(other.dtype, jnp.inexact):
         return other.sum
     number = value_of(scalar)
     divides = node.name == "div"
     if divides and not number:
         return other.sum
+    divisors = (*found.divisors, scalar) if divides else found.divisors
+    if found.over and not found.of_products:
+        return found._replace(divisors=divisors)
     factor = found.factor * (1 / number if divides else number)
-    return found._replace(factor=factor, divided=divides and found.factor == 1)
+    return found._replace(factor=factor, divisors=divisors)
+
+
+def _bare(found: Sum, **changes: Any) -> Sum:
+    """Returns a sum whose elements were not multiplied by constants."""
+    return found._replace(factor=1.0, divisors=(), **changes)
 
 
 def _raised(found: Sum, power: float) -> Sum | None:
@@ -60,14 +69,14 @@ def _raised(found: Sum, power: float) -> Sum | None:
     if found.of_products or not found.over:
         positive = found.factor > 0
         return Sum((), factor=found.factor**power) if positive else None
-    return found._replace(power=found.power * power, factor=1.0)
+    return _bare(found, power=found.power * power)
 
 
 def _of_product(node: Node) -> Sum | None:
     """Returns the sum that a product or a quotient is a multiple of."""
     signs = (1, 1 if node.name == "mul" else -1)
     each = [
-        (v.sum._replace(power=sign * v.sum.power, factor=1.0), v)
+        (_bare(v.sum, power=sign * v.sum.power), v)
         for sign, v in zip(signs, node.inputs, strict=True)
         if v.sum is not None and v.sum.over and not v.sum.logarithm
     ]
@@ -91,7 +100,7 @@ def _of_terms(node: Node) -> Sum | None:
         return None
     first = max(sums, key=lambda s: (s.attends, not s.of_products))
     if first.of_products or first.logarithm:
-        return first._replace(factor=1.0)
+        return _bare(first)
     if node.name == "sub" and terms[0].sum is None:
         return None
     alike = [s for s in sums if same(s.over, first.over) and s.mean == first.mean]
@@ -103,7 +112,7 @@ def _of_terms(node: Node) -> Sum | None:
         and all(zero and _is_fill(v, chosen) for v in others)
         and (not chosen or node.inputs[0].scalar is not None)
     )
-    return first._replace(direct=direct, factor=1.0)
+    return _bare(first, direct=direct)
 
 
 def _is_fill(value: Value, chosen: bool) -> bool:
