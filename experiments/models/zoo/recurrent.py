@@ -22,7 +22,7 @@ class LSTM(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x = nn.relu(nn.Dense(12)(x))
-        rnn: Any = nn.RNN(nn.OptimizedLSTMCell(20))
+        rnn: Any = nn.RNN(nn.OptimizedLSTMCell(20, param_dtype=x.dtype))
         return nn.Dense(10)(rnn(x))
 
 
@@ -32,7 +32,8 @@ class Bidirectional(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x = nn.tanh(nn.Dense(8)(x))
-        forwards, backwards = nn.RNN(nn.GRUCell(14)), nn.RNN(nn.OptimizedLSTMCell(10))
+        forwards = nn.RNN(nn.GRUCell(14, param_dtype=x.dtype))
+        backwards = nn.RNN(nn.OptimizedLSTMCell(10, param_dtype=x.dtype))
         rnn: Any = nn.Bidirectional(forwards, backwards)
         return nn.Dense(10)(rnn(x).mean(1))
 
