@@ -1,10 +1,11 @@
-"""Later attention: Gemma-2, latent and gated heads, rolling caches (plain functions)."""
+"""Later attention: Gemma-2, latent or gated heads, rolling caches (plain)."""
 
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments.models.zoo import language
 from experiments.models.zoo.base import Architecture, Builder, normal, tokens
@@ -46,7 +47,9 @@ def gemma_2(key: jax.Array) -> Architecture:
     def fn(params: Params, words: jax.Array) -> jax.Array:
         x = params["embed"][words] * WIDTH**0.5
         near = causal(words.shape[1])
-        for p, mask in zip(params["blocks"], (near & ~_far(near, 3), near), strict=True):
+        for p, mask in zip(
+            params["blocks"], (near & ~_far(near, 3), near), strict=True
+        ):
             y = _capped_attend(p, _norm(p["norm1"], x), mask)
             x = x + _norm(p["norm2"], y)
             y = _norm(p["norm3"], x)
@@ -131,42 +134,42 @@ def _latent_attend(p: Params, x: jax.Array) -> jax.Array:
 def gated(key: jax.Array, dtype: Any = jnp.float32) -> Architecture:
     """One layer whose heads are gated, with rotary tables of the given type.
 
+    Tables of a lower precision round the queries and the keys, too.
+
     References:
       Gated Attention for Large Language Models, 2025, arXiv:2505.06708, section 2.2.
     """
     param_key, input_key = jax.random.split(key)
+    low = jnp.dtype(dtype).itemsize < 4
     shapes = {
         "in": dense_shapes(5, WIDTH),
         "norm": {"scale": (WIDTH,)},
-        **{name: (WIDTH, 4 * 8) for name in ("q", "k", "v", "gate")},
+        **dict.fromkeys(("q", "k", "v", "gate"), (WIDTH, 4 * 8)),
         "o": (4 * 8, WIDTH),
         "out": dense_shapes(WIDTH, 10),
     }
+
+    angles = np.arange(16)[:, None] / 10_000.0 ** (np.arange(4) / 4)
+    sin, cos = (jnp.asarray(f(angles)[:, None], dtype) for f in (np.sin, np.cos))
+
+    def turn(x: jax.Array) -> jax.Array:
+        length = x.shape[1]
+        first, second = jnp.split(x.astype(dtype) if low else x, 2, axis=-1)
+        turned = [
+            first * cos[:length] - second * sin[:length],
+            second * cos[:length] + first * sin[:length],
+        ]
+        return jnp.concatenate(turned, axis=-1).astype(x.dtype)
 
     def fn(p: Params, x: jax.Array) -> jax.Array:
         x = dense(p["in"], x)
         y = rms_norm(p["norm"]["scale"], x)
         q, k, v, gate = (heads(y @ p[name], 4) for name in ("q", "k", "v", "gate"))
-        q, k = (_turned(z, dtype) for z in (q, k))
-        mixed = attend(q, k, v, causal(x.shape[1])) * jax.nn.sigmoid(gate)
+        mixed = attend(turn(q), turn(k), v, causal(x.shape[1])) * jax.nn.sigmoid(gate)
         return dense(p["out"], x + merge(mixed) @ p["o"])
 
     inputs = (normal(input_key, 3, LENGTH, 5),)
     return Architecture(fn, draw(param_key, shapes), inputs, dimensions=("b, t, _",))
-
-
-def _turned(x: jax.Array, dtype: Any) -> jax.Array:
-    """Applies rotary positions from tables of a type, which also rounds the heads."""
-    half = x.shape[-1] // 2
-    frequencies = 10_000.0 ** (-jnp.arange(half) / half)
-    angles = (jnp.arange(x.shape[1])[:, None] * frequencies)[:, None]
-    low = jnp.dtype(dtype).itemsize < 4
-    sin, cos = jnp.sin(angles), jnp.cos(angles)
-    if low:
-        sin, cos = sin.astype(dtype), cos.astype(dtype)
-    first, second = jnp.split(x.astype(sin.dtype) if low else x, 2, axis=-1)
-    turned = [first * cos - second * sin, second * cos + first * sin]
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
 
 
 CACHED = 9

@@ -11,8 +11,8 @@ from flax import nnx
 
 from experiments.models.zoo.base import Architecture, Builder, normal, tokens
 from experiments.models.zoo.frameworks import from_nnx
-from experiments.models.zoo.plain import causal, heads, merge, sinusoids
 from experiments.models.zoo.plain import attend as attend_heads
+from experiments.models.zoo.plain import causal, heads, merge, sinusoids
 
 HEADS = 4
 

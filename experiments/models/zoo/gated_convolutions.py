@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from experiments.models.zoo.base import Architecture, Builder, normal
 from experiments.models.zoo.frameworks import from_linen

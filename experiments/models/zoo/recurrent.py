@@ -41,13 +41,15 @@ class Bidirectional(nn.Module):
 def lstm(key: jax.Array) -> Architecture:
     """A batch of three sequences."""
     param_key, input_key = jax.random.split(key)
-    return from_linen(param_key, LSTM(), normal(input_key, 3, LENGTH, 6))
+    x = normal(input_key, 3, LENGTH, 6)
+    return from_linen(param_key, LSTM(), x, dimensions=("b, t, _",))
 
 
 def bidirectional(key: jax.Array) -> Architecture:
     """A batch of three sequences."""
     param_key, input_key = jax.random.split(key)
-    return from_linen(param_key, Bidirectional(), normal(input_key, 3, LENGTH, 6))
+    x = normal(input_key, 3, LENGTH, 6)
+    return from_linen(param_key, Bidirectional(), x, dimensions=("b, t, _",))
 
 
 INNER, STATE, RANK, WINDOW = 32, 6, 2, 4
@@ -82,7 +84,8 @@ def mamba(key: jax.Array) -> Architecture:
             x = x + _mamba_block(block, rms_norm(block["norm"]["scale"], x))
         return dense(params["out"], x)
 
-    return Architecture(fn, draw(param_key, shapes), (normal(input_key, 3, 12, 5),))
+    inputs = (normal(input_key, 3, 12, 5),)
+    return Architecture(fn, draw(param_key, shapes), inputs, dimensions=("b, t, _",))
 
 
 def _mamba_block(p: Params, x: jax.Array) -> jax.Array:

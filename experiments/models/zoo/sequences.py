@@ -97,7 +97,7 @@ def ssd(
 _TIME_MIX = {
     "norm": norm_shapes(WIDTH),
     "mix": {name: {"scale": (WIDTH,)} for name in "rkvg"},
-    **{name: (WIDTH, INNER) for name in "rkvg"},
+    **dict.fromkeys("rkvg", (WIDTH, INNER)),
     "decay": (HEADS, DIM),
     "bonus": (HEADS, DIM),
     "norm2": norm_shapes(INNER),

@@ -16,7 +16,6 @@ from experiments.models.zoo.base import Architecture, Builder, draw, normal
 from experiments.models.zoo.frameworks import from_nnx
 from experiments.models.zoo.plain import Params, dense, dense_shapes
 from experiments.models.zoo.plain import draw as draw_plain
-from experiments.models.zoo.residual import RESNET50
 
 
 class SyncedBottleneck(nn.Module):
@@ -39,10 +38,10 @@ class SyncedBottleneck(nn.Module):
 
 
 class SyncedResNet(nn.Module):
-    """ResNet-50 in train mode, with a first stride of 1 at this size."""
+    """The stem and the bottlenecks of ResNet-50 in train mode, in two stages."""
 
-    depths: Sequence[int]
-    widths: Sequence[int]
+    depths: Sequence[int] = (2, 2)
+    widths: Sequence[int] = (6, 10)
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -57,7 +56,7 @@ class SyncedResNet(nn.Module):
 def synced_resnet(key: jax.Array) -> Architecture:
     """Two devices as an axis of `vmap`, which all batch statistics are taken over."""
     param_key, input_key = jax.random.split(key)
-    module = SyncedResNet(*RESNET50)
+    module = SyncedResNet()
     images = normal(input_key, 2, 4, 16, 16, 3)
 
     def fn(variables: Any, images: jax.Array) -> Any:
@@ -180,7 +179,7 @@ def streamed(key: jax.Array) -> Architecture:
 
 
 ARCHITECTURES: dict[str, Builder] = {
-    "ResNet-50 with axis_name in train mode (Linen)": synced_resnet,
+    "Bottleneck ResNet with axis_name in train mode (Linen)": synced_resnet,
     "CNN in train mode, split and merged (NNX)": trained_cnn,
     "MLP in train mode, eqx.nn.State (Equinox)": trained_mlp,
     "Streamed recurrent cell (plain)": streamed,
