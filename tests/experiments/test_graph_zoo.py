@@ -1,4 +1,4 @@
-"""All architectures of the zoo, with half of every group removed."""
+"""All architectures of the zoo lose half of every group; the oracle is in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ from experiments.models import zoo
 from jprune import graph as jg
 
 pytestmark = pytest.mark.others_code
+X64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
 KEY = jax.random.key(0)
 SOME = (
     "Soft mixture of experts (plain)",
@@ -34,20 +35,23 @@ DRIVEN = (
     "Pre-activation ResNet (NNX)",
     "MLP (Equinox)",
     "Mamba (plain)",
+    "gMLP (plain)",
+    "KAN (plain)",
+    "Streamed recurrent cell (plain)",
 )
-# Statistics of few entries. In double precision ConvNeXt's differ by 1e-15.
-ROUNDING = {"ResNet-18 in train mode (Linen)": 1e-4, "ConvNeXt (NNX)": 1e-3}
+# Rounds to bfloat16, where the last bit of float32 may decide.
+LOW_PRECISION = "bfloat16"
 
 
-def train_mode(name):
-    return "train" in name
+def graph_of(a):
+    shrinking = (lambda path, _: path.startswith("1/")) if a.stateful else None
+    return jg.trace(a.fn, a.params, *a.inputs, shrinking=shrinking)
 
 
 def traced(name):
     """The architecture, its graph, and half of every group."""
     a = zoo.ARCHITECTURES[name](KEY)
-    shrinking = (lambda path, _: "batch_stats" in path) if train_mode(name) else None
-    graph = jg.trace(a.fn, a.params, *a.inputs, shrinking=shrinking)
+    graph = graph_of(a)
     rng = np.random.default_rng(0)
     keep = {}
     for group, found in graph.groups.items():
@@ -71,15 +75,20 @@ def assert_near(found, wanted, tolerance=1e-5):
         assert np.abs(x - y).max(initial=0) <= tolerance * scale
 
 
-def with_gradient(fn, name):
+def wide(tree):
+    """Floats in double precision."""
+    return jax.tree.map(
+        lambda x: x.astype(float) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
+    )
+
+
+def with_gradient(fn, name, stateful):
     """Results, and the gradient of a smooth function of all that are floats."""
 
     def loss(params, inputs):
         out = fn(params, *inputs)
-        out = out[0] if train_mode(name) else out
-        parts = [
-            x for x in jax.tree.leaves(out) if jnp.issubdtype(x.dtype, jnp.floating)
-        ]
+        each = jax.tree.leaves(out[0] if stateful else out)
+        parts = [x for x in each if jnp.issubdtype(x.dtype, jnp.floating)]
         return sum(jnp.sum(jnp.sin(1.3 * x + 0.1)) for x in parts), out
 
     if "Greedy" in name:  # a while loop has no gradient
@@ -97,13 +106,17 @@ def test_half_of_every_group(name):
     sizes = [sum(map(np.size, leaves)) for leaves in (jax.tree.leaves(params), full)]
     assert sizes[0] < 0.6 * sizes[1]
 
-    (_, out), grads = with_gradient(small, name)(params, a.inputs)
-    oracle = with_gradient(jg.without_entries(graph, keep), name)
-    (_, wanted), slopes = oracle(a.params, a.inputs)
-    tolerance = ROUNDING.get(name, 1e-5)
-    assert_near(out, wanted, tolerance)
-    if "Greedy" not in name:
-        assert_near(grads, jg.slice_tree(plan, slopes), tolerance)
+    (_, out), grads = with_gradient(small, name, a.stateful)(params, a.inputs)
+    with X64(True):  # the oracle, at full size
+        b = a._replace(params=wide(a.params), inputs=wide(a.inputs))
+        without = jg.without_entries(graph_of(b), keep)
+        oracle = with_gradient(without, name, b.stateful)
+        (_, wanted), slopes = oracle(b.params, b.inputs)
+        wanted = jg.slice_tree(plan, wanted) if a.stateful else wanted
+        low = LOW_PRECISION in name
+        assert_near(out, wanted, 1e-2 if low else 1e-5)
+        if "Greedy" not in name:
+            assert_near(grads, jg.slice_tree(plan, slopes), 1e-1 if low else 1e-4)
     if name in DRIVEN:
         assert_near(out, jax.jit(a.fn)(params, *a.inputs))
 

@@ -6,18 +6,23 @@ dropout. Sizes that could be pruned are even, and different where possible.
 """
 
 from experiments.models.zoo import (
+    attention,
+    conditioned,
     convolutional,
     decoding,
     encoders,
     equinox_modules,
     experts,
     feedforward,
+    gated_convolutions,
     generative,
     graphs,
     language,
     recurrent,
     residual,
     residual_nnx,
+    sequences,
+    stateful,
     swin,
     towers,
     vision,
@@ -41,4 +46,9 @@ ARCHITECTURES: dict[str, Builder] = {
     **generative.ARCHITECTURES,
     **graphs.ARCHITECTURES,
     **towers.ARCHITECTURES,
+    **gated_convolutions.ARCHITECTURES,
+    **sequences.ARCHITECTURES,
+    **attention.ARCHITECTURES,
+    **conditioned.ARCHITECTURES,
+    **stateful.ARCHITECTURES,
 }

@@ -18,11 +18,17 @@ class Architecture(NamedTuple):
       fn: `fn(params, *inputs) -> outputs`.
       params: pytree of arrays.
       inputs: example arrays.
+      stateful: whether `fn` returns `(outputs, new_state)`, where the paths in
+        `new_state` are ends of those in params.
+      dimensions: the axes of each input as `jax.export` writes them, such as "b, t, _"
+        where the batch and the length may vary; () for "b, ..." of every input.
     """
 
     fn: Callable[..., Any]
     params: Any
     inputs: tuple[Any, ...]
+    stateful: bool = False
+    dimensions: tuple[str, ...] = ()
 
 
 Builder = Callable[[jax.Array], Architecture]

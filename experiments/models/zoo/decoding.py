@@ -67,7 +67,8 @@ def cached(key: jax.Array) -> Architecture:
         return jax.lax.fori_loop(0, STEPS, body, (cache, outputs))[1]
 
     words = tokens(input_key, language.VOCABULARY, 3, STEPS)
-    return Architecture(fn, draw(param_key, language.llama_shapes()), (words,))
+    params = draw(param_key, language.llama_shapes())
+    return Architecture(fn, params, (words,), dimensions=("b, t",))
 
 
 def greedy(key: jax.Array) -> Architecture:
@@ -142,7 +143,8 @@ def encoder_decoder(key: jax.Array) -> Architecture:
         "head": dense_shapes(20, 30),
     }
     inputs = tokens(keys[1], 26, 3, 9), tokens(keys[2], 30, 3, 7)
-    return Architecture(_encode_decode, draw(keys[0], shapes), inputs)
+    params, dimensions = draw(keys[0], shapes), ("b, _", "b, t")
+    return Architecture(_encode_decode, params, inputs, dimensions=dimensions)
 
 
 def _encode_decode(params: Params, source: jax.Array, target: jax.Array) -> jax.Array:

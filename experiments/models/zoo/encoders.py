@@ -66,7 +66,8 @@ def bert(key: jax.Array) -> Architecture:
     keys = jax.random.split(key, 3)
     words, types = tokens(keys[1], 30, 3, 12), tokens(keys[2], 2, 3, 12)
     valid = jnp.arange(12) < jnp.asarray([12, 9, 7])[:, None]
-    return from_linen(keys[0], BERT(), words, types, valid)
+    dimensions = ("b, t",) * 3
+    return from_linen(keys[0], BERT(), words, types, valid, dimensions=dimensions)
 
 
 T5_HEADS, T5_DIM, BUCKETS = 4, 8, 8
@@ -115,7 +116,8 @@ def t5(key: jax.Array) -> Architecture:
             x = x + (jax.nn.gelu(y @ p["gate"]) * (y @ p["up"])) @ p["down"]
         return rms_norm(params["norm"]["scale"], x)
 
-    return Architecture(fn, draw(param_key, shapes), (tokens(input_key, 30, 3, 12),))
+    inputs = (tokens(input_key, 30, 3, 12),)
+    return Architecture(fn, draw(param_key, shapes), inputs, dimensions=("b, t",))
 
 
 def buckets(offsets: np.ndarray, furthest: int = 16) -> np.ndarray:
@@ -155,7 +157,8 @@ def fused_qkv(key: jax.Array) -> Architecture:
         x = x + dense(p["down"], jax.nn.gelu(dense(p["up"], layer_norm(p["norm2"], x))))
         return dense(p["out"], x)
 
-    return Architecture(fn, draw(param_key, shapes), (normal(input_key, 3, 7, 5),))
+    inputs = (normal(input_key, 3, 7, 5),)
+    return Architecture(fn, draw(param_key, shapes), inputs, dimensions=("b, t, _",))
 
 
 ARCHITECTURES: dict[str, Builder] = {

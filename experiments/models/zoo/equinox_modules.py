@@ -146,10 +146,13 @@ class PointNet(eqx.Module):
         return self.joint(jax.vmap(self.local)(points).max(0))
 
 
-def _on(make: Callable[[jax.Array], eqx.Module], *shape: int) -> Builder:
+def _on(
+    make: Callable[[jax.Array], eqx.Module], *shape: int, dimensions: str = "b, ..."
+) -> Builder:
     def build(key: jax.Array) -> Architecture:
         param_key, input_key = jax.random.split(key)
-        return from_equinox(param_key, make, normal(input_key, *shape))
+        x = normal(input_key, *shape)
+        return from_equinox(param_key, make, x, dimensions=(dimensions,))
 
     return build
 
@@ -157,8 +160,10 @@ def _on(make: Callable[[jax.Array], eqx.Module], *shape: int) -> Builder:
 ARCHITECTURES: dict[str, Builder] = {
     "Inception (Equinox)": _on(Inception, 2, 3, 12, 12),
     "Convolutional autoencoder (Equinox)": _on(conv_autoencoder, 2, 3, 16, 16),
-    "GRU (Equinox)": _on(GRU, 3, 7, 6),
+    "GRU (Equinox)": _on(GRU, 3, 7, 6, dimensions="b, t, _"),
     "MLP (Equinox)": _on(lambda key: nn.MLP(14, 10, 20, 2, key=key), 3, 14),
-    "Attention block (Equinox)": _on(lambda key: AttentionBlock(24, key), 3, 7, 24),
-    "PointNet (Equinox)": _on(PointNet, 3, 14, 3),
+    "Attention block (Equinox)": _on(
+        lambda key: AttentionBlock(24, key), 3, 7, 24, dimensions="b, t, _"
+    ),
+    "PointNet (Equinox)": _on(PointNet, 3, 14, 3, dimensions="b, t, _"),
 }

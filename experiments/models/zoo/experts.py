@@ -46,6 +46,28 @@ def top_two(key: jax.Array) -> Architecture:
     return _build(key, fn)
 
 
+def ragged(key: jax.Array) -> Architecture:
+    """The best expert for each example; examples are sorted for `ragged_dot`.
+
+    References:
+      MegaBlocks, 2022, arXiv:2211.15841, section 4 (products of ragged groups).
+    """
+
+    def fn(params: Params, x: jax.Array) -> jax.Array:
+        x = dense(params["in"], x)
+        gates = jax.nn.softmax(x @ params["router"]["kernel"])
+        chosen = gates.argmax(-1)
+        order = jnp.argsort(chosen)
+        counts = jnp.bincount(chosen, length=EXPERTS).astype(jnp.int32)
+        p, rows, expert = params["experts"], x[order], chosen[order]
+        hidden = jax.lax.ragged_dot(rows, p["up"], counts) + p["up_bias"][expert]
+        y = jax.lax.ragged_dot(jax.nn.gelu(hidden), p["down"], counts)
+        y = jnp.zeros_like(x).at[order].set(y + p["down_bias"][expert])
+        return dense(params["out"], x + gates.max(-1, keepdims=True) * y)
+
+    return _build(key, fn)
+
+
 def _build(key: jax.Array, fn: Callable[..., jax.Array]) -> Architecture:
     param_key, input_key = jax.random.split(key)
     return Architecture(fn, draw(param_key, _SHAPES), (normal(input_key, 5, 14),))
@@ -60,4 +82,5 @@ def _mix(experts: Params, gates: jax.Array, x: jax.Array) -> jax.Array:
 ARCHITECTURES: dict[str, Builder] = {
     "Soft mixture of experts (plain)": soft,
     "Top-2 mixture of experts (plain)": top_two,
+    "Mixture of experts by ragged_dot (plain)": ragged,
 }

@@ -15,7 +15,11 @@ from experiments.models.zoo.base import Architecture, draw
 
 
 def from_linen(
-    key: jax.Array, module: nn.Module, *inputs: Any, mutable: Any = False
+    key: jax.Array,
+    module: nn.Module,
+    *inputs: Any,
+    mutable: Any = False,
+    dimensions: tuple[str, ...] = (),
 ) -> Architecture:
     """Converts a Linen module; its params are all of its collections.
 
@@ -24,17 +28,22 @@ def from_linen(
       module: the module; its `__call__` takes the inputs.
       *inputs: example arrays.
       mutable: collections that `fn` returns with the outputs.
+      dimensions: axes of the inputs, as in `Architecture`.
     """
     variables = jax.eval_shape(module.init, key, *inputs)
 
     def fn(variables: Any, *inputs: Any) -> Any:
         return module.apply(variables, *inputs, mutable=mutable)
 
-    return Architecture(fn, draw(key, variables), inputs)
+    return Architecture(fn, draw(key, variables), inputs, bool(mutable), dimensions)
 
 
 def from_nnx(
-    key: jax.Array, make: Callable[[nnx.Rngs], nnx.Module], *inputs: Any
+    key: jax.Array,
+    make: Callable[[nnx.Rngs], nnx.Module],
+    *inputs: Any,
+    stateful: bool = False,
+    dimensions: tuple[str, ...] = (),
 ) -> Architecture:
     """Converts an NNX module; its params are its state as a nested dict.
 
@@ -42,14 +51,20 @@ def from_nnx(
       key: PRNG key.
       make: the module's class, or another function of `nnx.Rngs`.
       *inputs: example arrays.
+      stateful: whether `fn` returns the batch statistics after the call, too.
+      dimensions: axes of the inputs, as in `Architecture`.
     """
     graph, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(key))))
 
     def fn(state: Any, *inputs: Any) -> Any:
         module: Any = nnx.merge(graph, state)
-        return module(*inputs)
+        outputs = module(*inputs)
+        if not stateful:
+            return outputs
+        return outputs, nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
 
-    return Architecture(fn, draw(key, nnx.to_pure_dict(state)), inputs)
+    params = draw(key, nnx.to_pure_dict(state))
+    return Architecture(fn, params, inputs, stateful, dimensions)
 
 
 def from_equinox(
@@ -57,6 +72,7 @@ def from_equinox(
     make: Callable[[jax.Array], eqx.Module],
     *inputs: Any,
     batched: bool = True,
+    dimensions: tuple[str, ...] = (),
 ) -> Architecture:
     """Converts an Equinox module; its params are its arrays, and None for all else.
 
@@ -66,6 +82,7 @@ def from_equinox(
       *inputs: example arrays.
       batched: whether the module takes one example, so that `fn` maps it over the
         leading axes.
+      dimensions: axes of the inputs, as in `Architecture`.
     """
     abstract, static = eqx.partition(
         eqx.filter_eval_shape(make, key),
@@ -76,4 +93,5 @@ def from_equinox(
         module: Any = eqx.combine(arrays, static)
         return jax.vmap(module)(*inputs) if batched else module(*inputs)
 
-    return Architecture(fn, draw(key, abstract, outputs=0), inputs)
+    params = draw(key, abstract, outputs=0)
+    return Architecture(fn, params, inputs, dimensions=dimensions)

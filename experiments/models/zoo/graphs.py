@@ -51,7 +51,10 @@ def message_passing(key: jax.Array) -> Architecture:
     keys = jax.random.split(key, 4)
     ends = tokens(keys[1], NODES, EDGES), tokens(keys[2], NODES, EDGES)
     nodes = normal(keys[3], NODES, 5)
-    return from_equinox(keys[0], MessagePassing, nodes, *ends, batched=False)
+    dimensions = ("_, _", "e", "e")  # the edges
+    return from_equinox(
+        keys[0], MessagePassing, nodes, *ends, batched=False, dimensions=dimensions
+    )
 
 
 def graph_convolution(key: jax.Array) -> Architecture:
@@ -74,7 +77,8 @@ def graph_convolution(key: jax.Array) -> Architecture:
     half = jnp.triu(normal(keys[2], NODES, NODES) > 0.5, 1)
     adjacency = (half | half.T).astype(jnp.float32)
     nodes = normal(keys[1], NODES, 5)
-    return Architecture(fn, draw(keys[0], shapes), (nodes, adjacency))
+    params, dimensions = draw(keys[0], shapes), ("n, _", "n, n")
+    return Architecture(fn, params, (nodes, adjacency), dimensions=dimensions)
 
 
 ARCHITECTURES: dict[str, Builder] = {

@@ -66,7 +66,8 @@ class GPT2(nnx.Module):
 def gpt2(key: jax.Array) -> Architecture:
     """A batch of three sequences."""
     param_key, input_key = jax.random.split(key)
-    return from_nnx(param_key, GPT2, tokens(input_key, VOCABULARY, 3, LENGTH))
+    words = tokens(input_key, VOCABULARY, 3, LENGTH)
+    return from_nnx(param_key, GPT2, words, dimensions=("b, t",))
 
 
 HEADS, KV_HEADS, DIM = 4, 2, 8
@@ -161,7 +162,8 @@ def _llama(key: jax.Array, attention: Any) -> Architecture:
         return rms_norm(params["norm"]["scale"], x) @ params["head"]
 
     words = tokens(input_key, VOCABULARY, 3, LENGTH)
-    return Architecture(fn, draw(param_key, llama_shapes()), (words,))
+    params = draw(param_key, llama_shapes())
+    return Architecture(fn, params, (words,), dimensions=("b, t",))
 
 
 def scanned(key: jax.Array) -> Architecture:
@@ -202,7 +204,8 @@ def scanned(key: jax.Array) -> Architecture:
         x, _ = jax.lax.scan(block, x, params["layers"])
         return dense(ends["head"], layer_norm(ends["norm"], x))
 
-    return Architecture(fn, params, (tokens(keys[2], VOCABULARY, 3, LENGTH),))
+    words = tokens(keys[2], VOCABULARY, 3, LENGTH)
+    return Architecture(fn, params, (words,), dimensions=("b, t",))
 
 
 ARCHITECTURES: dict[str, Builder] = {

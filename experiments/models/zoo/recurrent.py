@@ -22,7 +22,7 @@ class LSTM(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x = nn.relu(nn.Dense(12)(x))
-        rnn: Any = nn.RNN(nn.OptimizedLSTMCell(20))
+        rnn: Any = nn.RNN(nn.OptimizedLSTMCell(20, param_dtype=x.dtype))
         return nn.Dense(10)(rnn(x))
 
 
@@ -32,7 +32,8 @@ class Bidirectional(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x = nn.tanh(nn.Dense(8)(x))
-        forwards, backwards = nn.RNN(nn.GRUCell(14)), nn.RNN(nn.OptimizedLSTMCell(10))
+        forwards = nn.RNN(nn.GRUCell(14, param_dtype=x.dtype))
+        backwards = nn.RNN(nn.OptimizedLSTMCell(10, param_dtype=x.dtype))
         rnn: Any = nn.Bidirectional(forwards, backwards)
         return nn.Dense(10)(rnn(x).mean(1))
 
@@ -40,13 +41,15 @@ class Bidirectional(nn.Module):
 def lstm(key: jax.Array) -> Architecture:
     """A batch of three sequences."""
     param_key, input_key = jax.random.split(key)
-    return from_linen(param_key, LSTM(), normal(input_key, 3, LENGTH, 6))
+    x = normal(input_key, 3, LENGTH, 6)
+    return from_linen(param_key, LSTM(), x, dimensions=("b, t, _",))
 
 
 def bidirectional(key: jax.Array) -> Architecture:
     """A batch of three sequences."""
     param_key, input_key = jax.random.split(key)
-    return from_linen(param_key, Bidirectional(), normal(input_key, 3, LENGTH, 6))
+    x = normal(input_key, 3, LENGTH, 6)
+    return from_linen(param_key, Bidirectional(), x, dimensions=("b, t, _",))
 
 
 INNER, STATE, RANK, WINDOW = 32, 6, 2, 4
@@ -81,7 +84,8 @@ def mamba(key: jax.Array) -> Architecture:
             x = x + _mamba_block(block, rms_norm(block["norm"]["scale"], x))
         return dense(params["out"], x)
 
-    return Architecture(fn, draw(param_key, shapes), (normal(input_key, 3, 12, 5),))
+    inputs = (normal(input_key, 3, 12, 5),)
+    return Architecture(fn, draw(param_key, shapes), inputs, dimensions=("b, t, _",))
 
 
 def _mamba_block(p: Params, x: jax.Array) -> jax.Array:

@@ -67,7 +67,7 @@ def clip(key: jax.Array) -> Architecture:
     """Two images and three texts."""
     keys = jax.random.split(key, 3)
     inputs = normal(keys[1], 2, 16, 16, 3), tokens(keys[2], 30, 3, 7)
-    return from_nnx(keys[0], CLIP, *inputs)
+    return from_nnx(keys[0], CLIP, *inputs, dimensions=("b, ...", "c, t"))
 
 
 class ConvNorm(nnx.Module):
