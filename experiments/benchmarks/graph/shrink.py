@@ -41,7 +41,7 @@ class Settings(NamedTuple):
 
     seeds: tuple[int, ...] = (0, 1, 2)
     steps: int = 5
-    multiples: tuple[int, ...] = (1, 4, 16, 32)
+    multiples: tuple[int, ...] = (1, 16)
     networks: tuple[str, ...] = ()
     tiny: bool = False
 
