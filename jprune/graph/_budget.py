@@ -178,6 +178,7 @@ def choose(
       multiple_of: sizes become multiples of this number in groups that are at least
         as large. With a cost they are rounded down, so that the budget holds, else to
         the nearest multiple. A function `group -> number` gives each group its own.
+        `compress` has 8 by default, and says which numbers devices prefer.
       min_kept: least number of entries that a group keeps; `Group.least`, too, holds.
       most: greatest fraction of a group's entries that is removed, in [0, 1]. A
         function `group -> fraction` gives each group its own: a ratio per layer.

@@ -1,18 +1,23 @@
 """The benchmarks of the graph at tiny size, and what their claims say."""
 
+import collections
 import gc
+import itertools
+import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.progress import Progress
 
 from experiments import ExperimentError
-from experiments.benchmarks.graph import _garbage
+from experiments.benchmarks.graph import _garbage, _narrow
 from experiments.benchmarks.graph import _timed as graph_timed
 from experiments.benchmarks.graph import graph as graph_bench
 from experiments.benchmarks.graph import shrink as shrink_bench
-from experiments.models import bottleneck
+from experiments.models import bottleneck, usual
+from experiments.models.usual import mamba2, transformers
 from experiments.models.zoo import residual
 from jprune import graph as jg
 
@@ -20,9 +25,6 @@ pytestmark = pytest.mark.others_code
 
 TINY = graph_bench.Settings(
     seeds=(0,), steps=1, networks=("tiny",), side=32, growing="tiny", depths=(1, 2)
-)
-SMALL = shrink_bench.Settings(
-    seeds=(0,), steps=1, batch=2, depth=8, length=6, width=64, heads=4
 )
 
 
@@ -127,20 +129,83 @@ def test_an_interpreter_without_the_peer_is_named():
 # Smaller arrays.
 
 
-@pytest.mark.parametrize("name", shrink_bench.NETWORKS)
+NINE = list(shrink_bench.SHARES)
+NARROW = list(_narrow.SMALLER)
+
+
+def operations(fn, params, inputs):
+    """How often each primitive occurs, in nested jaxprs too."""
+
+    def walk(jaxpr):
+        for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+            inner = [x for x in jax.tree.leaves(eqn.params) if hasattr(x, "eqns")]
+            yield from [] if inner else [eqn.primitive.name]
+            yield from itertools.chain.from_iterable(map(walk, inner))
+
+    return collections.Counter(walk(jax.make_jaxpr(fn)(params, *inputs)))
+
+
+@pytest.mark.parametrize("name", NINE)
+def test_half_goes_by_default_in_multiples_and_without_further_operations(name):
+    fn, params, inputs = usual.TINY[name](jax.random.key(0))
+    small = jg.compress(fn, params, *inputs)
+    assert 0.2 < small.cost_after / small.cost_before <= 0.5
+    for group, mask in small.keep.items():
+        if small.graph.groups[group].kind != "heads":
+            assert mask.size < 8 or mask.sum() % 8 == 0
+    further = operations(small.fn, small.params, inputs)
+    further.subtract(operations(fn, params, inputs))
+    assert not +further, "operations that the full network does not need"
+
+
+def test_the_shrunk_program_is_the_one_that_is_written_at_the_small_size():
+    """XLA's operations and their shapes, after its optimizations."""
+
+    def compiled(fn, params, words):
+        text = jax.jit(fn).lower(params, words).compile().as_text()
+        return collections.Counter(re.findall(r"= (\S+) ([a-z-]+)\(", text))
+
+    full, half = (
+        transformers.t5(jax.random.key(0), transformers.T5(1, 32, h, 8, 6 * h, 30), 5)
+        for h in (4, 2)
+    )
+    graph = jg.trace(full.fn, full.params, *full.inputs)
+    where = jg.whole_heads(graph)
+    groups = [n for n, group in graph.groups.items() if where(group)]
+    keep = {n: np.arange(graph.groups[n].size // 2) for n in groups}
+    small_fn, small = jg.shrink(graph, full.params, keep=keep)
+    assert jax.tree.map(np.shape, small) == jax.tree.map(np.shape, half.params)
+    small_program = compiled(small_fn, small, *full.inputs)
+    assert small_program == compiled(half.fn, half.params, *half.inputs)
+
+
+def test_the_state_space_dual_is_the_recurrence():
+    rng = np.random.default_rng(0)
+    x, b, c = (rng.normal(size=(2, 12, *s)) for s in ((3, 4), (5,), (5,)))
+    decay = -rng.uniform(0.1, 1, (2, 12, 3))
+    state, expected = np.zeros((2, 3, 4, 5)), []
+    for t in range(12):
+        drive = x[:, t, :, :, None] * b[:, t, None, None]
+        state = np.exp(decay[:, t])[..., None, None] * state + drive
+        expected.append(np.einsum("nhds,ns->nhd", state, c[:, t]))
+    arrays = (jnp.asarray(y, jnp.float32) for y in (x, decay, b, c))
+    found = jax.jit(mamba2.state_space_dual, static_argnums=4)(*arrays, 4)
+    np.testing.assert_allclose(found, np.stack(expected, 1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NARROW)
 def test_at_most_half_of_the_multiply_adds_are_left(name):
-    fn, params, inputs = shrink_bench.NETWORKS[name].build(SMALL, 0)
-    graph = jg.trace(fn, params, *inputs)
-    whole = jg.multiply_adds(graph)
-    keep = shrink_bench.narrowed(graph, params, 0.5, 1, 0)
-    assert 0.4 < jg.multiply_adds(graph, jg.sizes(graph, keep)) / whole <= 0.5
-    rounded = shrink_bench.narrowed(graph, params, 0.5, 8, 0)
-    assert all(mask.sum() % 8 == 0 for mask in rounded.values() if mask.size >= 8)
+    fn, params, inputs = _narrow.TINY[name](jax.random.key(0))
+    shrink = _narrow.SMALLER[name]
+    *_, whole, left = shrink(fn, params, *inputs, multiple_of=1)
+    assert 0.4 < left / whole <= 0.5
+    *_, whole, left = shrink(fn, params, *inputs)
+    assert left / whole <= 0.5
 
 
 def test_two_ways_to_convolve_give_one_network():
-    fn, params, inputs = shrink_bench.resnet(SMALL, 0)
-    other, *_ = shrink_bench.resnet_by_lax_conv(SMALL, 0)
+    fn, params, inputs = _narrow.TINY[_narrow.BY_PATCHES](jax.random.key(0))
+    other, *_ = _narrow.TINY[_narrow.BY_LAX_CONV](jax.random.key(0))
     np.testing.assert_allclose(
         jax.jit(fn)(params, *inputs),
         jax.jit(other)(params, *inputs),
@@ -150,14 +215,25 @@ def test_two_ways_to_convolve_give_one_network():
 
 
 def test_the_study_of_smaller_arrays_leaves_its_ratios():
-    outcome = shrink_bench.run(SMALL, None, Progress(disable=True))
+    names = ("T5-base encoder", _narrow.GPT2)
+    settings = shrink_bench.Settings(
+        seeds=(0,), steps=1, multiples=(1,), networks=names, tiny=True
+    )
+    outcome = shrink_bench.run(settings, None, Progress(disable=True))
     for one in outcome.figures["networks"].values():
         assert one["ratio"][0] == pytest.approx(
             one["full"][0] / one["small"][0], rel=0.1
         )
-        assert one["params"][1] < one["params"][0]
-    rows = outcome.tables["main"].rows
-    assert [row[0] for row in rows] == list(shrink_bench.NETWORKS)
+        (whole, left), *_ = one["million_multiply_adds"]
+        assert one["share"][0] == pytest.approx(one["ratio"][0] * left / whole, rel=0.1)
+        assert one["params"][0][1] < one["params"][0][0]
+    assert [row[0] for row in outcome.tables["main"].rows] == list(names)
+    assert [row[0] for row in outcome.tables["multiples"].rows] == list(names[:1])
+    for table in outcome.tables.values():
+        assert all(len(row) == len(table.columns) for row in table.rows)
+    claims = {claim.claim.split(": ")[1]: claim for claim in shrink_bench.STUDY.claims}
+    assert list(claims) == NINE + NARROW
+    assert all(claims[name].check(outcome.figures)["ours"] > 0 for name in names)
 
 
 def test_the_residual_network_without_its_module_is_the_same():

@@ -138,6 +138,37 @@ def test_by_default_choose_would_cut_head_dimensions_to_odd_widths():
     assert any(n % 8 for n in sizes)
 
 
+def test_axes_that_several_groups_share_are_multiples_too():
+    """Concatenated outputs, a fused gate, depthwise and grouped kernels, heads."""
+
+    def conv(x, w, groups=1):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(
+            x, w, (1, 1), "SAME", dimension_numbers=numbers, feature_group_count=groups
+        )
+
+    def fn(p, x):
+        x = jnp.concatenate([jnp.tanh(conv(x, p[n])) for n in "ab"], axis=-1)
+        x = jnp.tanh(conv(x, p["depthwise"], x.shape[-1]))
+        x = jnp.tanh(conv(x, p["grouped"], 2)).reshape(1, -1, 64)
+        up, gate = jnp.split(x @ p["fused"], 2, axis=-1)
+        x = (up * jax.nn.silu(gate)) @ p["down"]
+        q, k, v = ((x @ p[n]).reshape(1, -1, 4, 16) for n in "qkv")
+        return jax.nn.dot_product_attention(q, k, v).reshape(1, -1, 64) @ p["o"]
+
+    shapes = {"a": (3, 3, 3, 64), "b": (3, 3, 3, 64), "depthwise": (3, 3, 1, 128)}
+    shapes |= {"grouped": (1, 1, 64, 64), "fused": (64, 160), "down": (80, 48)}
+    shapes |= dict.fromkeys("qkv", (48, 64)) | {"o": (64, 10)}
+    draw = np.random.default_rng(0).normal
+    params = {n: jnp.asarray(draw(size=s), jnp.float32) for n, s in shapes.items()}
+    small = jg.compress(fn, params, jnp.ones((1, 4, 4, 3)))
+    for path, w in small.params.items():
+        for full, left in zip(shapes[path], w.shape, strict=True):
+            assert left % 8 == 0 or full % 8, f"{path}: {w.shape}"
+    smaller = [n for n, w in small.params.items() if w.size < params[n].size]
+    assert set(smaller) == set(params) - {"o"}  # its heads stay
+
+
 def test_head_dimensions_shrink_to_multiples_where_no_head_can_go():
     def fn(p, x):
         q, k, v = x @ p["q"], x @ p["k"], x @ p["v"]
