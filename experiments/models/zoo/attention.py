@@ -153,12 +153,9 @@ def gated(key: jax.Array, dtype: Any = jnp.float32) -> Architecture:
     sin, cos = (jnp.asarray(f(angles)[:, None], dtype) for f in (np.sin, np.cos))
 
     def turn(x: jax.Array) -> jax.Array:
-        length = x.shape[1]
+        a, b = (table[jnp.arange(x.shape[1])] for table in (cos, sin))
         first, second = jnp.split(x.astype(dtype) if low else x, 2, axis=-1)
-        turned = [
-            first * cos[:length] - second * sin[:length],
-            second * cos[:length] + first * sin[:length],
-        ]
+        turned = [first * a - second * b, second * a + first * b]
         return jnp.concatenate(turned, axis=-1).astype(x.dtype)
 
     def fn(p: Params, x: jax.Array) -> jax.Array:

@@ -3,6 +3,7 @@
 # ruff: noqa: D102
 # (The docstring of a module documents its `__call__`.)
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -53,8 +54,9 @@ class GPT2(nnx.Module):
     """Learned positions, two blocks, and an output layer tied to the embedding."""
 
     def __init__(self, rngs: nnx.Rngs):
-        self.embed = nnx.Embed(VOCABULARY, 24, rngs=rngs)
-        self.positions = nnx.Embed(12, 24, rngs=rngs)
+        embed = partial(nnx.Embed, param_dtype=jnp.result_type(float))
+        self.embed = embed(VOCABULARY, 24, rngs=rngs)
+        self.positions = embed(12, 24, rngs=rngs)
         self.blocks = nnx.Sequential(*[GPT2Block(24, 4, rngs) for _ in range(2)])
         self.norm = nnx.LayerNorm(24, rngs=rngs)
 

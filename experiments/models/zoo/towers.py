@@ -32,8 +32,9 @@ class TextTower(nnx.Module):
 
     def __init__(self, outputs: int, rngs: nnx.Rngs):
         norm = partial(nnx.LayerNorm, rngs=rngs)
-        self.embed = nnx.Embed(30, 24, rngs=rngs)
-        self.positions = nnx.Embed(12, 24, rngs=rngs)
+        embed = partial(nnx.Embed, param_dtype=jnp.result_type(float))
+        self.embed = embed(30, 24, rngs=rngs)
+        self.positions = embed(12, 24, rngs=rngs)
         self.norm1, self.norm2, self.norm3 = norm(24), norm(24), norm(24)
         self.attention = nnx.MultiHeadAttention(4, 24, decode=False, rngs=rngs)
         self.up = nnx.Linear(24, 40, rngs=rngs)

@@ -60,8 +60,8 @@ def run(settings: Settings, data_dir: Path | None, progress: Any) -> Outcome:
     for name in names:
         each = []
         for seed in settings.seeds:
-            build, slope = zoo.ARCHITECTURES[name], name not in NO_GRADIENT
-            each.append(compare(build(jax.random.key(seed)), seed, settings, slope))
+            build = functools.partial(zoo.ARCHITECTURES[name], jax.random.key(seed))
+            each.append(compare(build, seed, settings, name not in NO_GRADIENT))
             progress.advance(task)
         worst = {key: max(one[key] for one in each) for key in ERRORS if key in each[0]}
         found[name] = {**each[0], **worst}
@@ -73,9 +73,10 @@ ERRORS = ("error", "state_error", "gradient_error", "export_error")
 
 
 def compare(
-    a: Architecture, seed: int, settings: Settings, slope: bool
+    build: Callable[[], Architecture], seed: int, settings: Settings, slope: bool
 ) -> dict[str, Any]:
     """Returns sizes, errors and exports of an architecture that loses entries."""
+    a = build()
     begin = time.perf_counter()
     graph = traced(a)
     seconds = time.perf_counter() - begin
@@ -85,7 +86,7 @@ def compare(
     small, small_flops = compiled(small_fn, small_params, *a.inputs)
     _, flops = compiled(a.fn, a.params, *a.inputs)
     ours = small(small_params, *a.inputs)
-    exact, exact_slopes = oracle(a, keep, plan, slope)
+    exact, exact_slopes = oracle(build, keep, plan, slope)
     export = _exports.try_exports(a, small_fn, small_params)
     found = {
         "groups": len(graph.groups),
@@ -122,14 +123,19 @@ def is_state(path: str, leaf: Any) -> bool:
 
 
 def oracle(
-    a: Architecture, keep: dict[str, np.ndarray], plan: jg.Plan, slope: bool
+    build: Callable[[], Architecture],
+    keep: dict[str, np.ndarray],
+    plan: jg.Plan,
+    slope: bool,
 ) -> tuple[Any, Any]:
     """Returns results and gradient in float64, at full size without some entries.
 
     Both are cut to the entries that are kept. The gradient is None without a slope.
+    The network is built anew, since some modules remember the type of their params.
     """
+    a = build()
     with _X64(True):
-        wide = a._replace(params=widened(a.params), inputs=widened(a.inputs))
+        wide = build()._replace(params=widened(a.params), inputs=widened(a.inputs))
         loss = objective(jg.without_entries(traced(wide), keep), wide)
         if slope:
             loss = jax.grad(loss, has_aux=True, allow_int=True)
@@ -211,7 +217,8 @@ def error(ours: Any, expected: Any) -> float:
 
     The scale of a leaf that is almost 0 compared with the others, such as the gradient
     of an attention key's bias, is a hundredth of the largest value of all leaves.
-    Integers, such as tokens, have an error of 1 if they differ.
+    Integers, such as tokens, have an error of 1 if they differ; the error of a NaN is
+    infinite.
     """
     pairs = [
         (np.asarray(a), np.asarray(b))
@@ -229,7 +236,7 @@ def error(ours: Any, expected: Any) -> float:
             continue
         scale = max(float(np.abs(b).max(initial=0)), 0.01 * top, 1e-30)
         difference = np.abs(a.astype(np.float64) - b).max(initial=0)
-        worst = max(worst, float(difference) / scale)
+        worst = max(worst, float(np.nan_to_num(difference, nan=np.inf)) / scale)
     return worst
 
 
