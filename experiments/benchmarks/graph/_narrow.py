@@ -38,7 +38,7 @@ def resnet(key: jax.Array, depth: int = 20, batch: int = 64) -> Architecture:
 
 def resnet_by_lax_conv(key: jax.Array, **sizes: int) -> Architecture:
     """ResNet-20 with `lax.conv` instead of patches times a matrix."""
-    fn, params, inputs = resnet(key, **sizes)
+    fn, params, inputs = resnet(key, **sizes)[:3]
 
     def other(variables: Any, images: jax.Array) -> jax.Array:
         with mock.patch.object(layers, "conv", lax_conv):

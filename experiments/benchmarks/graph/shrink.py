@@ -116,7 +116,7 @@ def measured(form: Form, settings: Settings) -> Iterator[dict[str, Any]]:
     full: Any = None
     for seed in settings.seeds:
         build = form.tiny if settings.tiny else form.build
-        fn, params, inputs = build(jax.random.key(seed))
+        fn, params, inputs = build(jax.random.key(seed))[:3]
         full = full or jax.jit(fn).lower(params, *inputs).compile()
         smaller = {"default": form.shrink(fn, params, *inputs)}
         if seed == settings.seeds[0] and form.share is not None:
@@ -131,7 +131,7 @@ def timed(
     full: Any, network: Architecture, smaller: dict[str, _narrow.Small], turns: int
 ) -> dict[str, Any]:
     """Returns the times in ms of a network and its smaller forms, and their costs."""
-    _, params, inputs = network
+    params, inputs = network.params, network.inputs
     forms: dict[str, Callable[[], Any]] = {"full": lambda: full(params, *inputs)}
     shares, programs = {}, {}
     for name, (fn, small, _, _) in smaller.items():
