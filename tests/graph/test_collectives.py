@@ -67,6 +67,12 @@ OPS = {
     "all_to_all": (lambda h: lax.all_to_all(h, "i", 1, 0, tiled=True), 2),
     "all_to_all_same": (lambda h: lax.all_to_all(h, "i", 1, 1, tiled=True), 8),
     "axis_index": (lambda h: h * (1 + lax.axis_index("i")).astype(h.dtype), 8),
+    "mean_of_sums": (
+        lambda h: (
+            h - lax.psum(h.sum(1, keepdims=True), "i") / (h.shape[1] * lax.psum(1, "i"))
+        ),
+        8,
+    ),
     "norm": (
         lambda h: h / jnp.sqrt(lax.pmean((h * h).mean(1, keepdims=True), "i")),
         8,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.graph_programs import draw, strided
+from support.graph_programs import draw, reduced, strided
 from support.graph_steps import COLLECTIVES, STATE
 
 from jprune import graph as jg
@@ -71,14 +71,14 @@ def shrunk(drawn, seed, x):
     return graph, keep, jg.make_plan(graph, keep)
 
 
-def compare(drawn, seed, compiler=FAST):
+def compare(drawn, seed):
     """Asserts that three ways agree."""
     fn, params, x, driven, _ = drawn
     graph, keep, plan = shrunk(drawn, seed, x)
     small, small_params = jg.shrink(graph, params, plan)
     full = jg.without_entries(graph, keep)
 
-    @functools.partial(jax.jit, compiler_options=compiler)
+    @functools.partial(jax.jit, compiler_options=FAST)
     def all_ways(params, small_params, x):
         plain = results(fn)(small_params, x) if driven else None
         return results(small)(small_params, x), results(full)(params, x), plain
@@ -137,19 +137,17 @@ def test_random_functions_compute_the_same(chunk):
     assert driven >= 2
 
 
-# Without optimization, XLA for CPUs computes NaN for seed 1002 with collectives.
-compare_safely = functools.partial(
-    compare, compiler=FAST | {"xla_backend_optimization_level": 1}
-)
-# Kind -> further steps, those that are left out, and how functions are compared. In an
+# Kind -> further steps, those that are left out, and how functions are compared. Where
+# XLA computes the entries of a minimum twice, they may differ by rounding: then none
+# equals it, and its gradient is NaN, or one of two equal ones has all of it. In an
 # array with symbolic sizes, JAX writes a strided slice as positions that it computes.
 FURTHER = {
-    "state": (STATE, (), compare_safely),
-    "collectives": (COLLECTIVES, (), compare_safely),
+    "state": (STATE, (reduced,), compare),
+    "collectives": (COLLECTIVES, (reduced,), compare),
     "symbols": ((), (strided,), compare_exported),
 }
 first = [(kind, 0) for kind in FURTHER]
-others = [(kind, i) for kind in FURTHER for i in range(1, 25)]
+others = [(kind, i) for kind in FURTHER for i in range(1, 34)]
 
 
 @pytest.mark.parametrize(
@@ -157,9 +155,9 @@ others = [(kind, i) for kind in FURTHER for i in range(1, 25)]
     [*first, *(pytest.param(*each, marks=pytest.mark.slow) for each in others)],
 )
 def test_random_functions_with_state_collectives_and_symbols(kind, chunk):
-    """Four of each kind, and 96 more."""
+    """Three of each kind, and 99 more."""
     more, fewer, comparison = FURTHER[kind]
-    for seed in range(1000 + 4 * chunk, 1004 + 4 * chunk):
+    for seed in range(1000 + 3 * chunk, 1003 + 3 * chunk):
         drawn = draw(seed, more, fewer)
         named(comparison, drawn, seed)
 

@@ -11,7 +11,7 @@ from typing import Any
 from jprune.graph._engine import dims as dims_lib
 from jprune.graph._engine import scopes
 from jprune.graph._engine.program import Node, Outcome, Recorder, Sum, Value, zero
-from jprune.graph._engine.rules.reductions import FILLS
+from jprune.graph._engine.rules.reductions import FILLS, summed
 
 _FILLS = {
     "psum": zero,
@@ -35,22 +35,25 @@ def reduction(node: Node, recorder: Recorder) -> Outcome:
     if node.name in ("pmax", "pmin") and over:
         what = f"{node.name} is over the entries that are left"
         recorder.note("over what is left", node, what, over)
-    total = None
+    run, total = None, None
     if len(node.inputs) == 1 and node.name in ("psum", "psum_invariant"):
-        total = _total(node, recorder, node.inputs[0], over)
+        if not over:
+            total = _total(node, recorder, node.inputs[0])
+        elif len(gone) == len(given):  # mapped axes only, as of a `reduce_sum`
+            run, total = summed(node, recorder, tuple(over))
+        else:
+            total = Sum(tuple(over))
     if not gone:
         return Outcome(results, sum=total)
-    return Outcome(results, fill=_FILLS[node.name], along=frozenset(gone), sum=total)
+    along = frozenset(gone)
+    return Outcome(results, run=run, fill=_FILLS[node.name], along=along, sum=total)
 
 
-def _total(node: Node, recorder: Recorder, value: Value, over: Any) -> Sum | None:
-    """Returns what the result is a sum over.
+def _total(node: Node, recorder: Recorder, value: Value) -> Sum | None:
+    """Returns what a sum over positions of a mesh is over.
 
-    Over mapped axes it is what `reduce_sum` is. Over positions of a mesh, of which each
-    has summed its own entries, it is a sum over the entries of all.
+    Each position has summed its own entries: the entries of all.
     """
-    if over:
-        return Sum(tuple(over))
     before = value.sum
     if before is None or before.power != 1:
         return None

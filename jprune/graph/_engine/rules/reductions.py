@@ -72,7 +72,7 @@ def reduction(node: Node, recorder: Recorder) -> Outcome:
     # Only along reduced axes: a slice of nothing but infinities has a NaN gradient.
     along = frozenset(gone)
     if node.name == "reduce_sum":
-        run, total = _sum(node, recorder, over)
+        run, total = summed(node, recorder, over)
         return Outcome([left], fill=zero, along=along, run=run, sum=total)
     if over:
         what = f"{node.name} is over the entries that are left"
@@ -80,8 +80,14 @@ def reduction(node: Node, recorder: Recorder) -> Outcome:
     return Outcome([left], fill=FILLS[node.name], along=along)
 
 
-def _sum(node: Node, recorder: Recorder, over: Axes) -> tuple[Any, Sum]:
-    """Returns how a sum runs, or None if unchanged, and what it is over."""
+def summed(node: Node, recorder: Recorder, over: Axes) -> tuple[Any, Sum]:
+    """Returns how a sum runs, or None if unchanged, and what it is over.
+
+    Args:
+      node: the sum of one array over some of its axes.
+      recorder: takes notes of constants that follow.
+      over: dims of these axes.
+    """
     before = node.inputs[0].sum
     if before is None:
         return None, Sum(over)
@@ -92,15 +98,22 @@ def _sum(node: Node, recorder: Recorder, over: Axes) -> tuple[Any, Sum]:
     if counted:  # (x / n).sum(), which is a mean
         size = constants.Size("divisors", counted)
         constants.note(recorder, node, size)
-        bind = functools.partial(node.equation.primitive.bind, **node.params)
+        add = functools.partial(_only, node)
         left = tuple(d for d in over if d not in counted)
         total = Sum(left or over, mean=not left, divisors=rest)
-        return constants.follow(bind, size, -1.0), total
+        return constants.follow(add, size, -1.0), total
     n = dims_lib.count_of(over)
     whole = not is_symbolic(n) and n > 1
     if whole and math.isclose(before.factor, 1 / n, rel_tol=1e-6):
         constants.chance(recorder, node, before.factor, over)
     return None, Sum(over, divisors=rest)
+
+
+def _only(node: Node, x: Any) -> Any:
+    """Returns the only result of an equation with one operand."""
+    primitive = node.equation.primitive
+    found = primitive.bind(x, **node.params)
+    return found[0] if primitive.multiple_results else found
 
 
 def _far_below(dtype: Any) -> Any:
