@@ -1,5 +1,7 @@
 """Later sequence mixers: Mamba-2, RWKV, a gated MLP and KAN (plain functions)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -164,7 +166,7 @@ def linear_attention(
       bonus: weights of the present step, `(heads, dim)`.
     """
 
-    def turn(state: jax.Array, now: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def turn(state: jax.Array, now: Any) -> tuple[jax.Array, jax.Array]:
         r, k, v = now
         new = k[..., None] * v[..., None, :]
         y = jnp.einsum("bhd,bhdv->bhv", r, state + bonus[..., None] * new)
