@@ -23,8 +23,8 @@ from experiments.studies.structural import _exports
 from jprune import graph as jg
 
 # JAX 0.7 has it among its experiments.
-_X64: Any = getattr(jax, "enable_x64", None) or getattr(
-    jax.experimental, "enable_x64", None
+_X64: Any = getattr(
+    jax if hasattr(jax, "enable_x64") else jax.experimental, "enable_x64", None
 )
 # A while loop has no reverse-mode gradient.
 NO_GRADIENT = ("Greedy decoder in a while loop (plain)",)
