@@ -36,7 +36,6 @@ DRIVEN = (
     "MLP (Equinox)",
     "Mamba (plain)",
     "gMLP (plain)",
-    "KAN (plain)",
     "Streamed recurrent cell (plain)",
 )
 # Rounds to bfloat16, where the last bit of float32 may decide.

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from experiments.models import zoo
-from experiments.models.zoo import decoding, encoders, language, recurrent
+from experiments.models.zoo import (
+    attention,
+    decoding,
+    encoders,
+    experts,
+    language,
+    recurrent,
+    sequences,
+)
 
 pytestmark = pytest.mark.others_code
 KEY = jax.random.key(0)
@@ -51,7 +59,7 @@ def test_variances_are_positive_and_scales_near_one():
 
 
 def test_train_mode_updates_its_statistics():
-    fn, params, inputs = zoo.ARCHITECTURES["ResNet-18 in train mode (Linen)"](KEY)
+    fn, params, inputs = zoo.ARCHITECTURES["ResNet-18 in train mode (Linen)"](KEY)[:3]
     _, updated = jax.jit(fn)(params, *inputs)
     for old, new in zip(
         jax.tree.leaves(params["batch_stats"]),
@@ -94,6 +102,61 @@ def test_selective_scan_is_its_recurrence():
         expected.append(np.einsum("nds,ns->nd", state, c[:, t]))
     found = recurrent.selective_scan(*map(jnp.float32, (x, step, a, b, c)))
     np.testing.assert_allclose(found, np.stack(expected, 1), rtol=1e-4, atol=1e-4)
+
+
+def test_the_masked_products_of_mamba_2_are_its_recurrence():
+    rng = np.random.default_rng(0)
+    x, step = rng.normal(size=(2, 5, 3, 4)), rng.random((2, 5, 3))
+    a, (b, c) = -rng.random(3), rng.normal(size=(2, 2, 5, 6))
+    state, expected = np.zeros((2, 3, 6, 4)), []
+    for t in range(5):
+        drive = np.einsum("bh,bn,bhp->bhnp", step[:, t], b[:, t], x[:, t])
+        state = np.exp(step[:, t] * a)[..., None, None] * state + drive
+        expected.append(np.einsum("bn,bhnp->bhp", c[:, t], state))
+    found = sequences.ssd(*map(jnp.float32, (x, step, a, b, c)))
+    np.testing.assert_allclose(found, np.stack(expected, 1), rtol=1e-4, atol=1e-4)
+
+
+def test_linear_attention_is_a_sum_over_the_past():
+    """With decay d: y_t = r_t (sum over s < t of d^(t-1-s) k_s v_s + bonus k_t v_t)."""
+    rng = np.random.default_rng(0)
+    r, k, v = rng.normal(size=(3, 2, 5, 3, 4))
+    decay, bonus = rng.random((2, 3, 4))
+    expected = np.zeros((2, 5, 3, 4))
+    for t in range(5):
+        for s in range(t + 1):
+            weight = bonus if s == t else decay ** (t - 1 - s)
+            score = (r[:, t] * weight * k[:, s]).sum(-1, keepdims=True)
+            expected[:, t] += score * v[:, s]
+    found = sequences.linear_attention(*map(jnp.float32, (r, k, v, decay, bonus)))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_sorted_experts_are_the_best_ones():
+    """By a product for each example, with the kernels of its expert."""
+    fn, params, (x,) = experts.ragged(KEY)[:3]
+    p = params["experts"]
+    h = x @ params["in"]["kernel"] + params["in"]["bias"]
+    gates = jax.nn.softmax(h @ params["router"]["kernel"])
+    y = []
+    for row, gate in zip(h, gates, strict=True):
+        e = int(gate.argmax())
+        hidden = jax.nn.gelu(row @ p["up"][e] + p["up_bias"][e])
+        y.append(gate[e] * (hidden @ p["down"][e] + p["down_bias"][e]))
+    expected = (h + jnp.stack(y)) @ params["out"]["kernel"] + params["out"]["bias"]
+    np.testing.assert_allclose(fn(params, x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("build", [attention.rolling_input, attention.rolling_state])
+def test_a_rolling_cache_forgets_its_first_position(build):
+    a = build(KEY)
+    logits, new = a.fn(a.params, *a.inputs)
+    old, new = (a.params["cache"], new["cache"]) if a.stateful else (a.inputs[1], new)
+    assert logits.shape == (3, 30)
+    for before, after in zip(old, new, strict=True):
+        for name in ("keys", "values"):
+            np.testing.assert_array_equal(after[name][:, :-1], before[name][:, 1:])
+            assert not np.array_equal(after[name][:, -1], before[name][:, -1])
 
 
 def test_distances_have_the_buckets_of_t5():

@@ -79,11 +79,9 @@ def _scaled(node: Node, recorder: Recorder, total: Sum) -> Any:
 
 
 def convolution(node: Node, recorder: Recorder) -> Outcome:
-    """Merges input channels, per group; freezes windows and spatial axes.
-
-    A group of the output channels sees its group of the input channels, or, in the
-    derivative of such a convolution, its group of the images.
-    """
+    """Merges input channels, per group; freezes windows and spatial axes."""
+    # A group of the output channels sees its group of the input channels, or, in the
+    # derivative of such a convolution, its group of the images.
     image, kernel = node.inputs
     spec = node.params["dimension_numbers"]
     spatial = [image.axes[i] for i in spec.lhs_spec[2:]]
