@@ -147,7 +147,7 @@ def operations(fn, params, inputs):
 
 @pytest.mark.parametrize("name", NINE)
 def test_half_goes_by_default_in_multiples_and_without_further_operations(name):
-    fn, params, inputs = usual.TINY[name](jax.random.key(0))[:3]
+    fn, params, inputs, *_ = usual.TINY[name](jax.random.key(0))
     small = jg.compress(fn, params, *inputs)
     assert 0.2 < small.cost_after / small.cost_before <= 0.5
     for group, mask in small.keep.items():
@@ -195,7 +195,7 @@ def test_the_state_space_dual_is_the_recurrence():
 
 @pytest.mark.parametrize("name", NARROW)
 def test_at_most_half_of_the_multiply_adds_are_left(name):
-    fn, params, inputs = _narrow.TINY[name](jax.random.key(0))[:3]
+    fn, params, inputs, *_ = _narrow.TINY[name](jax.random.key(0))
     shrink = _narrow.SMALLER[name]
     *_, whole, left = shrink(fn, params, *inputs, multiple_of=1)
     assert 0.4 < left / whole <= 0.5
@@ -204,7 +204,7 @@ def test_at_most_half_of_the_multiply_adds_are_left(name):
 
 
 def test_two_ways_to_convolve_give_one_network():
-    fn, params, inputs = _narrow.TINY[_narrow.BY_PATCHES](jax.random.key(0))[:3]
+    fn, params, inputs, *_ = _narrow.TINY[_narrow.BY_PATCHES](jax.random.key(0))
     other, *_ = _narrow.TINY[_narrow.BY_LAX_CONV](jax.random.key(0))
     np.testing.assert_allclose(
         jax.jit(fn)(params, *inputs),

@@ -38,13 +38,13 @@ def resnet(key: jax.Array, depth: int = 20, batch: int = 64) -> Architecture:
 
 def resnet_by_lax_conv(key: jax.Array, **sizes: int) -> Architecture:
     """ResNet-20 with `lax.conv` instead of patches times a matrix."""
-    fn, params, inputs = resnet(key, **sizes)[:3]
+    by_patches = resnet(key, **sizes)
 
-    def other(variables: Any, images: jax.Array) -> jax.Array:
+    def fn(variables: Any, images: jax.Array) -> jax.Array:
         with mock.patch.object(layers, "conv", lax_conv):
-            return fn(variables, images)
+            return by_patches.fn(variables, images)
 
-    return Architecture(other, params, inputs)
+    return by_patches._replace(fn=fn)
 
 
 def lax_conv(layer: dict[str, jax.Array], x: jax.Array, stride: int = 1) -> jax.Array:

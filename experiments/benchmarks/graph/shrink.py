@@ -116,15 +116,15 @@ def measured(form: Form, settings: Settings) -> Iterator[dict[str, Any]]:
     full: Any = None
     for seed in settings.seeds:
         build = form.tiny if settings.tiny else form.build
-        fn, params, inputs = build(jax.random.key(seed))[:3]
-        full = full or jax.jit(fn).lower(params, *inputs).compile()
-        smaller = {"default": form.shrink(fn, params, *inputs)}
+        a = build(jax.random.key(seed))
+        full = full or jax.jit(a.fn).lower(a.params, *a.inputs).compile()
+        smaller = {"default": form.shrink(a.fn, a.params, *a.inputs)}
         if seed == settings.seeds[0] and form.share is not None:
             smaller |= {
-                str(n): form.shrink(fn, params, *inputs, multiple_of=n)
+                str(n): form.shrink(a.fn, a.params, *a.inputs, multiple_of=n)
                 for n in settings.multiples
             }
-        yield timed(full, Architecture(fn, params, inputs), smaller, settings.steps)
+        yield timed(full, a, smaller, settings.steps)
 
 
 def timed(
