@@ -62,11 +62,11 @@ def test_half_of_the_entries_of_the_tiny_network_go():
 def test_ratios_to_the_peer_are_claimed_only_where_it_is():
     settings = graph_bench.Settings()
     alone, both = (graph_bench.claims(settings, peer) for peer in (False, True))
-    # Of three networks and of their growth; against the peer, each at two times.
-    assert len(alone) == 4
-    assert [c.claim for c in both[:4]] == [c.claim for c in alone]
-    assert len(both) == 10
-    names = ("ResNet-50", "ResNet-50, no module", "ViT-B")
+    # Of four networks and of their growth; against the peer, each at two times.
+    assert len(alone) == 5
+    assert [c.claim for c in both[:5]] == [c.claim for c in alone]
+    assert len(both) == 13
+    names = settings.networks
     times = {"whole": [100.0], "first whole": [400.0], "analysis": [30.0]}
     figures = {
         "milliseconds": dict.fromkeys(names, times),
@@ -76,9 +76,26 @@ def test_ratios_to_the_peer_are_claimed_only_where_it_is():
         "growth_milliseconds": {"12": {"analysis": [10]}, "96": {"analysis": [60]}},
     }
     checked = [claim.check(figures) for claim in both]
-    assert [c["ours"] for c in checked] == [30] * 3 + [6] + [0.5] * 3 + [2] * 3
-    bounds = ["<= 8", "<= 1", "<= 1", "<= 0.25"]
-    assert [c["target"] for c in checked][3:7] == bounds
+    assert [c["ours"] for c in checked] == [30] * 4 + [6] + [0.5] * 4 + [2] * 4
+    bounds = ["<= 8", "<= 0.5", "<= 0.5", "<= 0.5", "<= 0.25"]
+    assert [c["target"] for c in checked][4:9] == bounds
+
+
+def test_blocks_under_jit_are_the_same_network():
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    jitted = [graph_timed.blocks_under_jit() for _ in range(2)]
+    assert jitted[0].block is not jitted[1].block
+    found = []
+    for module in (graph_timed.RESNET50, jitted[0]):
+        params = jax.eval_shape(module.init, jax.random.key(0), images)
+        graph = jg.trace(module.apply, params, images)
+        found.append({str(group): axes(group) for group in graph.groups.values()})
+    assert len(found[0]) == 37
+    assert found[0] == found[1]
+
+
+def axes(group):
+    return [(member.path, member.axis) for member in group.members]
 
 
 def test_what_a_peer_needs_is_its_pruner_and_its_step():
