@@ -1,5 +1,6 @@
 """Choices, scores, schedules and heads: by hand, by identity, by a stable sort."""
 
+import functools
 import itertools
 
 import hypothesis
@@ -18,6 +19,13 @@ from jprune.attention import _choose, _heads, _importance
 FEW = [0.0, -0.0, 1.0, 2.0, -1.0, 1e-42, np.inf, -np.inf]
 
 
+@functools.partial(jax.jit, static_argnums=(1,))
+def best(scores, count, valid, protected):
+    """By indices, and without flags by a mask."""
+    found = ja.top_indices(scores, count, valid=valid, protected=protected)
+    return found, attention.top_mask(attention.sort_keys(scores), count)
+
+
 @hypothesis.settings(max_examples=120, deadline=None)
 @hypothesis.given(data=st.data(), dtype=st.sampled_from(["float32", "bfloat16"]))
 def test_keep_top_is_a_stable_sort(data, dtype):
@@ -26,15 +34,10 @@ def test_keep_top_is_a_stable_sort(data, dtype):
     flags = st.lists(st.booleans(), min_size=n, max_size=n)
     valid, protected = (np.array(data.draw(flags)) for _ in range(2))
     count = data.draw(st.sampled_from(sorted({1, (n + 1) // 2, n})))
-    rounded = np.asarray(jnp.asarray(scores, dtype).astype(jnp.float32))
-    found = ja.top_indices(
-        jnp.asarray(scores, dtype),
-        count,
-        valid=jnp.asarray(valid),
-        protected=jnp.asarray(protected),
-    )
+    scores = scores.astype(jnp.dtype(dtype))
+    rounded = scores.astype(np.float32)
+    found, mask = best(scores, count, valid, protected)
     assert found.tolist() == oracle.keep(rounded, count, valid, protected)
-    mask = attention.top_mask(attention.sort_keys(jnp.asarray(scores, dtype)), count)
     assert np.flatnonzero(mask).tolist() == oracle.keep(rounded, count)
 
 
@@ -52,6 +55,10 @@ def test_a_traced_count_and_counts_for_each_row():
     np.testing.assert_array_equal(found, expected)
 
 
+by_pairs, by_bits = map(jax.jit, (_choose.best_by_pairs, _choose.best_by_bits))
+places_by_pairs = jax.jit(_choose._places_by_pairs, static_argnums=(1,))
+
+
 @hypothesis.settings(max_examples=100, deadline=None)
 @hypothesis.given(data=st.data())
 def test_pairs_say_what_bits_say(data):
@@ -59,15 +66,14 @@ def test_pairs_say_what_bits_say(data):
     n = data.draw(st.sampled_from([1, 3, 8]))
     row = st.lists(st.sampled_from([0, 1, 5, 2**32 - 1]), min_size=n, max_size=n)
     keys = np.array(data.draw(st.tuples(row, row)), np.uint32)
-    need = jnp.array(data.draw(st.tuples(*[st.integers(0, n)] * 2)), jnp.int32)
-    found = _choose.best_by_pairs(jnp.asarray(keys), need)
-    by_bits = _choose.best_by_bits(jnp.asarray(keys), need)
-    np.testing.assert_array_equal(found, by_bits)
+    need = np.array(data.draw(st.tuples(*[st.integers(0, n)] * 2)), np.int32)
+    found = np.asarray(by_pairs(keys, need))
+    np.testing.assert_array_equal(found, by_bits(keys, need))
     for mask, row, count in zip(found, keys, need, strict=True):
         wanted = oracle.keep(row.astype(float), int(count))
         assert np.flatnonzero(mask).tolist() == wanted
         if count:
-            assert _choose._places_by_pairs(mask, int(count)).tolist() == wanted
+            assert places_by_pairs(mask, int(count)).tolist() == wanted
 
 
 @pytest.mark.parametrize(("tokens", "loops"), [(32, False), (4096, True)])

@@ -31,7 +31,13 @@ def examples(page):
     return re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
 
 
-WITH_EXAMPLES = [p for p in PAGES if examples(p)]
+def case(page):
+    """The guides run with the notebooks and scripts, the first pages by default."""
+    marks = pytest.mark.study if DOCS / "guides" in page.parents else ()
+    return pytest.param(page, id=str(page.relative_to(ROOT)), marks=marks)
+
+
+WITH_EXAMPLES = [case(page) for page in PAGES if examples(page)]
 
 
 def check_getting_started(names):
@@ -109,9 +115,7 @@ CHECKS = {
 }
 
 
-@pytest.mark.parametrize(
-    "page", WITH_EXAMPLES, ids=[str(p.relative_to(ROOT)) for p in WITH_EXAMPLES]
-)
+@pytest.mark.parametrize("page", WITH_EXAMPLES)
 def test_examples_run(page, tmp_path):
     """All examples of a page in order, in a namespace of its own."""
     names: dict = {}

@@ -117,7 +117,7 @@ def named(comparison, drawn, seed):
         raise AssertionError(f"the function of seed {seed}") from e
 
 
-slow = (pytest.param(i, marks=pytest.mark.slow) for i in range(4, 30))
+slow = (pytest.param(i, marks=pytest.mark.slow) for i in range(2, 30))
 
 
 @pytest.fixture(autouse=True)
@@ -127,7 +127,7 @@ def double_precision():
         yield
 
 
-@pytest.mark.parametrize("chunk", [*range(4), *slow])
+@pytest.mark.parametrize("chunk", [*range(2), *slow])
 def test_random_functions_compute_the_same(chunk):
     driven = 0
     for seed in range(EACH * chunk, EACH * (chunk + 1)):
