@@ -150,6 +150,7 @@ CHANCE = {
         16,
         lambda h, n: (h / 5 / 16) @ jnp.ones((h.shape[-1], 2)),
     ),
+    "divided, weighed, and summed": (16, lambda h, n: (h / n * jnp.tanh(h)).sum(-1)),
     "a mean of logits": (16, lambda h, n: (h / 16) @ jnp.ones((h.shape[-1], 2))),
     "a multiple by a norm": (12, lambda h, n: h * math.sqrt(n) / norm(h)),
     "a sum and a term": (16, lambda h, n: (jnp.square(h).sum(-1) + 0.1) / n),

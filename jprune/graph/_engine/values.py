@@ -32,7 +32,8 @@ class Sum(NamedTuple):
     Attributes:
       over: the dims that were summed over; () if the value is no sum.
       power: exponent of the sum.
-      of_products: whether the sum is a contraction rather than a plain sum.
+      of_products: whether the sum is a contraction rather than a plain sum, or the
+        value a product that may become one.
       attends: whether both operands of the contraction depend on the inputs.
       mean: whether the sum was divided by the number of its entries.
       direct: whether the value is nothing but a multiple of that power.

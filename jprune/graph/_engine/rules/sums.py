@@ -73,6 +73,20 @@ def _raised(found: Sum, power: float) -> Sum | None:
 
 
 def _of_product(node: Node) -> Sum | None:
+    """Returns the sum that a product is; if it is none, the divisors of its factors.
+
+    Where it is summed later, they may have been meant to count what is summed.
+    """
+    found = _product_of_sums(node)
+    factors = node.inputs if node.name == "mul" else node.inputs[:1]
+    divisors = [d for v in factors if v.sum is not None for d in v.sum.divisors]
+    if not divisors or (found is not None and not found.of_products):
+        return found
+    found = found or Sum((), of_products=True)
+    return found._replace(direct=False, divisors=tuple(divisors))
+
+
+def _product_of_sums(node: Node) -> Sum | None:
     """Returns the sum that a product or a quotient is a multiple of."""
     signs = (1, 1 if node.name == "mul" else -1)
     each = [
