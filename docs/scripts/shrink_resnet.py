@@ -1,10 +1,11 @@
 """Halves a ResNet-50 of Flax Linen, fine-tunes it and saves it.
 
 pip install 'jprune[export]' flax scikit-learn
-python shrink_resnet.py /tmp/resnet    # for a quick look: /tmp/resnet 16 20 1 1
+python shrink_resnet.py /tmp/resnet    # quick look: /tmp/resnet-quick 16 20 1 1
 python predict.py /tmp/resnet          # another process, without this model and Flax
 """
 
+import os
 import sys
 
 import digits
@@ -66,6 +67,8 @@ def fit(fn, variables, images, labels, steps):
 
 
 def main(path, width=64, steps=200, *blocks):
+    if os.path.exists(path):
+        sys.exit(f"{path} exists")
     (images, labels), test = digits.load()
     resnet = ResNet(width, blocks or (3, 4, 6, 3))
     x, key = images[:64], jax.random.key(0)
@@ -88,7 +91,7 @@ def main(path, width=64, steps=200, *blocks):
     # The same plan serves evaluation mode. The batch is symbolic, and may be any.
     small_fn, _ = jg.shrink(jg.trace(eval_fn, variables, x), variables, small.plan)
     batch = jax.export.symbolic_shape("b, 32, 32, 1")
-    saved = jg.Saved(small_fn, tuned, small.plan)
+    saved = small._replace(fn=small_fn, params=tuned)
     jg.save(path, saved, jax.ShapeDtypeStruct(batch, x.dtype))
 
     for name, fn, arrays in ("full", eval_fn, variables), ("small", small_fn, tuned):

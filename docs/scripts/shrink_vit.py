@@ -1,10 +1,11 @@
 """Halves a vision transformer of Flax NNX, fine-tunes it and saves it.
 
 pip install 'jprune[export]' flax scikit-learn
-python shrink_vit.py /tmp/vit    # for a quick look: /tmp/vit 32 1 20
+python shrink_vit.py /tmp/vit    # quick look: /tmp/vit-quick 32 1 20
 python predict.py /tmp/vit       # another process, without this model and Flax
 """
 
+import os
 import sys
 
 import digits
@@ -65,6 +66,8 @@ def fit(fn, vit, images, labels, steps):
 
 
 def main(path, width=128, depth=4, steps=300):
+    if os.path.exists(path):
+        sys.exit(f"{path} exists")
     (images, labels), test = digits.load()
     x, vit = images[:64], ViT(width, depth, nnx.Rngs(0))
     fit(forward, vit, images, labels, steps)
@@ -74,13 +77,14 @@ def main(path, width=128, depth=4, steps=300):
     fit(small.fn, small.params, images, labels, steps)
 
     # The same plan serves evaluation mode. The batch is symbolic, and may be any.
-    vit.eval(), small.params.eval()
+    vit.eval()
+    small.params.eval()
     eval_fn, _ = jg.shrink(jg.trace(forward, vit, x), vit, small.plan)
     batch = jax.export.symbolic_shape("b, 32, 32, 1")
     small = small._replace(fn=eval_fn)
     jg.save(path, small, jax.ShapeDtypeStruct(batch, x.dtype))
 
-    for name, fn, params in ("full", forward, vit), ("small", *small[:2]):
+    for name, fn, params in ("full", forward, vit), ("small", eval_fn, small.params):
         right = nnx.jit(fn)(params, test[0]).argmax(axis=-1) == test[1]
         print(f"{name}: accuracy {right.mean():.3f}")
     print(f"multiply-adds: {small.cost_before:,} -> {small.cost_after:,}")
