@@ -211,7 +211,8 @@ def choose(
         kept = {n: (ranks >= sparsity - 1e-12).sum() for n, ranks in ranked.items()}
         return _best(given, rounded(kept))
     left = _removal(ranked)
-    budget = (1 - sparsity) * known(cost(graph, {}))
+    # A sparsity such as 0.9 is rounded: the budget is not to be a hair below its own.
+    budget = (1 - sparsity) * known(cost(graph, {})) * (1 + 1e-12)
     total = sum(g.size for g in groups.values())
     least = rounded(left(total))
     if cost(graph, least) > budget:

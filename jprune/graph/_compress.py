@@ -159,11 +159,11 @@ def compress(
 
     where `multiple(group)` is 1 for heads and experts, whose number is no width of a
     matrix product, and `multiple_of` otherwise. All groups compete, and of attention
-    whole heads are removed: see `whole_heads`. Beside, it returns the cost before and
-    after.
+    whole heads are removed: see `whole_heads`. It also returns the cost before
+    and after.
 
     Args:
-      fn: `(params, *inputs) -> results`, a pure function of any framework.
+      fn: `(params, *inputs) -> results`, as in `trace`.
       params: pytree of arrays.
       *inputs: pytrees of arrays or `jax.ShapeDtypeStruct`s; their shapes count.
       remove: fraction of the cost to remove, in [0, 1).
@@ -219,7 +219,8 @@ def compress(
     graph = trace(fn, params, *inputs, shrinking=shrinking)
     shrinkable(graph, is_width)
     scores = score(graph, params)
-    keep = choose_widths(graph, scores, remove, cost, multiple_of, exclude)
+    where = may_shrink(graph, exclude)
+    keep = choose_widths(graph, scores, remove, cost, multiple_of, where)
     if remove and not keep:
         raise base.PruningError(
             f"remove={remove} of the entries removes none: all sizes are rounded to "
@@ -240,11 +241,10 @@ def choose_widths(
     remove: float,
     cost: Cost | None,
     multiple_of: int,
-    exclude: str | Sequence[str],
+    where: Callable[[Group], bool],
     most: float | Callable[[Group], float] = 1.0,
 ) -> dict[str, np.ndarray]:
     """Returns the entries that `compress` keeps; its arguments are those."""
-    whole, excluded = whole_heads(graph), _excluded(graph, exclude)
     return choose(
         graph,
         scores,
@@ -252,8 +252,14 @@ def choose_widths(
         cost=cost,
         multiple_of=lambda g: 1 if g.kind in ("heads", "expert") else multiple_of,
         most=most,
-        where=lambda g: whole(g) and not any(m.path in excluded for m in g.members),
+        where=where,
     )
+
+
+def may_shrink(graph: Graph, exclude: str | Sequence[str]) -> Callable[[Group], bool]:
+    """Returns the predicate of the groups that `compress` shrinks."""
+    whole, excluded = whole_heads(graph), _excluded(graph, exclude)
+    return lambda g: whole(g) and not any(m.path in excluded for m in g.members)
 
 
 def _entries_of(keep: dict[str, np.ndarray]) -> Cost:

@@ -14,6 +14,7 @@ from jprune.graph._engine import dims as dims_lib
 from jprune.graph._engine import lines
 from jprune.graph._engine.dims import Dim
 from jprune.graph._engine.program import Note, Value
+from jprune.graph._engine.sizes import exceeds
 from jprune.graph._trace import Graph, param_values
 
 _COLUMNS = 100
@@ -178,16 +179,20 @@ def _unused(graph: Graph) -> set[str]:
 def _closed_over(graph: Graph) -> _Concern:
     """Returns the arrays in products that are constants of the program."""
     found = _nothing()
-    made: dict[Value, Value] = {}  # a constant that was cast or reshaped -> itself
+    made: dict[Value, Value] = {}  # a constant that was cast or scaled -> itself
+
+    def constant(v: Value) -> bool:
+        return v.scalar is not None or made.get(v, v).constant is not None
+
     for node in graph.program.nodes:
         for v in node.inputs:
             array = made.get(v, v).constant
-            if array is None or not dims_lib.count_of(v.axes) > 1:
+            if array is None or not exceeds(dims_lib.count_of(v.axes), 1):
                 continue
             if node.name in COUNTED:
                 found.names[f"{array.dtype}{list(np.shape(array))}"] = None
                 found.where[lines.of(node.equation.source_info) or "in JAX"] = None
-            elif len(node.inputs) == 1 == len(node.outputs):
+            elif len(node.outputs) == 1 and all(map(constant, node.inputs)):
                 made[node.outputs[0]] = made.get(v, v)
     return found
 

@@ -10,7 +10,7 @@ from jax import export
 from jprune import tree
 from jprune._core import base
 from jprune.graph._plain import from_plain, to_plain
-from jprune.graph._state import watched
+from jprune.graph._state import check, watched
 from jprune.graph._trace import is_weak
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -55,9 +55,10 @@ def serialize(
         in place.
     """
     args = jax.tree.map(_struct, (params, *inputs))
-    plain_fn, state = _on_plain_trees(fn, args)
+    plain_fn, types = _on_plain_trees(fn, args)
     structs = tuple(map(to_plain, args))
     jax.jit(plain_fn).trace(*structs)  # errors of the function itself
+    state = check((params, *inputs), list(types), list(types.values()))
     exported, without_platforms = _lowered(plain_fn, structs, platforms)
     data, order, without_vjp = _with_vjp(exported, vjp_order)
     paths = tree.leaf_paths(params)
@@ -79,14 +80,17 @@ def _struct(x: Any) -> jax.ShapeDtypeStruct:
 
 def _on_plain_trees(
     fn: Callable[..., Any], like: tuple[Any, ...]
-) -> tuple[Callable[..., Any], list[int]]:
-    """The function of plain trees; and the numbers of the params that it changes."""
+) -> tuple[Callable[..., Any], dict[int, jax.ShapeDtypeStruct]]:
+    """The function of plain trees; and the params that it changes: number -> type."""
     with_state, state = watched(fn)
+    types: dict[int, jax.ShapeDtypeStruct] = {}
     count = len(jax.tree.leaves(like[0]))
 
     def plain_fn(*plain: Any) -> Any:
         args = [from_plain(x, y) for x, y in zip(plain, like, strict=True)]
-        results, _ = with_state(*args)
+        # Before the call: what it does to a dict that it is given is its own matter.
+        leaves, structure = jax.tree.flatten(args[0])
+        results, new = with_state(*args)
         if any(i >= count for i in state):
             paths = tree.leaf_paths(like[1:])
             changed = [paths[i - count] for i in state if i >= count]
@@ -95,9 +99,14 @@ def _on_plain_trees(
                 "lost: make them part of the params, such as a tuple, or return them."
             )
         results = to_plain(results)
-        return (results, to_plain(args[0])) if state else results
+        if not state:
+            return results
+        for i, value in zip(state, new, strict=True):
+            leaves[i] = value
+            types[i] = jax.ShapeDtypeStruct(value.shape, value.dtype)
+        return results, to_plain(structure.unflatten(leaves))
 
-    return plain_fn, state
+    return plain_fn, types
 
 
 def _lowered(
@@ -108,7 +117,12 @@ def _lowered(
     def lower(names: Sequence[str]) -> export.Exported:
         return export.export(jax.jit(fn), platforms=tuple(names))(*structs)
 
-    names, why = platforms or PLATFORMS, {}
+    if isinstance(platforms, str) or (platforms is not None and not platforms):
+        raise base.PruningError(
+            f"platforms is a list of names, such as ['cpu']; got {platforms!r}."
+        )
+    here = export.default_export_platform()  # ROCm is in no default
+    names, why = list(platforms or dict.fromkeys((*PLATFORMS, here))), {}
     try:
         return lower(names), why
     except Exception as error:
@@ -120,7 +134,11 @@ def _lowered(
             except Exception as error:
                 why[name] = _said(error)
         if possible := [name for name in names if name not in why]:
-            return lower(possible), why
+            names = possible
+            try:
+                return lower(names), why
+            except Exception as error:
+                failed = error
     raise base.PruningError(
         f"The function cannot be exported for {', '.join(names)}: {_said(failed)} "
         "platforms=[...] names those that it has to run on."

@@ -5,12 +5,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jprune._core import base
-from jprune.graph._budget import is_width
-from jprune.graph._compress import Compressed, choose_widths, group_l2
+from jprune.graph._compress import (
+    Compressed,
+    choose_widths,
+    group_l2,
+    may_shrink,
+)
 from jprune.graph._cost import Cost, multiply_adds
 from jprune.graph._engine.sizes import known
 from jprune.graph._groups import Group
-from jprune.graph._obstacles import shrinkable
 from jprune.graph._plan import Plan, compose, keep_of, make_plan
 from jprune.graph._shrink import check_params, shrink
 from jprune.graph._slicing import slice_tree
@@ -49,15 +52,17 @@ def compress_gradually(
       *inputs: pytrees of arrays or `jax.ShapeDtypeStruct`s; their shapes count.
       train: `(small_fn, small_params, step) -> params`, called after each step with its
         number, from 0; it returns params of the same shapes. An optimizer is made
-        anew in it, or its state is cut by `slice_tree`.
+        anew in it.
       steps: number n of steps, at least 1.
       remove: fraction of the cost to remove in all steps together, in [0, 1).
       cost: what is reduced: `multiply_adds`, `parameters`, or another cost.
-      score: `(graph, params) -> {group name: scores (size,)}`, at each step.
+      score: `(graph, params) -> {group name: scores (size,)}`, at each step, of the
+        function and the params that are left then.
       multiple_of: as in `compress`.
       exclude: regular expressions of the leaves that stay whole, as in `compress`.
       most: greatest fraction of a group's entries that all steps together remove, in
-        [0, 1]; or a function `group -> fraction`, a ratio per layer.
+        [0, 1]; or a function `group -> fraction` of the full groups, a ratio per
+        layer.
       shrinking: predicate of the results that may shrink, as in `compress`.
 
     Returns:
@@ -65,8 +70,8 @@ def compress_gradually(
       params are the trained ones.
 
     Raises:
-      PruningError: if `steps` is not positive, `train` returns params of other shapes,
-        or as `compress`.
+      PruningError: if `steps` is not positive, or as `compress`, before anything is
+        trained; if `train` returns params of other shapes.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -94,21 +99,29 @@ def compress_gradually(
         raise base.PruningError(f"remove must be in [0, 1); got {remove}.")
     record = functools.partial(trace, shrinking=shrinking)
     full = record(fn, params, *inputs)
-    shrinkable(full, is_width)
+    where, scores = may_shrink(full, exclude), score(full, params)
+    # A target that cannot be met is an error now, not after hours of training.
+    choose_widths(full, scores, remove, cost, multiple_of, where, most)
     before, small_fn = known(cost(full, {})), fn
-    plan: Plan = {}
+    graph, plan = full, make_plan(full, {})
     for step in range(steps):
-        graph = record(small_fn, params, *inputs) if step else full
-        left = before * (1 - remove * (step + 1) / steps)
-        keep = choose_widths(
-            graph,
-            score(graph, params),
-            max(0.0, 1 - left / cost(graph, {})),
-            cost,
-            multiple_of,
-            exclude,
-            lambda g: _share_left(g, full.groups.get(g.name, g).size, most),
-        )
+        if step:
+            graph = record(small_fn, params, *inputs)
+            scores = score(graph, params)
+        left, now = before * (1 - remove * (step + 1) / steps), known(cost(graph, {}))
+        if now > left:  # rounding may have removed as much before
+            of = _full_groups(graph, full, plan)
+            keep = choose_widths(
+                graph,
+                scores,
+                1 - left / now,
+                cost,
+                multiple_of,
+                lambda g, of=of: where(of[g.name]),
+                lambda g, of=of: _share_left(g, of[g.name], most),
+            )
+        else:
+            keep = {}
         change = make_plan(graph, keep)
         plan = compose(plan, change)
         small = slice_tree(change, params)
@@ -120,11 +133,33 @@ def compress_gradually(
     return Compressed(small_fn, params, plan, kept, full, before, after)
 
 
+def _full_groups(graph: Graph, full: Graph, plan: Plan) -> dict[str, Group]:
+    """Returns the full group of each group that a plan left.
+
+    Names are no guide: where one head is left, there is no group of heads, and that of
+    the head dimensions has its name.
+    """
+    left = keep_of(full, plan)
+    known: dict[Any, list[Group]] = {}
+    for name, group in full.groups.items():
+        size = int(left[name].sum()) if name in left else group.size
+        known.setdefault((_axes(group), size), []).append(group)
+    found = {}
+    for name, group in graph.groups.items():
+        same = known.get((_axes(group), group.size))
+        found[name] = same.pop(0) if same else group
+    return found
+
+
+def _axes(group: Group) -> frozenset[tuple[str, int]]:
+    return frozenset((m.path, m.axis) for m in group.members)
+
+
 def _share_left(
-    group: Group, size: int, most: float | Callable[[Group], float]
+    group: Group, full: Group, most: float | Callable[[Group], float]
 ) -> float:
-    """The fraction of what is left of a group of some size that may still go."""
-    share = most(group) if callable(most) else most
+    """The fraction of what is left of a full group that may still go."""
+    share = most(full) if callable(most) else most
     # Rounding must not make it negative later; a wrong share at first is for `choose`.
-    left = 1 - (1 - share) * size / group.size
-    return share if group.size == size else max(0.0, left)
+    left = 1 - (1 - share) * full.size / group.size
+    return share if group.size == full.size else max(0.0, left)

@@ -48,13 +48,13 @@ def too_costly(
     """
     now = cost(graph, least)
     saved = {
-        n: now - cost(graph, {**least, n: 1})
+        n: now - cost(graph, {**least, n: g.least})
         for n, g in graph.groups.items()
-        if least.get(n, g.size) > 1
+        if least.get(n, g.size) > g.least
     }
     ordered = sorted((n for n in saved if saved[n] > 0), key=lambda n: -saved[n])
     each = [_kept(graph.groups[n], least, saved[n]) for n in ordered]
-    floor = cost(graph, dict.fromkeys(graph.groups, 1))
+    floor = cost(graph, {n: g.least for n, g in graph.groups.items()})
     text = (
         f"Even the minimum sizes cost {_number(now)}, more than the budget of "
         f"{_number(budget)}."

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import numpy as np
 from jax import tree_util
 
 from jprune._core import base
@@ -17,7 +18,8 @@ def to_plain(tree: Any) -> Any:
 
     Lists, tuples and None stay. All other nodes, such as modules, named tuples and
     states, become dicts with strings as keys; a box of one array, such as a Variable of
-    Flax, becomes that array. The paths of leaves stay, their order may change.
+    Flax, becomes that array. The paths of leaves stay, but for an array under an
+    attribute `value` that has others beside it, and their order may change.
 
     Args:
       tree: any pytree.
@@ -73,17 +75,23 @@ def from_plain(plain: Any, like: Any) -> Any:
       >>> from_plain({"trace": [1.0]}, like=optax.TraceState(trace=[0.0]))
       TraceState(trace=[1.0])
     """
-    structure = jax.tree.structure(like)
-    count = structure.num_leaves
-    numbered = to_plain(structure.unflatten(range(count)))
+    each, structure = jax.tree.flatten(like)
+    # Structs, not numbers: a class may look at the shapes that it is made of.
+    structs = [jax.ShapeDtypeStruct(np.shape(x), _dtype(x)) for x in each]
+    numbered = to_plain(structure.unflatten(structs))
     if jax.tree.structure(numbered) != jax.tree.structure(plain):
         given, wanted = _paths(plain), _paths(numbered)
         raise base.PruningError(
             f"The tree has another structure than `like`. It lacks "
             f"{sorted(wanted - given)}; `like` lacks {sorted(given - wanted)}."
         )
-    leaves = dict(zip(jax.tree.leaves(numbered), jax.tree.leaves(plain), strict=True))
-    return structure.unflatten(leaves[i] for i in range(count))
+    pairs = zip(jax.tree.leaves(numbered), jax.tree.leaves(plain), strict=True)
+    leaves = {id(struct): x for struct, x in pairs}
+    return structure.unflatten(leaves[id(struct)] for struct in structs)
+
+
+def _dtype(x: Any) -> Any:
+    return getattr(x, "dtype", None) or jax.dtypes.result_type(x)
 
 
 def _paths(tree: Any) -> set[str]:

@@ -130,7 +130,8 @@ def keep_of(graph: Graph, plan: Plan) -> dict[str, np.ndarray]:
 
     Raises:
       PruningError: if the plan does not fit the graph: a path or an axis that does
-        not exist, entries out of range, or axes that must shrink together but do not.
+        not exist, entries out of range, axes that must shrink together but do not, or
+        fewer experts than a router chooses.
     """
     _check_range(graph, plan)
     found: dict[str, np.ndarray] = {}
@@ -146,7 +147,7 @@ def keep_of(graph: Graph, plan: Plan) -> dict[str, np.ndarray]:
             if not mask.all():
                 found[name] = mask & found.get(name, True)
     _check_coupled(graph, plan, found)
-    return found
+    return entry_masks(graph, found)
 
 
 def _check_range(graph: Graph, plan: Plan) -> None:
@@ -205,10 +206,10 @@ def compose(first: Plan, then: Plan) -> Plan:
     """
     found: Plan = {path: dict(axes) for path, axes in first.items()}
     for path, axes in then.items():
+        mine = found.setdefault(path, {})  # also of a leaf that stays whole
         for axis, kept in axes.items():
-            before = first.get(path, {}).get(axis)
-            new = kept if before is None else np.asarray(before)[kept]
-            found.setdefault(path, {})[axis] = new
+            before = mine.get(axis)
+            mine[axis] = kept if before is None else np.asarray(before)[kept]
     return found
 
 

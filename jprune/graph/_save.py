@@ -8,9 +8,11 @@
 The directory is written under a temporary name, flushed to the disk, and renamed, even
 if the process is interrupted meanwhile: it is there as a whole or not at all. Nothing
 is pickled, and nothing that is read runs Python code. Checksums are SHA-256; they
-protect from accidents, not from forgery.
+protect from accidents, not from forgery: restore only what you trust, as an exported
+function may call whatever XLA has registered.
 """
 
+import contextlib
 import os
 import uuid
 from collections.abc import Callable, Sequence
@@ -19,6 +21,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import export
 
 from jprune import tree
@@ -73,15 +76,16 @@ def save(
       platforms: names of platforms to export for, such as `["cpu"]`; None for those of
         cpu, cuda and tpu for which the function can be lowered.
       vjp_order: how many times the restored function can be differentiated, >= 0. None
-        for once, or not at all if it has no gradient.
+        for once, or not at all if exporting its gradient fails: then the manifest says
+        why.
 
     Returns:
       The path of the directory. The manifest in it says for which platforms and how
       many times differentiable the function is, and why not for more.
 
     Raises:
-      PruningError: if the function cannot be exported, or it changes its inputs in
-        place.
+      PruningError: if the function cannot be exported, or it changes in place an input
+        other than the params.
       CheckpointError: if the path exists or is a URL, a leaf cannot be stored, or
         writing fails. Nothing is changed then.
       ImportError: if flatbuffers or safetensors is not installed.
@@ -224,13 +228,20 @@ def _types(structure: Any, entries: Sequence[encoding.Entry]) -> Any:
 
 def _checked_like(like: Any, types: Any) -> Any:
     """Returns the plain tree of `like`, which has to have the types of the params."""
-    given = to_plain(like)
+    given = jax.tree.map(_typed, to_plain(like))
     check_params(given, types, "The params that were saved")
+    known = tree.by_path(given)
     for path, struct in tree.by_path(types).items():
-        found = tree.by_path(given)[path].dtype
+        found = known[path].dtype
         if found != struct.dtype:
             raise ValueError(f"{path} has dtype {struct.dtype}, and {found} in `like`")
     return given
+
+
+def _typed(x: Any) -> Any:
+    """The type in JAX of a number or a NumPy array, which is what was saved of it."""
+    known = isinstance(x, jax.Array | jax.ShapeDtypeStruct)
+    return x if known else jax.ShapeDtypeStruct(np.shape(x), jax.dtypes.result_type(x))
 
 
 # ---- files ----
@@ -265,13 +276,14 @@ def _deserialized(path: Path, body: dict[str, Any]) -> export.Exported:
 
 def _place(final: Path, write: Callable[[Path], None]) -> None:
     """Writes a directory under a temporary name, and renames it."""
-    temporary = final.with_name(f".{final.name}.tmp-{uuid.uuid4().hex}")
+    temporary = final.with_name(f".tmp-{uuid.uuid4().hex}")
     try:
         temporary.mkdir()
         write(temporary)
         _check_free(final)
         os.rename(temporary, final)
-        manifest.flush(final.parent)
+        with contextlib.suppress(OSError):  # it is there, whatever the disk says now
+            manifest.flush(final.parent)
     finally:
         files.remove_directory(temporary)
 

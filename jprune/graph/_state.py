@@ -130,7 +130,8 @@ def children(node: Any) -> Sequence[tuple[Any, Any]] | None:
     """Returns the keys and the children of a node of a tree, None if it is a leaf.
 
     A node that has none any more has no children: Equinox's State, once a new one was
-    made of it, raises a ValueError.
+    made of it, raises a ValueError. So do the keys of a dict that cannot be sorted, and
+    that error is the caller's.
 
     Args:
       node: a pytree.
@@ -140,6 +141,8 @@ def children(node: Any) -> Sequence[tuple[Any, Any]] | None:
             node, is_leaf=lambda x: x is not node
         )
     except ValueError:
+        if isinstance(node, dict | list | tuple):
+            raise
         return []
     is_leaf = structure.num_nodes == structure.num_leaves == 1
     return None if is_leaf else level
@@ -185,7 +188,7 @@ def _changed(
 
 def _is_plain(place: Place) -> bool:
     """Whether a leaf lies in a dict or a list, which a function may use as its own."""
-    return type(place.owner) in (dict, list)
+    return isinstance(place.owner, dict | list)
 
 
 def _check(known: list[Place], number: int, struct: Any) -> None:

@@ -114,6 +114,90 @@ def test_a_ratio_per_layer_is_of_the_full_size():
         )
 
 
+def test_a_target_out_of_reach_is_said_before_training():
+    def never(small_fn, small, step):
+        raise AssertionError("trained")
+
+    with pytest.raises(jp.PruningError, match="Even the minimum sizes cost"):
+        jg.compress_gradually(
+            net, arrays(), X, train=never, steps=3, remove=0.9, most=0.5
+        )
+
+
+def test_a_target_that_rounding_met_before_leaves_all():
+    """Width 2 to 1 is all that may go, and half of the cost."""
+    params = {"a": jnp.ones((3, 2)), "b": jnp.ones((2, 1))}
+    mlp = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]  # noqa: E731
+    steps = []
+
+    def train(small_fn, small, step):
+        steps.append(small["a"].shape)
+        return small
+
+    found = jg.compress_gradually(
+        mlp, params, X[:, :3], train=train, steps=2, remove=0.5, multiple_of=1
+    )
+    assert steps == [(3, 1), (3, 1)]
+    assert found.cost_after == found.cost_before / 2
+
+
+def test_a_budget_that_sizes_meet_exactly():
+    """5 tokens: (4 + 2) 8 of (4 + 2) 80 multiply-adds are left of 1 - 0.9."""
+    params = {"a": jnp.ones((4, 80)), "b": jnp.ones((80, 2))}
+    mlp = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]  # noqa: E731
+    small = jg.compress(mlp, params, X[:, :4], remove=0.9)
+    assert (small.cost_before, small.cost_after) == (2400, 240)
+    small = jg.compress_gradually(
+        mlp, params, X[:, :4], train=idle, steps=3, remove=0.9
+    )
+    assert small.cost_after == 240
+
+
+def test_leaves_that_stay_whole_are_not_taken_for_others():
+    """The path of a whole leaf is the end of the path of one that shrinks."""
+
+    def fn(p, x):
+        hidden = jnp.tanh(x @ p["block"]["out"]["w"]) @ p["block"]["down"]
+        return jnp.tanh(hidden @ p["out"]["w"]) @ p["head"]
+
+    draw = np.random.default_rng(0).normal
+    block = {"out": {"w": draw(size=(6, 32))}, "down": draw(size=(32, 6))}
+    out = {"w": draw(size=(6, 32))}
+    params = {"block": block, "out": out, "head": draw(size=(32, 2))}
+    params = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), params)
+    found = jg.compress_gradually(
+        fn, params, X, train=idle, steps=2, remove=0.3, exclude=["out/w", "head"]
+    )
+    assert found.params["out"]["w"].shape == (6, 32)
+    assert found.params["block"]["out"]["w"].shape[1] < 32
+    cut = jg.slice_tree(found.plan, params)
+    jax.tree.map(np.testing.assert_array_equal, cut, found.params)
+
+
+def attend(p, x):
+    q, k, v = (jnp.einsum("nd,dhk->nhk", x, p[name]) for name in "qkv")
+    return jnp.einsum("nhk,hkd->nd", jax.nn.dot_product_attention(q, k, v), p["out"])
+
+
+def test_groups_are_known_by_their_axes_when_heads_are_gone():
+    """Where one head is left, its dimensions stay, as in one call of `compress`."""
+    draw = np.random.default_rng(0).normal
+    shapes = {"q": (6, 4, 16), "k": (6, 4, 16), "v": (6, 4, 16), "out": (4, 16, 6)}
+    params = {n: jnp.asarray(draw(size=s), jnp.float32) for n, s in shapes.items()}
+    heads = jg.trace(attend, params, X).groups
+    seen = []
+
+    def most(group):
+        seen.append((group.name, group.size))
+        return 1.0 if group.kind == "heads" else 0.0
+
+    found = jg.compress_gradually(
+        attend, params, X, train=idle, steps=3, remove=0.7, most=most
+    )
+    assert found.params["q"].shape == (6, 1, 16)
+    assert set(seen) <= {(name, group.size) for name, group in heads.items()}
+
+
 def ratio_of(ratio):
     return lambda group: ratio[group.name]
 

@@ -204,3 +204,65 @@ def test_a_module_without_the_traced_leaves_is_an_error():
     graph = jg.trace(forward, net, images())
     with pytest.raises(jp.PruningError, match=r"lacks the traced leaves .*norm/bias"):
         jg.rebuild(graph, net.stem, keep={})
+
+
+class Chooses(eqx.Module):
+    """Masked logits, and the number of the best; `width` is used in one of two ways."""
+
+    up: jax.Array
+    down: jax.Array
+    width: int = eqx.field(static=True)
+    right: bool = eqx.field(static=True)
+
+    def __call__(self, x):
+        hidden = jax.nn.relu(x @ self.up).reshape(-1, self.width)
+        logits = hidden @ self.down if self.right else -(hidden @ self.down)
+        seen = jnp.arange(4) < 3
+        return jnp.argmax(logits, axis=-1), jnp.where(seen, logits, -jnp.inf)
+
+
+def test_positions_and_infinite_results_are_compared():
+    rng = np.random.default_rng(0)
+    up, down = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((3, 8), (8, 4)))
+    x = jnp.asarray(rng.normal(size=(5, 3)), jnp.float32)
+    right, wrong = (Chooses(up, down, 8, side) for side in (True, False))
+    arrays = {"up": up, "down": down}
+
+    def fn(p, x):
+        return Chooses(p["up"], p["down"], p["up"].shape[1], True)(x)
+
+    graph, keep = jg.trace(fn, arrays, x), {"up[1]": [0, 2, 3]}
+    call = lambda module, x: module(x)  # noqa: E731
+    small = jg.rebuild(graph, right, keep=keep, call=call)
+    assert small.width == 3
+    with pytest.raises(jp.PruningError, match="computes something else"):
+        jg.rebuild(graph, wrong, keep=keep, call=call)
+    best = jg.trace(lambda p, x: fn(p, x)[0], arrays, x)
+    with pytest.raises(jp.PruningError, match="computes something else"):
+        jg.rebuild(best, wrong, keep=keep, call=lambda module, x: module(x)[0])
+
+
+class Counts(eqx.Module):
+    """Two numbers that divide widths, of heads and of groups."""
+
+    up: jax.Array
+    mid: jax.Array
+    out: jax.Array
+    num_heads: int = eqx.field(static=True)
+    num_groups: int = eqx.field(static=True)
+
+    def __call__(self, x):
+        h = (x @ self.up).reshape(x.shape[0], self.num_heads, 6)
+        h = jnp.tanh(h).reshape(x.shape[0], -1) @ self.mid
+        h = h.reshape(x.shape[0], self.num_groups, 3)
+        return jnp.tanh(h).reshape(x.shape[0], -1) @ self.out
+
+
+def test_two_numbers_follow_in_proportion():
+    draw = lambda *s: jnp.asarray(np.random.default_rng(s).normal(size=s), jnp.float32)  # noqa: E731
+    net = Counts(draw(5, 24), draw(24, 12), draw(12, 2), 4, 4)
+    graph = jg.trace(lambda net, x: net(x), net, draw(6, 5))
+    keep = {name: [0, 1] for name, group in graph.groups.items() if group.size == 4}
+    assert len(keep) == 2
+    small = jg.rebuild(graph, net, keep=keep)
+    assert (small.num_heads, small.num_groups) == (2, 2)

@@ -151,3 +151,26 @@ def test_other_positions_freeze_the_axis(name):
     found = reasons(jg.trace(OTHER_USES[name], PARAMS, normal(TOKENS, WIDTH)))
     whole = [names for why, names in found.items() if why.startswith("frozen")]
     assert any("router[1]" in names or "router[0, 1]" in names for names in whole)
+
+
+def test_an_axis_of_unknown_size_is_frozen():
+    """Positions in a sequence of any length, compared with positions in it."""
+
+    def fn(p, x):
+        where = jnp.argmax(x @ p["score"], axis=0)
+        hot = where == jnp.arange(x.shape[0])
+        return jnp.where(hot[:, None], x @ p["up"], 0) @ p["down"]
+
+    params = {"score": normal(6), "up": normal(6, 8), "down": normal(8, 3)}
+    (t,) = jax.export.symbolic_shape("t")
+    graph = jg.trace(fn, params, jax.ShapeDtypeStruct((t, 6), jnp.float32))
+    assert list(graph.groups) == ["up[1]"]
+
+
+def test_a_plan_with_fewer_experts_than_a_router_takes_is_refused():
+    params, x = PARAMS, normal(TOKENS, WIDTH)
+    graph = jg.trace(top_two, params, x)
+    kept = np.array([1])
+    plan = {"router": {1: kept}, "up": {0: kept}, "down": {0: kept}}
+    with pytest.raises(jp.PruningError, match="chooses 2 of them at once"):
+        jg.shrink(graph, params, plan)

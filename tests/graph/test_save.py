@@ -250,7 +250,7 @@ def test_nothing_is_written_over_and_nothing_is_left_behind(tmp_path):
     for name in ("file", "folder", "link", "model"):
         refuses(f"cannot save .*{name}: it exists", jg.save, tmp_path / name, small, x)
     refuses("No such file", jg.save, tmp_path / "none" / "m", small, x)
-    refuses("too long", jg.save, tmp_path / ("m" * 250), small, x)
+    refuses("too long", jg.save, tmp_path / ("m" * 256), small, x)
     refuses("is a URL", jg.save, "gs://bucket/m", small, x)
     gone = linear()
     gone.params["w"].delete()
@@ -294,3 +294,57 @@ def test_params_of_another_structure_shape_or_type_are_refused(tmp_path):
     saved = jg.restore(path)
     with pytest.raises(jp.PruningError, match=r"shape \(3, 3\) at w"):
         saved.fn({"w": jnp.ones((3, 4))}, jnp.ones((2, 3)))
+
+
+def test_params_that_are_numbers_come_back_as_arrays(tmp_path):
+    params = {"w": jnp.ones((2, 1)), "scale": 0.5, "shift": np.ones(1)}
+    fn = lambda p, x: p["scale"] * (x @ p["w"]) + p["shift"]  # noqa: E731
+    path = jg.save(tmp_path / "m", jg.Saved(fn, params, {}), struct(3, 2))
+    saved = jg.restore(path, like=params)
+    assert saved.params["scale"].dtype == jnp.float32
+    np.testing.assert_array_equal(saved.fn(saved.params, jnp.ones((3, 2))), [[2.0]] * 3)
+
+
+def test_what_a_function_does_to_a_dict_is_its_own_matter(tmp_path):
+    """As under `jax.jit`: what comes back is the state of the module."""
+
+    def fn(params, x):
+        out = params["net"](x @ params["w"])
+        params["w"] = 2 * params.pop("w")
+        return out
+
+    norm = nnx.BatchNorm(2, rngs=nnx.Rngs(0))
+    params = {"net": norm, "w": jnp.ones((2, 2))}
+    path = jg.save(tmp_path / "m", jg.Saved(fn, params, {}), struct(3, 2))
+    saved = jg.restore(path)
+    x = jnp.arange(6.0).reshape(3, 2)
+    _, new = saved.fn(saved.params, x)
+    np.testing.assert_array_equal(new["w"], params["w"])
+    mean = np.full(2, 0.01 * 5.0)  # of rows 1, 5, 9, with a momentum of 0.99
+    np.testing.assert_allclose(new["net"]["mean"], mean, rtol=1e-6)
+    again, _ = saved.fn(new, x)
+    np.testing.assert_allclose(again, norm(x @ params["w"]), rtol=1e-6)
+
+
+class Twice(nnx.Module):
+    """One normalization under two names."""
+
+    def __init__(self):
+        self.norm = self.again = nnx.BatchNorm(2, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        return self.again(self.norm(x))
+
+
+def test_what_could_not_be_restored_right_is_refused(tmp_path):
+    def saved(fn, params, **options):
+        jg.save(tmp_path / "m", jg.Saved(fn, params, {}), struct(3, 2), **options)
+
+    with pytest.raises(jp.PruningError, match=r"again/mean.*norm/mean is the same"):
+        saved(lambda net, x: net(x), Twice())
+    with pytest.raises(ValueError, match="sorting"):
+        saved(lambda p, x: {1: x, "x": p}, jnp.ones(2))
+    for wrong in ("cpu", []):
+        with pytest.raises(jp.PruningError, match="list of names"):
+            saved(lambda p, x: x * p, jnp.ones(2), platforms=wrong)
+    assert files_of(tmp_path) == {}

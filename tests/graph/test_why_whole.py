@@ -71,6 +71,12 @@ WHOLE = {
         "closed over: the function multiplies by arrays that are not among its params",
         "float32[16, 24]",
     ),
+    "dequantized": (
+        lambda p, x: x @ (0.5 * CLOSED["a"]),
+        "",
+        "closed over: the function multiplies by arrays that are not among its params",
+        "float32[16, 24]",
+    ),
 }
 
 

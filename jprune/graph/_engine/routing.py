@@ -20,6 +20,7 @@ from jprune.graph._engine import dims as dims_lib
 from jprune.graph._engine import terms
 from jprune.graph._engine.dims import Dim
 from jprune.graph._engine.program import Node, Program, Recorder, Value, View
+from jprune.graph._engine.sizes import exceeds
 
 MOVES = {
     "broadcast_in_dim",
@@ -72,7 +73,7 @@ def _relate(node: Node, experts: list[Dim] | None, recorder: Recorder) -> None:
     d = node.inputs[0].axes[axis_of(node)]
     count = node.params.get("k", 1)
     same = experts and all(e.size == d.size for e in experts)
-    if not same or count >= d.size:
+    if not same or not exceeds(d.size, count):
         what = "returns positions along" if node.name != "top_k" else "acts along"
         recorder.freeze(node, [d], f"{node.name} {what} this axis")
         return
