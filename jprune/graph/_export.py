@@ -42,8 +42,8 @@ def serialize(
       fn: `(params, *inputs) -> results`.
       params: its params; their shapes count.
       inputs: its inputs, or `jax.ShapeDtypeStruct`s, also with symbolic shapes.
-      platforms: names of platforms; None for those of cpu, cuda and tpu for which it
-        can be lowered.
+      platforms: names of platforms; None for those of cpu, cuda, tpu and the present
+        one for which it can be lowered.
       vjp_order: how many times it can be differentiated; None for once, if at all.
 
     Returns:

@@ -14,6 +14,7 @@ from jprune.graph._compress import (
 from jprune.graph._cost import Cost, multiply_adds
 from jprune.graph._engine.sizes import known
 from jprune.graph._groups import Group
+from jprune.graph._obstacles import shrinkable
 from jprune.graph._plan import Plan, compose, keep_of, make_plan
 from jprune.graph._shrink import check_params, shrink
 from jprune.graph._slicing import slice_tree
@@ -71,7 +72,9 @@ def compress_gradually(
 
     Raises:
       PruningError: if `steps` is not positive, or as `compress`, before anything is
-        trained; if `train` returns params of other shapes.
+        trained; if `train` returns params of other shapes; if a later step cannot go
+        on, as when all that is left to remove are experts: they are removed in the
+        first step only, since a router of fewer experts freezes their axis.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -99,7 +102,9 @@ def compress_gradually(
         raise base.PruningError(f"remove must be in [0, 1); got {remove}.")
     record = functools.partial(trace, shrinking=shrinking)
     full = record(fn, params, *inputs)
-    where, scores = may_shrink(full, exclude), score(full, params)
+    where = may_shrink(full, exclude)
+    shrinkable(full, where)
+    scores = score(full, params)
     # A target that cannot be met is an error now, not after hours of training.
     choose_widths(full, scores, remove, cost, multiple_of, where, most)
     before, small_fn = known(cost(full, {})), fn
@@ -109,7 +114,7 @@ def compress_gradually(
             graph = record(small_fn, params, *inputs)
             scores = score(graph, params)
         left, now = before * (1 - remove * (step + 1) / steps), known(cost(graph, {}))
-        if now > left:  # rounding may have removed as much before
+        if now > left * (1 + 1e-12):  # rounding may have removed as much before
             of = _full_groups(graph, full, plan)
             keep = choose_widths(
                 graph,

@@ -74,7 +74,7 @@ def save(
       *inputs: inputs of the function, or `jax.ShapeDtypeStruct`s; their shapes, which
         may be symbolic (`jax.export.symbolic_shape("b, t")`), and dtypes count.
       platforms: names of platforms to export for, such as `["cpu"]`; None for those of
-        cpu, cuda and tpu for which the function can be lowered.
+        cpu, cuda, tpu and the present one for which the function can be lowered.
       vjp_order: how many times the restored function can be differentiated, >= 0. None
         for once, or not at all if exporting its gradient fails: then the manifest says
         why.

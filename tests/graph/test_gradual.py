@@ -175,27 +175,39 @@ def test_leaves_that_stay_whole_are_not_taken_for_others():
 
 
 def attend(p, x):
-    q, k, v = (jnp.einsum("nd,dhk->nhk", x, p[name]) for name in "qkv")
-    return jnp.einsum("nhk,hkd->nd", jax.nn.dot_product_attention(q, k, v), p["out"])
+    """Heads and their dimensions in one axis of a kernel, and a hidden layer."""
+    q, k, v = ((x @ p[name]).reshape(x.shape[0], -1, 8) for name in "qkv")
+    x = x + jax.nn.dot_product_attention(q, k, v).reshape(x.shape[0], -1) @ p["out"]
+    return jnp.tanh(x @ p["up"]) @ p["down"]
 
 
 def test_groups_are_known_by_their_axes_when_heads_are_gone():
     """Where one head is left, its dimensions stay, as in one call of `compress`."""
     draw = np.random.default_rng(0).normal
-    shapes = {"q": (6, 4, 16), "k": (6, 4, 16), "v": (6, 4, 16), "out": (4, 16, 6)}
+    shapes = dict.fromkeys("qkv", (6, 32)) | {"out": (32, 6)}
+    shapes |= {"up": (6, 64), "down": (64, 3)}
     params = {n: jnp.asarray(draw(size=s), jnp.float32) for n, s in shapes.items()}
-    heads = jg.trace(attend, params, X).groups
-    seen = []
+    for name in "qkv":  # all heads but the first are worth little
+        params[name] = params[name].at[:, 8:].multiply(0.01)
+    params["out"] = params["out"].at[8:].multiply(0.01)
+    groups, seen, widths = jg.trace(attend, params, X).groups, [], []
 
     def most(group):
         seen.append((group.name, group.size))
-        return 1.0 if group.kind == "heads" else 0.0
+        return 1.0
+
+    def train(small_fn, small, step):
+        widths.append((small["q"].shape[1], small["up"].shape[1]))
+        return small
 
     found = jg.compress_gradually(
-        attend, params, X, train=idle, steps=3, remove=0.7, most=most
+        attend, params, X, train=train, steps=4, remove=0.8, multiple_of=1, most=most
     )
-    assert found.params["q"].shape == (6, 1, 16)
-    assert set(seen) <= {(name, group.size) for name, group in heads.items()}
+    heads, hidden = zip(*widths, strict=True)
+    assert heads[-1] == heads[-2] == 8  # one head, whose dimensions stay
+    assert hidden[-1] < hidden[-2]
+    assert set(seen) <= {(name, group.size) for name, group in groups.items()}
+    assert found.cost_after <= 0.2 * found.cost_before
 
 
 def ratio_of(ratio):

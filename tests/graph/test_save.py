@@ -243,9 +243,11 @@ def refuses(match, call, *args, **kwargs):
 def test_nothing_is_written_over_and_nothing_is_left_behind(tmp_path):
     small, x = linear(), jnp.ones((2, 3))
     (tmp_path / "file").write_text("mine")
-    (tmp_path / "folder").mkdir()
+    for name in ("folder", "long"):
+        (tmp_path / name).mkdir()
     (tmp_path / "link").symlink_to("nowhere")
     jg.save(tmp_path / "model", small, x)
+    jg.save(tmp_path / "long" / ("m" * 255), small, x)
     before = files_of(tmp_path)
     for name in ("file", "folder", "link", "model"):
         refuses(f"cannot save .*{name}: it exists", jg.save, tmp_path / name, small, x)

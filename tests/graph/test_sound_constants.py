@@ -93,6 +93,7 @@ SURE = {
     "divided twice, in turn": (12, lambda h, n: (h / n / 5).sum(1).sum(0)),
     "divided by the product": (16, lambda h, n: (h / (5 * n)).sum(1).sum(0)),
     "divided between sums": (12, lambda h, n: (h.sum(0) / n).sum()),
+    "divided after weighing": (16, lambda h, n: (h / 5 * jnp.tanh(h) / n).sum(-1)),
     "divided and moved": (16, lambda h, n: (h / n).T[:, :, None].sum(0)),
     "sum after sum": (12, thirds),
     "mean of exponentials": (12, lambda h, n: lse(h) - math.log(n)),
@@ -151,6 +152,14 @@ CHANCE = {
         lambda h, n: (h / 5 / 16) @ jnp.ones((h.shape[-1], 2)),
     ),
     "divided, weighed, and summed": (16, lambda h, n: (h / n * jnp.tanh(h)).sum(-1)),
+    "divided, weighed, summed twice": (
+        16,
+        lambda h, n: (h / n * jnp.tanh(h)).sum(0).sum(0),
+    ),
+    "divided, weighed, and contracted": (
+        16,
+        lambda h, n: (h / n * jnp.tanh(h)) @ jnp.ones((h.shape[-1], 2)),
+    ),
     "a mean of logits": (16, lambda h, n: (h / 16) @ jnp.ones((h.shape[-1], 2))),
     "a multiple by a norm": (12, lambda h, n: h * math.sqrt(n) / norm(h)),
     "a sum and a term": (16, lambda h, n: (jnp.square(h).sum(-1) + 0.1) / n),

@@ -200,7 +200,9 @@ class Recorder:
     def _where(self, node: Node) -> str:
         """The user's line; for equations of JAX's own functions, that of the call."""
         for equation in (node.equation, *reversed(self.calls)):
-            where = lines.of(equation.source_info)
+            info = equation.source_info
+            # Equal layers have equal tracebacks, and to summarize one takes long.
+            where = self.once(("line", info.traceback), lambda x=info: lines.of(x))
             if where:
                 return where
         return "in JAX"
@@ -286,10 +288,10 @@ class Recorder:
         self.calls.pop()
         if outcome.params or outcome.run or outcome.fill:
             node.outcome = outcome
-        active = False
+        active = counted = False
         for v in node.inputs:
-            active = active or v.active
-        counted = node.name == "iota" or _counted(node.inputs)
+            active, counted = active or v.active, counted or v.counted
+        counted = node.name == "iota" or (counted and _counted(node.inputs))
         outputs = []
         for var, axes in zip(node.equation.outvars, outcome.axes, strict=True):
             value = Value(tuple(axes), var.aval.dtype)
@@ -302,8 +304,6 @@ class Recorder:
 
 
 def _counted(values: Sequence[Value]) -> bool:
-    if not any(v.counted for v in values):
-        return False
     return all(v.counted or v.scalar or v.constant is not None for v in values)
 
 

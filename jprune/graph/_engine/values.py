@@ -32,8 +32,7 @@ class Sum(NamedTuple):
     Attributes:
       over: the dims that were summed over; () if the value is no sum.
       power: exponent of the sum.
-      of_products: whether the sum is a contraction rather than a plain sum, or the
-        value a product that may become one.
+      of_products: whether the sum is a contraction rather than a plain sum.
       attends: whether both operands of the contraction depend on the inputs.
       mean: whether the sum was divided by the number of its entries.
       direct: whether the value is nothing but a multiple of that power.
@@ -41,6 +40,8 @@ class Sum(NamedTuple):
       factor: constant that all elements were multiplied by, last of all.
       divisors: constants that all elements were divided by, in that order. Those that
         count the dims of a later sum make it a mean.
+      within: constants that factors of the value were divided by, before they were
+        multiplied. Those that count the dims of a later sum are noted.
     """
 
     over: Axes
@@ -52,6 +53,7 @@ class Sum(NamedTuple):
     logarithm: bool = False
     factor: float = 1.0
     divisors: tuple[Scalar, ...] = ()
+    within: tuple[Scalar, ...] = ()
 
 
 class Value:

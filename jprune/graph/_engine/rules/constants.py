@@ -127,8 +127,8 @@ def _factor(node: Node, scalar: Scalar) -> float | None:
 
 def _is_root(factor: float, scalar: Scalar, n: int) -> bool:
     """Returns whether a factor is 1 / sqrt(n)."""
-    if is_symbolic(n) or n < 2:
-        return False
+    if is_symbolic(n) or n < 2 or not 0.5 < factor * factor * n < 2:
+        return False  # quickly, as nearly all numbers are none
     precision = 4 * scalars.precision_of(scalar)
     return math.isclose(factor, n**-0.5, rel_tol=precision)
 

@@ -62,10 +62,11 @@ def _scaled(node: Node, recorder: Recorder, total: Sum) -> Any:
     """
     factor = math.prod(1.0 if v.sum is None else v.sum.factor for v in node.inputs)
     n = dims_lib.count_of(total.over)
-    if factor == 1 or is_symbolic(n) or n < 2:
+    if is_symbolic(n) or n < 2:
         return None
     if not total.attends:
-        divisors = [s for v in node.inputs if v.sum for s in v.sum.divisors]
+        sums = [v.sum for v in node.inputs if v.sum]
+        divisors = [d for s in sums for d in (*s.divisors, *s.within)]
         if total.over and constants.counted(divisors, total.over)[0]:
             constants.chance(recorder, node, n, total.over)
         return None

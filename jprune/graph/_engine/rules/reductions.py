@@ -95,13 +95,6 @@ def summed(node: Node, recorder: Recorder, over: Axes) -> tuple[Any, Sum]:
     if further and not (before.mean or before.logarithm):
         over = (*before.over, *over)
     counted, rest = constants.counted(before.divisors, over)
-    n = dims_lib.count_of(over)
-    whole = not is_symbolic(n) and n > 1
-    if counted and before.of_products and not before.direct:
-        # (x / n * y).sum(), a contraction whose operand was divided
-        if whole:
-            constants.chance(recorder, node, dims_lib.count_of(counted), over)
-        return None, Sum(over, divisors=rest)
     if counted:  # (x / n).sum(), which is a mean
         size = constants.Size("divisors", counted)
         constants.note(recorder, node, size)
@@ -109,9 +102,14 @@ def summed(node: Node, recorder: Recorder, over: Axes) -> tuple[Any, Sum]:
         left = tuple(d for d in over if d not in counted)
         total = Sum(left or over, mean=not left, divisors=rest)
         return constants.follow(add, size, -1.0), total
+    n = dims_lib.count_of(over)
+    whole = not is_symbolic(n) and n > 1
     if whole and math.isclose(before.factor, 1 / n, rel_tol=1e-6):
         constants.chance(recorder, node, before.factor, over)
-    return None, Sum(over, divisors=rest)
+    elif whole and constants.counted(before.within, over)[0]:
+        # (x / n * y).sum(), a contraction whose operand was divided
+        constants.chance(recorder, node, n, over)
+    return None, Sum(over, divisors=rest, within=before.within)
 
 
 def _only(node: Node, x: Any) -> Any:

@@ -4,6 +4,7 @@ A function that divides by a size leaves a literal in its jaxpr, or an expressio
 as sqrt(16.0) or 16.0 - 1. The expression is all that is known of the constant.
 """
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -21,6 +22,7 @@ MOVES = {"broadcast_in_dim", "reshape", "squeeze", "transpose"}
 _SAME = MOVES | {"convert_element_type", "copy", "device_put", "stage"}
 _SAME |= {"stop_gradient"}
 _POWERS = {"sqrt": 0.5, "rsqrt": -0.5, "square": 2.0, "cbrt": 1 / 3}
+_FLOAT32 = np.dtype(np.float32)
 _KNOWN: dict[str, Any] = {
     "add": np.add,
     "sub": np.subtract,
@@ -64,12 +66,15 @@ def value_of(scalar: Scalar) -> float:
 def number_of(literal: Any) -> tuple[float, float]:
     """Returns a literal as a float, and its relative precision."""
     try:
-        dtype = getattr(literal, "dtype", np.dtype(np.float32))
-        floating = jnp.issubdtype(dtype, jnp.floating)
-        precision = float(jnp.finfo(dtype).eps) if floating else 0.0
-        return float(literal), max(precision, 1e-6)
+        return float(literal), _eps(getattr(literal, "dtype", _FLOAT32))
     except (TypeError, ValueError):
         return math.nan, 0.0
+
+
+@functools.cache  # there are few types, and many constants
+def _eps(dtype: Any) -> float:
+    floating = jnp.issubdtype(dtype, jnp.floating)
+    return max(float(jnp.finfo(dtype).eps) if floating else 0.0, 1e-6)
 
 
 def precision_of(scalar: Scalar) -> float:

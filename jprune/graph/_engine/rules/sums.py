@@ -16,7 +16,10 @@ _TERMS = {"add", "add_any", "max", "min", "select_n", "sub"}
 
 def sum_of(node: Node) -> Sum | None:
     """Returns the sum that the result is, if an operand is a sum and stays one."""
-    if all(v.sum is None for v in node.inputs):
+    for v in node.inputs:
+        if v.sum is not None:
+            break
+    else:  # quickly, as most values are no sums
         return None
     if node.name in ("mul", "div"):
         return _of_product(node)
@@ -60,7 +63,9 @@ def scaled(node: Node, place: int) -> Sum | None:
 
 def _bare(found: Sum, **changes: Any) -> Sum:
     """Returns a sum whose elements were not multiplied by constants."""
-    return found._replace(factor=1.0, divisors=(), **changes)
+    if not changes and found.factor == 1 and not (found.divisors or found.within):
+        return found
+    return found._replace(factor=1.0, divisors=(), within=(), **changes)
 
 
 def _raised(found: Sum, power: float) -> Sum | None:
@@ -73,17 +78,12 @@ def _raised(found: Sum, power: float) -> Sum | None:
 
 
 def _of_product(node: Node) -> Sum | None:
-    """Returns the sum that a product is; if it is none, the divisors of its factors.
-
-    Where it is summed later, they may have been meant to count what is summed.
-    """
+    """Returns the sum that a product is, with the divisors of its factors."""
     found = _product_of_sums(node)
     factors = node.inputs if node.name == "mul" else node.inputs[:1]
-    divisors = [d for v in factors if v.sum is not None for d in v.sum.divisors]
-    if not divisors or (found is not None and not found.of_products):
-        return found
-    found = found or Sum((), of_products=True)
-    return found._replace(direct=False, divisors=tuple(divisors))
+    sums = [v.sum for v in factors if v.sum is not None]
+    within = [d for s in sums for d in (*s.divisors, *s.within)]
+    return (found or Sum(()))._replace(within=tuple(within)) if within else found
 
 
 def _product_of_sums(node: Node) -> Sum | None:
