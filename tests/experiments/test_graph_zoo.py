@@ -103,7 +103,8 @@ def test_half_of_every_group(name):
     small, params = jg.shrink(graph, a.params, plan)
     full, _ = jax.tree.flatten(a.params)
     sizes = [sum(map(np.size, leaves)) for leaves in (jax.tree.leaves(params), full)]
-    assert sizes[0] < 0.6 * sizes[1]
+    # ECA-Net keeps the channels under its convolutions over channels: 29 % of all.
+    assert sizes[0] < (0.65 if name.startswith("ECA-Net") else 0.6) * sizes[1]
 
     (_, out), grads = with_gradient(small, name, a.stateful)(params, a.inputs)
     with X64(True):  # the oracle, at full size
