@@ -77,7 +77,9 @@ def from_plain(plain: Any, like: Any) -> Any:
     """
     each, structure = jax.tree.flatten(like)
     # Structs, not numbers: a class may look at the shapes that it is made of.
-    structs = [jax.ShapeDtypeStruct(np.shape(x), _dtype(x)) for x in each]
+    structs = [
+        jax.ShapeDtypeStruct(np.shape(x), jax.dtypes.result_type(x)) for x in each
+    ]
     numbered = to_plain(structure.unflatten(structs))
     if jax.tree.structure(numbered) != jax.tree.structure(plain):
         given, wanted = _paths(plain), _paths(numbered)
@@ -88,10 +90,6 @@ def from_plain(plain: Any, like: Any) -> Any:
     pairs = zip(jax.tree.leaves(numbered), jax.tree.leaves(plain), strict=True)
     leaves = {id(struct): x for struct, x in pairs}
     return structure.unflatten(leaves[id(struct)] for struct in structs)
-
-
-def _dtype(x: Any) -> Any:
-    return getattr(x, "dtype", None) or jax.dtypes.result_type(x)
 
 
 def _paths(tree: Any) -> set[str]:
